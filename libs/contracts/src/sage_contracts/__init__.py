@@ -1,0 +1,1 @@
+"""Wire types, training configuration, job states and errors shared by every part of SAGE Finetune."""

@@ -1,0 +1,196 @@
+"""Fine-tuning jobs. Source: OpenAI API reference, "Fine-tuning"; the `sage` object is our one extension."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from sage_contracts.config import PresetName, Task, TrainingConfig
+
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+"""A name users give to a tuned model: also a folder name, so no separators and no leading dot."""
+
+
+class JobStatus(StrEnum):
+    """OpenAI's names. The terminal ones are final: nothing leaves them."""
+
+    VALIDATING_FILES = "validating_files"
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        return not _NEXT[self]
+
+    def can_become(self, target: JobStatus) -> bool:
+        return target in _NEXT[self]
+
+
+_NEXT: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.VALIDATING_FILES: frozenset({JobStatus.QUEUED, JobStatus.FAILED, JobStatus.CANCELLED}),
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.FAILED, JobStatus.CANCELLED}),
+    JobStatus.RUNNING: frozenset(
+        # QUEUED again when the worker is lost; the next attempt resumes from the last checkpoint.
+        {JobStatus.QUEUED, JobStatus.PAUSED, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}
+    ),
+    JobStatus.PAUSED: frozenset({JobStatus.QUEUED, JobStatus.CANCELLED}),
+    JobStatus.SUCCEEDED: frozenset(),
+    JobStatus.FAILED: frozenset(),
+    JobStatus.CANCELLED: frozenset(),
+}
+
+
+class Hyperparameters(BaseModel):
+    """OpenAI's three; "auto" leaves one to the preset."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    n_epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=50)] = "auto"
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
+    learning_rate_multiplier: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+
+
+class SupervisedMethod(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters)
+
+
+class JobMethod(BaseModel):
+    """Only `supervised` runs today; other types are refused by name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["supervised"] = "supervised"
+    supervised: SupervisedMethod | None = None
+
+
+class SageJobOptions(BaseModel):
+    """What a request may say in its `sage` object. Sparse: unset fields come from the preset."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: ModelName | None = None
+    task: Task | None = None
+    preset: PresetName | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Sparse TrainingConfig fields; they win over the preset and over `hyperparameters`."""
+
+
+class CreateJobRequest(BaseModel):
+    """POST /v1/fine_tuning/jobs. `training_file` may be left out for tasks that ship their own data."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    """A Hub id, a folder that the trainer can see, a built-in name such as `smollm2-135m`, or "auto"."""
+    training_file: str | None = None
+    validation_file: str | None = None
+    suffix: ModelName | None = None
+    seed: int | None = None
+    hyperparameters: Hyperparameters | None = None
+    method: JobMethod | None = None
+    metadata: dict[str, str] | None = None
+    integrations: list[dict[str, Any]] | None = None
+    sage: SageJobOptions = Field(default_factory=SageJobOptions)
+
+
+class JobError(BaseModel):
+    code: str
+    message: str
+    param: str | None = None
+
+
+class JobMetrics(BaseModel):
+    """Where the run stands, for bars and tables; every field is absent until it is known."""
+
+    phase: str | None = None
+    step: int | None = None
+    total_steps: int | None = None
+    epoch: float | None = None
+    loss: float | None = None
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    eta_s: float | None = None
+    base_eval_loss: float | None = None
+    """Held-out loss before training."""
+    eval_loss: float | None = None
+    """Held-out loss after training."""
+    trained_tokens: int | None = None
+    peak_memory_bytes: int | None = None
+
+
+class SageJobInfo(BaseModel):
+    """The extension object on a job: how it was resolved and where it stands."""
+
+    name: str
+    task: Task
+    preset: PresetName | None = None
+    config: TrainingConfig
+    attempt: int = 0
+    version: int | None = None
+    output_dir: str | None = None
+    """Relative to SAGE_HOME."""
+    metrics: JobMetrics = Field(default_factory=JobMetrics)
+    worker_id: str | None = None
+
+
+class FineTuningJob(BaseModel):
+    id: str
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: int
+    finished_at: int | None = None
+    estimated_finish: int | None = None
+    model: str
+    fine_tuned_model: str | None = None
+    organization_id: str = "sage"
+    status: JobStatus
+    training_file: str
+    validation_file: str | None = None
+    result_files: list[str] = Field(default_factory=list)
+    hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters)
+    method: JobMethod = Field(default_factory=JobMethod)
+    trained_tokens: int | None = None
+    error: JobError | None = None
+    seed: int = 42
+    metadata: dict[str, str] | None = None
+    integrations: list[dict[str, Any]] | None = None
+    sage: SageJobInfo
+
+
+class EventLevel(StrEnum):
+    INFO = "info"
+    WARN = "warn"
+    ERROR = "error"
+
+
+class JobEvent(BaseModel):
+    id: str
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    created_at: int
+    level: EventLevel = EventLevel.INFO
+    message: str
+    type: Literal["message", "metrics"] = "message"
+    data: dict[str, Any] | None = None
+
+
+class CheckpointMetrics(BaseModel):
+    step: int | None = None
+    train_loss: float | None = None
+    full_valid_loss: float | None = None
+
+
+class JobCheckpoint(BaseModel):
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuning_job_id: str
+    fine_tuned_model_checkpoint: str
+    step_number: int
+    metrics: CheckpointMetrics

@@ -1,0 +1,84 @@
+"""Tuned models: immutable versions, the aliases that move, merges, and what resolves a name."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sage_contracts.config import Task
+
+
+class ModelCard(BaseModel):
+    """OpenAI's model object with our additions."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "sage"
+    sage: ModelInfo | None = None
+
+
+class ModelInfo(BaseModel):
+    """What is known of a tuned model's version."""
+
+    name: str
+    version: int
+    alias_of: str | None = None
+    """Set on the entry of an alias: the version it points to now."""
+    task: Task | None = None
+    job_id: str | None = None
+    base_model: str
+    adapter_path: str
+    merged_path: str | None = None
+    base_eval_loss: float | None = None
+    eval_loss: float | None = None
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+
+class ResolvedModel(BaseModel):
+    """What serving a name needs. Paths are relative to SAGE_HOME, or absolute."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    """Immutable: `code@3`, or `base:<model>` for a plain base model."""
+    base_model: str
+    adapter_path: str | None = None
+    max_lora_rank: int = 16
+
+
+class MergeStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in (MergeStatus.SUCCEEDED, MergeStatus.FAILED)
+
+
+class MergeRequest(BaseModel):
+    """POST /v1/sage/models/{name}/merge."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+
+
+class MergeJob(BaseModel):
+    """GET /v1/sage/merges/{id}."""
+
+    id: str
+    object: Literal["sage.merge"] = "sage.merge"
+    model: str
+    status: MergeStatus
+    phase: str | None = None
+    created_at: int
+    finished_at: int | None = None
+    merged_path: str | None = None
+    error: str | None = None

@@ -1,0 +1,155 @@
+"""Messages between the orchestrator and its workers (`/internal/…`), and the names of the doorbells."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sage_contracts.config import TrainingConfig
+from sage_contracts.jobs import EventLevel, JobMetrics
+
+TRAIN_TASK = "sage.train"
+TRAIN_QUEUE = "train"
+MERGE_TASK = "sage.merge"
+MERGE_QUEUE = "merge"
+
+INTERNAL_TOKEN_HEADER = "X-Sage-Internal-Token"
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Order(StrEnum):
+    """What the orchestrator wants of a running attempt; rides on every reply to its reports."""
+
+    CONTINUE = "continue"
+    CANCEL = "cancel"
+    PAUSE = "pause"
+
+
+class ClaimRequest(_Wire):
+    worker_id: str
+    device: str = "cpu"
+    """`cpu`, `cuda:0`, …: the device the worker would train on."""
+    device_total_bytes: int = 0
+
+
+class TrainClaim(_Wire):
+    """The answer to a successful claim: all that the attempt needs. Paths are relative to SAGE_HOME."""
+
+    job_id: str
+    attempt: int
+    """The fencing token: reports with an older one are refused."""
+    lease_s: float
+    """Report more often than this or lose the job."""
+    name: str
+    version: int
+    config: TrainingConfig
+    training_path: str | None = None
+    """None: the task's own data."""
+    validation_path: str | None = None
+    output_dir: str
+    """`finetune_output/<name>`."""
+
+
+class EventReport(_Wire):
+    """One line of a job's history, as the worker saw it."""
+
+    created_at: float
+    level: EventLevel = EventLevel.INFO
+    message: str
+    type: Literal["message", "metrics"] = "message"
+    data: dict[str, Any] | None = None
+
+
+class CheckpointReport(_Wire):
+    step: int
+    path: str
+    train_loss: float | None = None
+    eval_loss: float | None = None
+
+
+class Report(_Wire):
+    """POST /internal/jobs/{id}/events: news, and the renewal of the lease."""
+
+    worker_id: str
+    attempt: int
+    events: list[EventReport] = Field(default_factory=list)
+    checkpoints: list[CheckpointReport] = Field(default_factory=list)
+    metrics: JobMetrics | None = None
+
+
+class ReportReply(_Wire):
+    order: Order = Order.CONTINUE
+    lease_s: float
+
+
+class Outcome(StrEnum):
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    PAUSED = "paused"
+    RELEASED = "released"
+    """The worker is going away; the job returns to the queue and resumes elsewhere."""
+
+
+class Finish(_Wire):
+    """POST /internal/jobs/{id}/finish."""
+
+    worker_id: str
+    attempt: int
+    outcome: Outcome
+    error_code: str | None = None
+    error_message: str | None = None
+    error_param: str | None = None
+    metrics: JobMetrics | None = None
+    base_model: str | None = None
+    """What the adapter stands on: a path relative to SAGE_HOME, an absolute folder, or a Hub id."""
+    adapter_path: str | None = None
+    """The immutable copy, relative to SAGE_HOME."""
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+
+class MergeClaim(_Wire):
+    merge_id: str
+    attempt: int
+    lease_s: float
+    name: str
+    version: int
+    base_model: str
+    adapter_path: str
+    output_dir: str
+    """Relative to SAGE_HOME: where merged_model/ goes."""
+    dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+
+
+class MergeReport(_Wire):
+    """POST /internal/merges/{id}/events."""
+
+    worker_id: str
+    attempt: int
+    phase: str
+
+
+class MergeFinish(_Wire):
+    worker_id: str
+    attempt: int
+    outcome: Literal["succeeded", "failed", "released"]
+    error_code: str | None = None
+    error_message: str | None = None
+    merged_path: str | None = None
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+
+class WorkerBeat(_Wire):
+    """POST /internal/workers/beat: a worker is alive, with or without a job."""
+
+    worker_id: str
+    kind: Literal["trainer", "merger", "inference"]
+    device: str = "cpu"
+    device_total_bytes: int = 0
+    device_free_bytes: int | None = None
+    detail: dict[str, Any] = Field(default_factory=dict)

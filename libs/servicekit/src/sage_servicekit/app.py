@@ -1,0 +1,87 @@
+"""The FastAPI app that every HTTP service starts from."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+
+from sage_contracts.errors import AuthenticationError
+from sage_contracts.workers import INTERNAL_TOKEN_HEADER
+from sage_servicekit import errors
+from sage_servicekit.settings import ServiceSettings
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]] | Callable[[FastAPI], AsyncIterator[None]]
+
+
+def create_app(name: str, settings: ServiceSettings, lifespan: Any = None) -> FastAPI:
+    """An app with health, metrics, request ids, the internal token and the error handlers."""
+    app = FastAPI(title=f"SAGE Finetune {name}", version="0.1.0", lifespan=lifespan)
+    app.state.settings = settings
+    registry = CollectorRegistry()
+    app.state.metrics_registry = registry
+    _measure(app, name, registry)
+    errors.install(app, name)
+
+    @app.get("/healthz", include_in_schema=False)
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok", "service": name}
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def require_internal(request: Request) -> None:
+    """Dependency of /internal routers: the shared token, where one is set. Raises: AuthenticationError."""
+    settings: ServiceSettings = request.app.state.settings
+    if settings.internal_token is None:
+        return
+    given = request.headers.get(INTERNAL_TOKEN_HEADER, "")
+    if not hmac.compare_digest(given.encode(), settings.internal_token.get_secret_value().encode()):
+        raise AuthenticationError(
+            f"{INTERNAL_TOKEN_HEADER} is missing or wrong: set SAGE_INTERNAL_TOKEN alike"
+        )
+
+
+class _RequestLog:
+    """Pure ASGI, so that streamed bodies pass through untouched and unbuffered."""
+
+    def __init__(self, app: Any, name: str, registry: CollectorRegistry) -> None:
+        self._app = app
+        self._requests = Counter(
+            "sage_http_requests", "Requests", ["service", "method", "status"], registry=registry
+        )
+        self._seconds = Histogram(
+            "sage_http_first_byte_seconds", "Seconds to the response's start", ["service"], registry=registry
+        )
+        self._name = name
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        incoming = dict(scope["headers"]).get(b"x-request-id", b"")
+        request_id = incoming[:128] or secrets.token_hex(8).encode()
+
+        async def send_marked(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                self._seconds.labels(self._name).observe(time.perf_counter() - started)
+                self._requests.labels(self._name, scope["method"], str(message["status"])).inc()
+                message.setdefault("headers", []).append((b"x-request-id", request_id))
+            await send(message)
+
+        await self._app(scope, receive, send_marked)
+
+
+def _measure(app: FastAPI, name: str, registry: CollectorRegistry) -> None:
+    app.add_middleware(_RequestLog, name=name, registry=registry)

@@ -1,0 +1,80 @@
+"""The one table from error codes to HTTP, and the handlers that apply it."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from sage_contracts import errors
+
+logger = logging.getLogger(__name__)
+
+STATUS: dict[type[errors.SageError], int] = {
+    errors.SageError: 500,
+    errors.InvalidRequestError: 400,
+    errors.NotFoundError: 404,
+    errors.ConflictError: 409,
+    errors.AuthenticationError: 401,
+    errors.RateLimitedError: 429,
+    errors.PayloadTooLargeError: 413,
+    errors.ServiceUnavailableError: 503,
+    errors.EngineFailedError: 502,
+    errors.UpstreamError: 502,
+    errors.StorageFullError: 507,
+    errors.TrainingFailedError: 500,
+}
+
+
+def status_of(error: errors.SageError) -> int:
+    """The HTTP status of the nearest class in the table."""
+    return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
+
+
+def error_response(error: errors.SageError, source: str) -> JSONResponse:
+    """An error as OpenAI's body, with Retry-After in whole seconds where the error knows it."""
+    retry_after_s = error.retry_after_s
+    headers = {} if retry_after_s is None else {"Retry-After": str(max(1, math.ceil(retry_after_s)))}
+    return JSONResponse(error.to_body(source).model_dump(), status_of(error), headers)
+
+
+def describe_validation(problems: list[dict[str, object]]) -> errors.InvalidRequestError:
+    """The first problem as a sentence, with the field it is about."""
+    first = problems[0]
+    where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))  # type: ignore[attr-defined]
+    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+    return errors.InvalidRequestError(f"{where or 'body'}: {first['msg']}{more}", param=where or None)
+
+
+def install(app: FastAPI, source: str) -> None:
+    """Register the handlers: every error leaves in one shape."""
+
+    @app.exception_handler(errors.SageError)
+    async def _sage(_: Request, error: errors.SageError) -> JSONResponse:
+        return error_response(error, source)
+
+    @app.exception_handler(RequestValidationError)
+    async def _request(_: Request, error: RequestValidationError) -> JSONResponse:
+        return error_response(describe_validation(list(error.errors())), source)
+
+    @app.exception_handler(ValidationError)
+    async def _model(_: Request, error: ValidationError) -> JSONResponse:
+        return error_response(describe_validation([dict(item) for item in error.errors()]), source)
+
+    @app.exception_handler(HTTPException)
+    async def _http(_: Request, error: HTTPException) -> JSONResponse:
+        known = {404: errors.NotFoundError, 401: errors.AuthenticationError}
+        cls = known.get(error.status_code, errors.InvalidRequestError)
+        body = cls(str(error.detail)).to_body(source)
+        return JSONResponse(body.model_dump(), error.status_code)
+
+    @app.exception_handler(Exception)
+    async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+        logger.error("unexpected error in %s %s", request.method, request.url.path, exc_info=error)
+        wrapped = errors.SageError(f"{type(error).__name__} inside {source}; its log has the traceback.")
+        return error_response(wrapped, source)

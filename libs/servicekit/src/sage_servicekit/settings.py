@@ -1,0 +1,52 @@
+"""Settings that every process reads from the environment (prefix SAGE_)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from sage_contracts.home import Home
+
+
+class ServiceSettings(BaseSettings):
+    """The common part; a service subclasses it in its own settings.py and adds its fields."""
+
+    model_config = SettingsConfigDict(env_prefix="SAGE_", extra="ignore", populate_by_name=True)
+
+    home_dir: Path = Field(
+        default_factory=lambda: Path("~/.sage"), validation_alias=AliasChoices("SAGE_HOME", "home_dir")
+    )
+    host: str = "127.0.0.1"
+    log_level: str = "INFO"
+    orchestrator_url: str = "http://127.0.0.1:8081"
+    gateway_url: str = "http://127.0.0.1:8080"
+    inference_url: str = "http://127.0.0.1:8000"
+    broker_url: str = "filesystem://"
+    internal_token: SecretStr | None = None
+    """Shared by the services for /internal/*; None leaves that open (embedded, on loopback)."""
+
+    @field_validator("home_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @property
+    def home(self) -> Home:
+        return Home(self.home_dir)
+
+    @property
+    def internal_headers(self) -> dict[str, str]:
+        """What a service sends to be let into /internal/*."""
+        from sage_contracts.workers import INTERNAL_TOKEN_HEADER
+
+        return {INTERNAL_TOKEN_HEADER: self.internal_token.get_secret_value()} if self.internal_token else {}
+
+
+def worker_id(kind: str) -> str:
+    """Names this process among its kind: host and pid, so that two on one machine differ."""
+    import socket
+
+    return f"{kind}@{socket.gethostname()}:{os.getpid()}"
