@@ -1,4 +1,4 @@
-"""Seconds from a chat request to its first token: engine cold, engine warm, and warm with an adapter not loaded yet.
+"""Seconds from a chat request to its first token: engine cold, warm, and warm with an adapter not loaded yet.
 
 Needs a running stack with at least one tuned model:
     python tests/bench/first_token.py --model code --new code@1
@@ -59,9 +59,8 @@ def main() -> None:
         first_token_s(arguments.base_url, arguments.model, arguments.timeout_s)
         for _ in range(arguments.repeat)
     ]
-    print(
-        f"warm: median {statistics.median(warm):.3f} s of {len(warm)} (min {min(warm):.3f}, max {max(warm):.3f})"
-    )
+    spread = f"min {min(warm):.3f}, max {max(warm):.3f}"
+    print(f"warm: median {statistics.median(warm):.3f} s of {len(warm)} ({spread})")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Memory of the whole idle stack, process by process: proportional set size (PSS), so that shared pages count once.
+"""Memory of the idle stack, process by process: proportional set size (PSS), where shared pages count once.
 
 python tests/bench/idle_memory.py            # the embedded stack under SAGE_HOME (default ~/.sage)
 python tests/bench/idle_memory.py --compose  # the containers of this folder's compose project
