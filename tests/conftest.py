@@ -1,0 +1,55 @@
+"""What a test may need from the machine. Where it is missing the test is skipped aloud; in CI only `gpu` may be."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def _no_docker() -> str | None:
+    if shutil.which("docker") is None:
+        return "no docker command"
+    try:
+        answer = subprocess.run(["docker", "info"], capture_output=True, text=True, timeout=20, check=False)
+    except subprocess.TimeoutExpired:
+        return "docker info does not answer within 20 s"
+    return None if answer.returncode == 0 else "no Docker engine answers `docker info`"
+
+
+def _no_redis() -> str | None:
+    return None if shutil.which("redis-server") else "no redis-server binary (apt install redis-server)"
+
+
+def _no_postgres() -> str | None:
+    found = shutil.which("postgres") or list(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    return None if found else "no postgres binary (apt install postgresql)"
+
+
+def _no_gpu() -> str | None:
+    return None if Path("/proc/driver/nvidia/version").exists() else "no NVIDIA GPU"
+
+
+REQUIREMENTS: dict[str, Callable[[], str | None]] = {
+    "docker": functools.cache(_no_docker),
+    "redis": functools.cache(_no_redis),
+    "postgres": functools.cache(_no_postgres),
+    "gpu": functools.cache(_no_gpu),
+}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker, missing in REQUIREMENTS.items():
+        if item.get_closest_marker(marker) is None:
+            continue
+        reason = missing()
+        if reason is None:
+            continue
+        if os.environ.get("CI") and marker != "gpu":
+            pytest.fail(f"CI must run this test, but: {reason}", pytrace=False)
+        pytest.skip(reason)
