@@ -1,4 +1,4 @@
-"""What a test may need from the machine. Where it is missing the test is skipped aloud; in CI only `gpu` may be."""
+"""What a test may need of the machine. Where missing, it is skipped aloud; in CI only `gpu` may be."""
 
 from __future__ import annotations
 
