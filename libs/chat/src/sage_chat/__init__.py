@@ -1,0 +1,1 @@
+"""One `Backend` protocol, five backends (mock, openai, finetune, vllm, ollama), and how a name picks one."""

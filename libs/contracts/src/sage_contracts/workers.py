@@ -153,3 +153,10 @@ class WorkerBeat(_Wire):
     device_total_bytes: int = 0
     device_free_bytes: int | None = None
     detail: dict[str, Any] = Field(default_factory=dict)
+
+
+class WorkerSeen(WorkerBeat):
+    """One of GET /internal/workers: the last beat, and when it came."""
+
+    last_seen: float
+    is_up: bool

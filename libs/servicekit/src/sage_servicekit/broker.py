@@ -14,32 +14,39 @@ def make_celery(settings: ServiceSettings) -> Any:
 
     app = Celery("sage", broker=settings.broker_url, set_as_current=False)
     app.conf.update(
+        accept_content=["json"],
         task_ignore_result=True,
-        task_acks_late=False,
         worker_prefetch_multiplier=1,
         task_create_missing_queues=True,
         task_routes={TRAIN_TASK: {"queue": TRAIN_QUEUE}, MERGE_TASK: {"queue": MERGE_QUEUE}},
         broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
         worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        # Nobody sends remote control or reads task events: the orchestrator's API does both jobs.
+        worker_enable_remote_control=False,
         worker_send_task_events=False,
         task_publish_retry_policy={"max_retries": 1, "interval_start": 0.2, "interval_max": 0.2},
+        **(_folders(settings) if settings.broker_url.startswith("filesystem:") else _redis()),
     )
-    if settings.broker_url.startswith("filesystem:"):
-        app.conf.broker_transport_options = _queue_folders(settings)
     return app
 
 
-def _queue_folders(settings: ServiceSettings) -> dict[str, Any]:
-    root = settings.home.state / "broker"
-    queue, control = root / "queue", root / "control"
-    queue.mkdir(parents=True, exist_ok=True)
-    control.mkdir(parents=True, exist_ok=True)
-    # In and out are one folder: every process of the embedded stack both rings and listens there.
+# A doorbell held back by a busy worker is one that an idle worker does not hear, so both take one at a time.
+
+
+def _redis() -> dict[str, Any]:
+    # Acknowledged early: Redis hands what stays unacknowledged for its visibility timeout to a second worker,
+    # while the first still trains. A doorbell that is lost instead is rung again by the orchestrator's sweeper.
+    return {"task_acks_late": False, "worker_disable_prefetch": True}
+
+
+def _folders(settings: ServiceSettings) -> dict[str, Any]:
+    # Folders have no such timeout and Celery cannot disable their prefetch: acknowledging late does it.
     return {
-        "data_folder_in": str(queue),
-        "data_folder_out": str(queue),
-        "control_folder": str(control),
-        "store_processed": False,
+        "task_acks_late": True,
+        "broker_transport": "sage_servicekit.folder_transport:Transport",
+        "broker_transport_options": {"folder": str(settings.home.state / "broker")},
     }
 
 

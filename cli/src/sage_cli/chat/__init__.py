@@ -1,0 +1,1 @@
+"""Conversations: which model answers, and talking to it."""

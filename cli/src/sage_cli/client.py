@@ -1,0 +1,188 @@
+"""The one HTTP client: OpenAI's API with our few additions. Raises sage_contracts.errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from sage_cli import locate
+from sage_cli.sse import ChatItem, read_chat
+from sage_contracts.devices import DeviceState
+from sage_contracts.errors import ServiceUnavailableError, UpstreamError, from_response
+from sage_contracts.files import FileObject
+from sage_contracts.inference import HostStatus
+from sage_contracts.jobs import CreateJobRequest, FineTuningJob, JobEvent
+from sage_contracts.models import MergeJob, MergeRequest, ModelCard
+from sage_contracts.paging import ListPage
+from sage_contracts.status import StackStatus
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+CONNECT_TIMEOUT_S = 5.0
+REPLY_TIMEOUT_S = 60.0
+# A cold engine sends comments while it starts, so silence this long means that nobody is there.
+STREAM_SILENCE_S = 180.0
+
+
+@dataclass(frozen=True)
+class Answering:
+    """An answer under way, and the passages it was given."""
+
+    items: Iterator[ChatItem]
+    citations: list[dict[str, Any]]
+    """Each with id and source."""
+
+
+class Client:
+    """Typed calls. Jobs and models go to the orchestrator where one is named, all else to the gateway."""
+
+    def __init__(
+        self, gateway_url: str, orchestrator_url: str | None = None, api_key: str | None = None
+    ) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        timeout = httpx.Timeout(REPLY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        self.gateway_url = gateway_url
+        self._jobs_url = orchestrator_url or gateway_url
+        self._http = httpx.Client(headers=headers, timeout=timeout)
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """A client of the stack that the environment, or the last `sage up`, points at."""
+        return cls(locate.gateway_url(), locate.orchestrator_url(), locate.api_key())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def upload(self, path: Path, filename: str) -> FileObject:
+        """POST /v1/files, read from disk as it is sent."""
+        with path.open("rb") as stream:
+            return self._ask(
+                FileObject,
+                "POST",
+                f"{self._jobs_url}/v1/files",
+                data={"purpose": "fine-tune"},
+                files={"file": (filename, stream)},
+                timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S, read=600, write=120),
+            )
+
+    def delete_file(self, file_id: str) -> None:
+        self._send("DELETE", f"{self._jobs_url}/v1/files/{file_id}")
+
+    def create_job(self, request: CreateJobRequest) -> FineTuningJob:
+        body = request.model_dump(mode="json", exclude_none=True)
+        return self._ask(FineTuningJob, "POST", f"{self._jobs_url}/v1/fine_tuning/jobs", json=body)
+
+    def job(self, job_id: str) -> FineTuningJob:
+        return self._ask(FineTuningJob, "GET", f"{self._jobs_url}/v1/fine_tuning/jobs/{job_id}")
+
+    def jobs(self, limit: int) -> list[FineTuningJob]:
+        """Newest first."""
+        url = f"{self._jobs_url}/v1/fine_tuning/jobs"
+        return self._ask(ListPage[FineTuningJob], "GET", url, params={"limit": limit}).data
+
+    def act(self, job_id: str, verb: str) -> FineTuningJob:
+        """cancel, pause or resume."""
+        return self._ask(FineTuningJob, "POST", f"{self._jobs_url}/v1/fine_tuning/jobs/{job_id}/{verb}")
+
+    def events_page(self, job_id: str, *, after: str | None, limit: int = 100) -> ListPage[JobEvent]:
+        """Oldest first (OpenAI's default is the other way round): what came after the event `after`."""
+        params: dict[str, Any] = {"limit": limit, "order": "asc"} | ({"after": after} if after else {})
+        url = f"{self._jobs_url}/v1/fine_tuning/jobs/{job_id}/events"
+        return self._ask(ListPage[JobEvent], "GET", url, params=params)
+
+    def models(self) -> list[ModelCard]:
+        """What every backend of the gateway offers."""
+        return self._ask(ListPage[ModelCard], "GET", f"{self.gateway_url}/v1/models").data
+
+    def merge(self, name: str, request: MergeRequest) -> MergeJob:
+        url = f"{self._jobs_url}/v1/sage/models/{name}/merge"
+        return self._ask(MergeJob, "POST", url, json=request.model_dump())
+
+    def merge_job(self, merge_id: str) -> MergeJob:
+        return self._ask(MergeJob, "GET", f"{self._jobs_url}/v1/sage/merges/{merge_id}")
+
+    def status(self) -> StackStatus:
+        return self._ask(StackStatus, "GET", f"{self.gateway_url}/v1/sage/status")
+
+    def engines(self) -> HostStatus:
+        return self._ask(HostStatus, "GET", f"{self.gateway_url}/v1/sage/engines")
+
+    def devices(self) -> list[DeviceState]:
+        return self._ask(ListPage[DeviceState], "GET", f"{self._jobs_url}/v1/sage/devices").data
+
+    def release(self, model: str, keep_alive_s: float) -> None:
+        """Tell the stack that this conversation is over; at 0 the engine stops once nobody else uses it."""
+        body = {"model": model, "keep_alive_s": keep_alive_s}
+        self._send("POST", f"{self.gateway_url}/v1/sage/release", json=body)
+
+    @contextmanager
+    def chat(self, body: dict[str, Any]) -> Iterator[Answering]:
+        """POST /v1/chat/completions, streamed; leaving the context ends the request. Raises: SageError."""
+        timeout = httpx.Timeout(STREAM_SILENCE_S, connect=CONNECT_TIMEOUT_S)
+        url = f"{self.gateway_url}/v1/chat/completions"
+        try:
+            with self._http.stream("POST", url, json=body | {"stream": True}, timeout=timeout) as response:
+                if response.is_error:
+                    response.read()
+                    raise _error_of(response)
+                yield Answering(read_chat(response.iter_lines()), _citations(response.headers))
+        except httpx.HTTPError as error:
+            raise _unreachable(url, error) from error
+
+    def _ask(self, answer: type[Answer], method: str, url: str, **request: Any) -> Answer:
+        response = self._send(method, url, **request)
+        try:
+            return answer.model_validate_json(response.content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise UpstreamError(
+                f"{url} answered something that this version of sage cannot read ({where}: {first['msg']})."
+                " Is it a SAGE gateway of the same version?"
+            ) from error
+
+    def _send(self, method: str, url: str, **request: Any) -> httpx.Response:
+        try:
+            response = self._http.request(method, url, **request)
+        except httpx.HTTPError as error:
+            raise _unreachable(url, error) from error
+        if response.is_error:
+            raise _error_of(response)
+        return response
+
+
+def _error_of(response: httpx.Response) -> Exception:
+    return from_response(
+        response.status_code, response.content, retry_after=response.headers.get("retry-after")
+    )
+
+
+def _citations(headers: httpx.Headers) -> list[dict[str, Any]]:
+    try:
+        found = json.loads(headers.get("x-sage-citations", "[]"))
+    except ValueError:
+        return []
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
+def _unreachable(url: str, error: httpx.HTTPError) -> ServiceUnavailableError:
+    origin = str(httpx.URL(url).copy_with(path="/", query=None)).rstrip("/")
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return ServiceUnavailableError(
+            f"Nothing answers at {origin}. Start the stack: `sage up`. Elsewhere? Set SAGE_GATEWAY_URL."
+        )
+    if isinstance(error, httpx.TimeoutException):
+        return ServiceUnavailableError(
+            f"{origin} does not answer in time. `sage status` and the logs tell more."
+        )
+    return ServiceUnavailableError(f"The connection to {origin} broke off ({error}). Try again.")

@@ -1,0 +1,1 @@
+"""The commands' signatures. Bodies import what they need, when they run."""

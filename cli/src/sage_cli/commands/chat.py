@@ -1,0 +1,56 @@
+"""sage chat."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+Backend = Literal["mock", "openai", "finetune", "vllm", "ollama"]
+
+
+def chat(
+    backend: Annotated[
+        Backend | None, typer.Option("--backend", "-b", envvar="SAGE_CHAT_BACKEND", help="Who answers.")
+    ] = None,
+    finetune_model: Annotated[
+        str | None,
+        typer.Option(envvar="SAGE_CHAT_FINETUNE_MODEL", help="Your tuned model: code, or code@3."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Any model name, as `sage models` lists them.")] = None,
+    message: Annotated[str | None, typer.Option("-m", "--message", help="Ask once and exit.")] = None,
+    index: Annotated[
+        str | None, typer.Option(help="Answer with passages from this index: docs-public.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
+    keep_alive_s: Annotated[
+        float | None,
+        typer.Option("--keep-alive", min=0, help="Seconds the engine stays after you leave; 0 stops it."),
+    ] = None,
+) -> None:
+    """Chat with a model: interactively, once with -m, or with what comes through a pipe.
+
+    In a conversation /bye leaves, /new starts over, Ctrl-C ends an answer and, twice, leaves.
+    """
+    from sage_cli.chat.session import ChatOptions, chat_command
+
+    chat_command(
+        ChatOptions(
+            backend=backend,
+            finetune_model=finetune_model,
+            model=model,
+            message=message,
+            index=index,
+            system=system,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            keep_alive_s=keep_alive_s,
+        )
+    )
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the top level."""
+    app.command()(chat)

@@ -1,0 +1,197 @@
+"""sage finetune …: jobs and tuned models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sage_cli.groups import FastHelpGroup
+
+TaskName = Literal["code", "qa", "chat", "instruction", "custom"]
+
+ModelOption = Annotated[
+    str, typer.Option("--model", help="Base model: a Hub id, a folder, a built-in name, or auto.")
+]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Your data: a file; for `code` also a folder of sources.")
+]
+NameOption = Annotated[str | None, typer.Option("--name", help="Name of the tuned model.")]
+PresetOption = Annotated[
+    str | None, typer.Option("--preset", help="rtx_3060, rtx_4090, a100, minimal, cpu or auto.")
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="Training settings: a .json, .yaml or .toml file.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One training setting; may be repeated."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+JobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help="A job's id, or a model's name: its newest job.")
+]
+
+app = typer.Typer(
+    cls=FastHelpGroup,
+    help="Train, follow, merge and use your own models.",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def quickstart(
+    task: Annotated[TaskName, typer.Argument(help="What the model is for.")] = "code",
+    model: ModelOption = "auto",
+    data: DataOption = None,
+    name: NameOption = None,
+    preset: PresetOption = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", hidden=True)] = False,
+) -> None:
+    """From nothing to a model of your own: start, train, compare with the base model."""
+    from sage_cli.jobs.quickstart import quickstart_command
+    from sage_cli.jobs.submit import JobWish
+
+    quickstart_command(
+        JobWish(
+            task, model=model, data=data, name=name, preset=preset, config=config, settings=settings or []
+        )
+    )
+
+
+@app.command()
+def start(
+    task: Annotated[TaskName, typer.Option("--task", help="What the model is for.")] = "custom",
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Choose model, preset and data by itself, and say which.")
+    ] = False,
+    model: ModelOption = "auto",
+    data: DataOption = None,
+    name: NameOption = None,
+    preset: PresetOption = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data.")] = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    watch: Annotated[bool, typer.Option("--watch/--no-watch", help="Stay and show progress.")] = True,
+) -> None:
+    """Start a training job."""
+    from sage_cli.jobs.start import start_command
+    from sage_cli.jobs.submit import JobWish
+
+    chosen = list(settings or [])
+    if epochs is not None:
+        chosen.append(f"num_train_epochs={epochs:g}")
+    start_command(
+        JobWish(task, model=model, data=data, name=name, preset=preset, config=config, settings=chosen),
+        is_auto=auto,
+        is_watching=watch,
+    )
+
+
+@app.command("list")
+def list_jobs(
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100)] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """List jobs, newest first."""
+    from sage_cli.jobs.show import list_command
+
+    list_command(limit=limit, as_json=as_json)
+
+
+@app.command()
+def show(job: JobArgument, as_json: JsonOption = False) -> None:
+    """Show one job: how it was set up, where it stands, where its files are."""
+    from sage_cli.jobs.show import show_command
+
+    show_command(job, as_json=as_json)
+
+
+@app.command()
+def logs(
+    job: JobArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    metrics: Annotated[bool, typer.Option("--metrics", help="Every step too.")] = False,
+) -> None:
+    """Print a job's events, oldest first."""
+    from sage_cli.jobs.show import logs_command
+
+    logs_command(job, is_following=follow, with_metrics=metrics)
+
+
+@app.command()
+def watch(job: JobArgument) -> None:
+    """Follow a job with a live bar. Ctrl-C leaves; the job goes on."""
+    from sage_cli.jobs.start import watch_command
+
+    watch_command(job)
+
+
+@app.command()
+def cancel(job: JobArgument) -> None:
+    """Stop a job for good."""
+    from sage_cli.jobs.show import act_command
+
+    act_command(job, "cancel")
+
+
+@app.command()
+def pause(job: JobArgument) -> None:
+    """Stop a job after a checkpoint, to resume later."""
+    from sage_cli.jobs.show import act_command
+
+    act_command(job, "pause")
+
+
+@app.command()
+def resume(job: JobArgument) -> None:
+    """Put a paused job back into the queue."""
+    from sage_cli.jobs.show import act_command
+
+    act_command(job, "resume")
+
+
+@app.command()
+def merge(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A tuned model: code, or code@3.")],
+    dtype: Annotated[
+        Literal["auto", "fp32", "fp16", "bf16"], typer.Option("--dtype", help="Number format of the weights.")
+    ] = "auto",
+    timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait.")] = 1800,
+) -> None:
+    """Write the base model with the adapter merged into it, for export."""
+    from sage_cli.jobs.merge import merge_command
+
+    merge_command(name, dtype=dtype, timeout_s=timeout_s)
+
+
+@app.command("chat")
+def chat_with(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A tuned model: code, or code@3.")],
+    message: Annotated[str | None, typer.Option("-m", "--message", help="Ask once and exit.")] = None,
+    index: Annotated[str | None, typer.Option(help="Answer with passages from this index.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    keep_alive_s: Annotated[float | None, typer.Option("--keep-alive", min=0)] = None,
+) -> None:
+    """Chat with a tuned model: short for `sage chat --backend finetune --finetune-model NAME`."""
+    from sage_cli.chat.session import ChatOptions, chat_command
+
+    chat_command(
+        ChatOptions(
+            backend="finetune",
+            finetune_model=name,
+            message=message,
+            index=index,
+            system=system,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            keep_alive_s=keep_alive_s,
+        )
+    )

@@ -1,0 +1,1 @@
+"""Training jobs as the command line sees them: submit, follow, show, merge."""

@@ -1,0 +1,132 @@
+"""The data a person names with --data: checked before anything is started, and packed for the upload."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from sage_contracts.config import Task
+from sage_contracts.errors import InvalidDataError
+
+# Trees that hold other people's code, or none at all.
+_SKIPPED_FOLDERS = frozenset(
+    {"__pycache__", "node_modules", "site-packages", "dist-packages", "venv", "env", "build", "dist"}
+)
+_SOURCE_SUFFIX = ".py"
+_MAX_FILE_BYTES = 1_000_000
+_GIT_TIMEOUT_S = 30
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """What is uploaded, and the name people know it by."""
+
+    path: Path
+    filename: str
+
+
+def check(path: Path, task: Task) -> None:
+    """Refuse what cannot be trained on, before anything starts. Raises: InvalidDataError."""
+    if not path.exists():
+        raise InvalidDataError(f"There is no {path}. Give --data a file or, for the task code, a folder.")
+    if path.is_dir():
+        _check_folder(path, task)
+        return
+    if not path.is_file():
+        raise InvalidDataError(f"{path} is neither a file nor a folder.")
+    if not os.access(path, os.R_OK):
+        raise InvalidDataError(f"{path} cannot be read: you have no permission. Try `chmod u+r {path}`.")
+    if path.stat().st_size == 0:
+        raise InvalidDataError(f"{path} is empty: there is nothing to learn from.")
+    if path.suffix not in (".zip", _SOURCE_SUFFIX):
+        _check_rows(path)
+
+
+@contextmanager
+def packed(path: Path) -> Iterator[DataFile]:
+    """The file to upload: the path itself, or for a folder a temporary archive of its sources."""
+    if path.is_file():
+        yield DataFile(path, path.name)
+        return
+    with TemporaryDirectory(prefix="sage-data-") as folder:
+        archive = Path(folder) / f"{path.absolute().name or 'sources'}.zip"
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as stream:
+            for file in source_files(path):
+                stream.write(file, file.relative_to(path))
+        yield DataFile(archive, archive.name)
+
+
+def source_files(folder: Path) -> list[Path]:
+    """The Python sources below a folder that are its own: what git would keep, where git can be asked."""
+    listed = _listed_by_git(folder)
+    candidates = listed if listed is not None else sorted(_walk(folder))
+    return [file for file in candidates if _is_wanted(file, folder)]
+
+
+def _check_folder(path: Path, task: Task) -> None:
+    if task is not Task.CODE:
+        raise InvalidDataError(
+            f"{path} is a folder. Only the task code learns from a folder of sources; for {task.value} give a"
+            " JSON or JSONL file."
+        )
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise InvalidDataError(f"{path} cannot be read: you have no permission.")
+    if not source_files(path):
+        raise InvalidDataError(
+            f"{path} holds no Python source (*.py). Give --data a folder with code in it,"
+            " or leave it out to learn from Python's own library."
+        )
+    try:
+        from sage.tools.finetune.code_data import build_code_pairs
+    except ImportError:
+        return  # a CLI without the training library: the server looks closer
+    build_code_pairs(path)
+
+
+def _check_rows(path: Path) -> None:
+    try:
+        from sage.tools.finetune.data import validate_file
+    except ImportError:
+        return
+    validate_file(path).require_all_good()
+
+
+def _listed_by_git(folder: Path) -> list[Path] | None:
+    try:
+        listing = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "."],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_GIT_TIMEOUT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if listing.returncode != 0:
+        return None
+    names = sorted({name for name in listing.stdout.split(b"\0") if name})
+    return [folder / os.fsdecode(name) for name in names]
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not (Path(root) / name / "pyvenv.cfg").exists())
+        yield from (Path(root) / name for name in names)
+
+
+def _is_wanted(file: Path, folder: Path) -> bool:
+    inside = file.relative_to(folder)
+    if file.suffix != _SOURCE_SUFFIX or any(
+        part in _SKIPPED_FOLDERS or part.startswith(".") for part in inside.parts
+    ):
+        return False
+    try:
+        return not file.is_symlink() and file.is_file() and file.stat().st_size <= _MAX_FILE_BYTES
+    except OSError:
+        return False

@@ -1,0 +1,68 @@
+"""Following a job: its events, each once, and its state, until it ends."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from sage_cli.client import Client
+from sage_contracts.errors import ServiceUnavailableError
+from sage_contracts.jobs import FineTuningJob, JobEvent, JobStatus
+
+POLL_S = 0.5
+# The stack may be restarted while somebody watches.
+_OUTAGE_LIMIT_S = 60.0
+
+
+class JobView(Protocol):
+    """Shows a job to a person."""
+
+    def event(self, event: JobEvent) -> None: ...
+
+    def progress(self, job: FineTuningJob) -> None: ...
+
+
+class EventFeed:
+    """The events of one job, oldest first, each once."""
+
+    def __init__(self, client: Client, job_id: str) -> None:
+        self._client = client
+        self._job_id = job_id
+        self._last_id: str | None = None
+
+    def new(self) -> list[JobEvent]:
+        found: list[JobEvent] = []
+        while True:
+            page = self._client.events_page(self._job_id, after=self._last_id)
+            found.extend(page.data)
+            if page.data:
+                self._last_id = page.data[-1].id
+            if not page.has_more or not page.data:
+                return found
+
+
+def follow(client: Client, job_id: str, view: JobView) -> FineTuningJob:
+    """Show the job until it ends or is paused. Raises: ServiceUnavailableError after a minute of silence.
+
+    A run may take days, so there is no deadline for the job itself; Ctrl-C leaves without stopping it.
+    """
+    feed = EventFeed(client, job_id)
+    silent_since: float | None = None
+    while True:
+        try:
+            # The state first: events that came before it ended are then surely in the list.
+            job = client.job(job_id)
+            events = feed.new()
+        except ServiceUnavailableError:
+            silent_since = silent_since or time.monotonic()
+            if time.monotonic() - silent_since > _OUTAGE_LIMIT_S:
+                raise
+            time.sleep(POLL_S)
+            continue
+        silent_since = None
+        for event in events:
+            view.event(event)
+        view.progress(job)
+        if job.status.is_terminal or job.status is JobStatus.PAUSED:
+            return job
+        time.sleep(POLL_S)

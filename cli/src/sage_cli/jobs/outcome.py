@@ -1,0 +1,98 @@
+"""What people are told when a job starts and when it has ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from sage_cli import locate, render
+from sage_cli.failures import INTERRUPTED
+from sage_contracts.errors import OutOfMemoryError, TrainingFailedError
+from sage_contracts.jobs import FineTuningJob, JobStatus
+
+
+def show_choices(console: Console, job: FineTuningJob, data: Path | None) -> None:
+    """How the job was set up: everything that was chosen on the user's behalf is named."""
+    config = job.sage.config
+    batch = f"{config.per_device_train_batch_size}×{config.gradient_accumulation_steps}"
+    length = f"{config.max_steps} steps" if config.max_steps > 0 else f"{config.num_train_epochs:g} epochs"
+    quantised = ", 8-bit" if config.load_in_8bit else ", 4-bit" if config.load_in_4bit else ""
+    rows = [
+        ("job", job.id),
+        ("base model", config.model_name),
+        ("data", str(data) if data else own_data_text(job.sage.task.value)),
+        ("preset", f"{job.sage.preset.value if job.sage.preset else 'none'}{quantised}"),
+        (
+            "training",
+            f"{length}, batch {batch}, learning rate {config.learning_rate:g}, LoRA r={config.lora.r}",
+        ),
+        ("row length", f"at most {config.max_length} tokens"),
+    ]
+    console.print(Text(f"Training {job.sage.name!r} ({job.sage.task.value})", style="bold"))
+    facts(console, rows)
+
+
+def own_data_text(task: str) -> str:
+    """Where the rows of a task come from when the user gives none."""
+    return "functions of Python's standard library" if task == "code" else f"the sample set for {task}"
+
+
+def facts(console: Console, rows: list[tuple[str, str]]) -> None:
+    """Names and values, one a line, values indented alike."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        text = Text.assemble("  ", (name.ljust(width), "dim"), "  ", value)
+        console.print(text, soft_wrap=True)
+
+
+def require_success(job: FineTuningJob) -> None:
+    """Raises: TrainingFailedError for a failed or cancelled job; typer.Exit(0) for a paused one."""
+    if job.status is JobStatus.PAUSED:
+        typer.echo(f"Paused. Go on with: sage finetune resume {job.id}")
+        raise typer.Exit(0)
+    if job.status is JobStatus.SUCCEEDED:
+        return
+    if job.status is JobStatus.CANCELLED:
+        raise TrainingFailedError(f"The job {job.id} was cancelled.")
+    problem = job.error.message if job.error else "no reason was recorded"
+    cls = OutOfMemoryError if job.error and job.error.code == OutOfMemoryError.code else TrainingFailedError
+    raise cls(f"The job {job.id} failed: {problem}\nWhat happened before: sage finetune logs {job.id}")
+
+
+def show_result(console: Console, job: FineTuningJob) -> None:
+    """Held-out loss before and after, and where the model lies."""
+    metrics = job.sage.metrics
+    rows = [("model", f"{job.fine_tuned_model}   (newest version of {job.sage.name!r})")]
+    if metrics.base_eval_loss is not None and metrics.eval_loss is not None:
+        rows.append(("held-out loss", loss_text(metrics.base_eval_loss, metrics.eval_loss)))
+    rows.append(("files", str(output_folder(job))))
+    if job.finished_at:
+        rows.append(("took", render.seconds_text(job.finished_at - job.created_at)))
+    console.print(Text("Your model is ready", style="bold green"))
+    facts(console, rows)
+
+
+def loss_text(base: float, tuned: float) -> str:
+    """`base 2.391 → tuned 1.898 (-20.6 %)`."""
+    change = f" ({(tuned - base) / base * 100:+.1f} %)" if base else ""
+    return f"base {base:.3f} → tuned {tuned:.3f}{change}"
+
+
+def output_folder(job: FineTuningJob) -> str:
+    """Where the files are: on this machine, or the place inside the stack's own volume."""
+    stored = job.sage.output_dir or f"finetune_output/{job.sage.name}"
+    path = locate.home_root() / stored
+    return f"{path}/" if path.is_dir() else f"{stored}/ (in the stack's SAGE_HOME)"
+
+
+def detached(job_id: str) -> typer.Exit:
+    """After Ctrl-C: the job goes on; say how to come back to it and how to stop it."""
+    typer.echo(
+        f"\nDetached: the job goes on without you.\n"
+        f"  come back  sage finetune watch {job_id}\n"
+        f"  stop it    sage finetune cancel {job_id}"
+    )
+    return typer.Exit(INTERRUPTED)

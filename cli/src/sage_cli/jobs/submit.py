@@ -1,0 +1,111 @@
+"""From what a person asked for to a job that is queued; refused jobs leave nothing behind."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sage_cli.client import Client
+from sage_cli.jobs import data as job_data
+from sage_cli.jobs import settings_file
+from sage_contracts.config import PresetName, Task, preset_fields
+from sage_contracts.errors import InvalidRequestError, SageError
+from sage_contracts.jobs import CreateJobRequest, FineTuningJob, SageJobOptions
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class JobWish:
+    """What the command line said."""
+
+    task: str
+    model: str = "auto"
+    data: Path | None = None
+    name: str | None = None
+    preset: str | None = None
+    config: Path | None = None
+    settings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CheckedWish:
+    """The same, found to be in order."""
+
+    task: Task
+    model: str
+    data: Path | None
+    options: SageJobOptions
+
+    def sized_for(self, client: Client) -> CheckedWish:
+        """With the sizes of a quick start for the trainer's machine; what the user said wins."""
+        return self
+
+
+def check(wish: JobWish) -> CheckedWish:
+    """Look at everything that can be judged here, before anything runs. Raises: InvalidRequestError."""
+    task = Task(wish.task)
+    fields = settings_file.gather(wish.config, wish.settings)
+    model = _model(wish.model, fields)
+    data = wish.data or _data_in_settings(fields)
+    if wish.preset is not None:
+        preset_fields(wish.preset)
+    if wish.name is not None and not _NAME.fullmatch(wish.name):
+        raise InvalidRequestError(
+            f"--name {wish.name!r} cannot be a model's name: use up to 64 letters, digits, dots, dashes and"
+            " underscores, beginning with a letter or a digit.",
+            param="name",
+        )
+    if data is None and task is Task.CUSTOM:
+        raise InvalidRequestError(
+            "The task custom has no data of its own: give some with --data FILE, or choose a task that has"
+            " (code, qa, chat, instruction)."
+        )
+    if data is not None:
+        data = data.expanduser()
+        job_data.check(data, task)
+    preset = PresetName(wish.preset) if wish.preset else None
+    options = SageJobOptions(name=wish.name, task=task, preset=preset, config=fields)
+    return CheckedWish(task, model, data, options)
+
+
+def submit(client: Client, wish: CheckedWish) -> FineTuningJob:
+    """Upload the data and create the job. Raises: SageError; then the uploaded data is deleted again."""
+    file_id: str | None = None
+    if wish.data is not None:
+        with job_data.packed(wish.data) as file:
+            file_id = client.upload(file.path, file.filename).id
+    request = CreateJobRequest(model=wish.model, training_file=file_id, sage=wish.options)
+    try:
+        return client.create_job(request)
+    except SageError:
+        if file_id:
+            with suppress(SageError):
+                client.delete_file(file_id)
+        raise
+
+
+def _model(given: str, fields: dict[str, Any]) -> str:
+    """The base model: the flag, else the settings' `model_name`; a folder becomes absolute."""
+    named = fields.pop("model_name", None)
+    model = str(named) if named and given == "auto" else given
+    looks_like_path = model.startswith(("/", "./", "../", "~"))
+    folder = Path(model).expanduser()
+    if looks_like_path and not folder.is_dir():
+        raise InvalidRequestError(
+            f"--model {model}: there is no such folder. Give a Hub id, a folder, or a built-in name such as"
+            " smollm2-135m.",
+            param="model",
+        )
+    if looks_like_path or (folder.is_dir() and (folder / "config.json").is_file()):
+        return str(folder.absolute())
+    return model
+
+
+def _data_in_settings(fields: dict[str, Any]) -> Path | None:
+    # The trainer may run elsewhere: a path in the settings is uploaded like one of --data.
+    path = fields.pop("data_path", None)
+    return Path(str(path)) if path else None

@@ -1,0 +1,126 @@
+"""Where the stack is: its ports and URLs, from the environment, else from what `sage up` wrote down.
+
+Standard library only, so that it can be asked before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+DEFAULT_PORTS = {"gateway": 8080, "orchestrator": 8081, "inference": 8000, "tensorboard": 6006}
+PORT_VARIABLES = {
+    "gateway": "SAGE_GATEWAY_PORT",
+    "orchestrator": "SAGE_ORCHESTRATOR_PORT",
+    "inference": "SAGE_CHAT_FINETUNE_PORT",
+    "tensorboard": "SAGE_TENSORBOARD_PORT",
+}
+
+
+class BadSettingError(ValueError):
+    """An environment variable that cannot be used; the message names it."""
+
+
+@dataclass(frozen=True)
+class StackRecord:
+    """What `sage up` wrote down, so that other terminals find the stack and `sage down` all of it."""
+
+    kind: Literal["embedded", "compose"]
+    stack_id: str
+    """Marks every process of the stack: the value of SAGE_STACK_ID in its environment."""
+    ports: dict[str, int]
+    host: str = "127.0.0.1"
+    compose_files: list[str] = field(default_factory=list)
+
+    @property
+    def gateway_url(self) -> str:
+        return f"http://{reachable(self.host)}:{self.ports['gateway']}"
+
+
+def home_root() -> Path:
+    """SAGE_HOME, or ~/.sage."""
+    return Path(os.environ.get("SAGE_HOME") or "~/.sage").expanduser().absolute()
+
+
+def run_dir() -> Path:
+    """SAGE_RUN_DIR, or `run` in the home."""
+    return Path(os.environ["SAGE_RUN_DIR"]) if os.environ.get("SAGE_RUN_DIR") else home_root() / "run"
+
+
+def record_path() -> Path:
+    return run_dir() / "stack.json"
+
+
+def read_record() -> StackRecord | None:
+    """The running stack's record, or None where none was written or it is unreadable."""
+    try:
+        content: dict[str, Any] = json.loads(record_path().read_text())
+        return StackRecord(**content)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def record_text(record: StackRecord) -> str:
+    return json.dumps(asdict(record), indent=2) + "\n"
+
+
+def port_from_env(part: str) -> int | None:
+    """The port a variable asks for. Raises: BadSettingError."""
+    text = os.environ.get(PORT_VARIABLES[part], "")
+    if not text:
+        return None
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise BadSettingError(f"{PORT_VARIABLES[part]}={text!r} is no port: give a number from 1 to 65535.")
+    return int(text)
+
+
+def wanted_ports() -> dict[str, int]:
+    """The ports a new stack is to listen on. Raises: BadSettingError."""
+    return {part: port_from_env(part) or default for part, default in DEFAULT_PORTS.items()}
+
+
+def bind_host() -> str:
+    return os.environ.get("SAGE_HOST") or "127.0.0.1"
+
+
+def reachable(host: str) -> str:
+    """The address to call a server that listens on `host`."""
+    # Listening on every interface is no address to call.
+    host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    return f"[{host}]" if ":" in host else host
+
+
+def explicit_gateway_url() -> str | None:
+    """The gateway a person pointed at; then no stack is ever started on their behalf."""
+    return os.environ.get("SAGE_GATEWAY_URL", "").rstrip("/") or None
+
+
+def gateway_url() -> str:
+    """SAGE_GATEWAY_URL, else the port asked for, else the recorded stack, else the default.
+
+    Raises: BadSettingError.
+    """
+    if url := explicit_gateway_url():
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+            raise BadSettingError(f"SAGE_GATEWAY_URL={url!r} is no URL: write it as http://HOST:PORT.")
+        return url.removesuffix("/v1")
+    if port := port_from_env("gateway"):
+        return f"http://{reachable(bind_host())}:{port}"
+    if record := read_record():
+        return record.gateway_url
+    return f"http://{reachable(bind_host())}:{DEFAULT_PORTS['gateway']}"
+
+
+def orchestrator_url() -> str:
+    """Where jobs and models are asked for: SAGE_ORCHESTRATOR_URL, else the gateway, which relays."""
+    return os.environ.get("SAGE_ORCHESTRATOR_URL", "").rstrip("/").removesuffix("/v1") or gateway_url()
+
+
+def api_key() -> str | None:
+    """The key sent to the gateway: SAGE_API_KEY, else the first of the gateway's own SAGE_API_KEYS."""
+    keys = os.environ.get("SAGE_API_KEY") or os.environ.get("SAGE_API_KEYS", "")
+    return keys.split(",")[0].strip() or None

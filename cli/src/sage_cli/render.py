@@ -1,0 +1,105 @@
+"""How things look: consoles, tables, numbers for people. Plain lines where the output is no terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_UNITS = ("B", "KB", "MB", "GB", "TB")
+
+
+def output() -> Console:
+    """Standard output. Rich reads NO_COLOR, TERM and COLUMNS."""
+    return Console(highlight=False, emoji=False)
+
+
+def error_console() -> Console:
+    """Standard error: errors and progress of commands whose output is data."""
+    return Console(stderr=True, highlight=False, emoji=False)
+
+
+def can_show(signs: str, console: Console) -> bool:
+    """True where the terminal's encoding has all of these signs."""
+    try:
+        signs.encode(console.encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def mark(state: str, console: Console) -> Text:
+    """A sign for `ok`, `bad`, `warn` or `wait`, as a word where the terminal has no such sign."""
+    signs = {"ok": ("✓", "green"), "bad": ("✗", "red"), "warn": ("!", "yellow"), "wait": ("·", "cyan")}
+    sign, colour = signs[state]
+    words = {"ok": "ok", "bad": "failed", "warn": "!", "wait": "-"}
+    return Text(sign if can_show(sign, console) else words[state], style=colour)
+
+
+def line(console: Console, state: str, text: str | Text) -> None:
+    """One marked line."""
+    console.print(mark(state, console), text, soft_wrap=not console.is_terminal)
+
+
+def table(
+    console: Console, headers: Sequence[str], rows: Sequence[Sequence[str]], flexible: int = -1
+) -> None:
+    """Rows under headers. `flexible` is the column that is shortened first on narrow terminals.
+
+    In a pipe nothing is ever shortened: columns are padded, and the last one is left open.
+    """
+    if not console.is_terminal:
+        _plain_table(headers, rows)
+        return
+    flexible %= len(headers)
+    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for number, header in enumerate(headers):
+        if number == flexible:
+            grid.add_column(header, overflow="ellipsis", no_wrap=True, min_width=8, ratio=None)
+        else:
+            grid.add_column(header, no_wrap=True)
+    for row in rows:
+        grid.add_row(*[Text(cell) for cell in row])
+    console.print(grid)
+
+
+def _plain_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[column]) for row in [headers, *rows]) for column in range(len(headers))]
+    for row in [headers, *rows]:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+
+
+def bytes_text(count: int) -> str:
+    """1536 → `1.5 KB`."""
+    value = float(count)
+    for unit in _UNITS:
+        if value < 1024 or unit == _UNITS[-1]:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError("unreachable")
+
+
+def seconds_text(seconds: float) -> str:
+    """75 → `1:15`, 4000 → `1:06:40`."""
+    whole = max(0, round(seconds))
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def clock_text(timestamp: float) -> str:
+    """A moment in local time, `2030-01-31 12:00:05`."""
+    return datetime.fromtimestamp(timestamp).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def age_text(timestamp: float, now: float) -> str:
+    """How long ago, in the largest whole unit."""
+    seconds = max(0, now - timestamp)
+    for limit, size, unit in ((90, 1, "s"), (5400, 60, "min"), (129600, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"

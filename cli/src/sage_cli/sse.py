@@ -1,0 +1,79 @@
+"""Reads the server-sent events of a streamed chat answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from sage_contracts.errors import ErrorBody, UpstreamError, from_body
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A comment: what the server is doing before the first token."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end, with why the model stopped where the server says so."""
+
+    reason: str | None = None
+
+
+ChatItem = Waiting | Piece | Finished
+
+# Comments that only keep proxies from closing the line.
+_SILENT_COMMENTS = frozenset({"", "ping", "keep-alive", "keepalive"})
+
+
+def read_chat(lines: Iterable[str]) -> Iterator[ChatItem]:
+    """The items of one streamed completion. Raises: SageError sent inside the stream; UpstreamError."""
+    reason: str | None = None
+    for line in lines:
+        if line.startswith(":"):
+            comment = line[1:].strip()
+            if comment not in _SILENT_COMMENTS:
+                yield Waiting(comment)
+            continue
+        if not line.startswith("data:"):
+            continue
+        data = line[5:].strip()
+        if data == "[DONE]":
+            yield Finished(reason)
+            return
+        chunk = _parse(data)
+        for choice in chunk.get("choices") or []:
+            if text := (choice.get("delta") or {}).get("content"):
+                yield Piece(text)
+            reason = choice.get("finish_reason") or reason
+    if reason is None:
+        raise UpstreamError("The answer broke off: the connection ended before the model did.")
+    yield Finished(reason)
+
+
+def _parse(data: str) -> dict[str, Any]:
+    try:
+        chunk = json.loads(data)
+    except ValueError:
+        raise UpstreamError(f"The stream carried a line that is no JSON: {data[:200]}") from None
+    if not isinstance(chunk, dict):
+        raise UpstreamError(f"The stream carried a line that is no object: {data[:200]}")
+    if "error" in chunk:
+        try:
+            raise from_body(ErrorBody.model_validate(chunk))
+        except ValidationError:
+            raise UpstreamError(f"The server reported an error: {chunk['error']}") from None
+    return chunk

@@ -1,0 +1,113 @@
+"""The stack as local processes: no Docker, no Redis."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from sage_cli import locate
+from sage_cli.failures import StackError
+from sage_cli.locate import PORT_VARIABLES, StackRecord
+from sage_cli.stack.daemon import Daemon
+from sage_cli.stack.health import await_healthy
+from sage_cli.stack.parts import Part
+from sage_cli.stack.ports import require_free
+from sage_cli.stack.processes import STACK_MARK, end_marked
+from sage_cli.stack.token import internal_token
+from sage_contracts.home import Home, write_whole
+
+Say = Callable[[str], None]
+
+
+def up(
+    home: Home, parts: Sequence[Part], ports: Mapping[str, int], host: str, *, timeout_s: float, say: Say
+) -> StackRecord:
+    """Start what is not running and wait until all is healthy. The caller holds the stack's lock.
+
+    Raises: StackError, InvalidRequestError; then nothing that this call started is left running.
+    """
+    daemon = Daemon(home)
+    record = locate.read_record()
+    if record and record.kind == "embedded" and daemon.is_answering():
+        restarted = daemon.start_missing()
+        if restarted:
+            say(f"Starting again: {', '.join(restarted)}")
+        await_healthy(daemon, parts, home.run, timeout_s=timeout_s, since=0, on_ready=lambda _: None)
+        return record
+    if record and record.kind == "embedded":
+        # The daemon died without its processes: they would hold the ports.
+        end_marked(record.stack_id)
+        forget(home)
+    require_free(host, {part.name: part.port for part in parts if part.port is not None})
+    return _start(home, daemon, parts, dict(ports), host, timeout_s=timeout_s, say=say)
+
+
+def _start(
+    home: Home,
+    daemon: Daemon,
+    parts: Sequence[Part],
+    ports: dict[str, int],
+    host: str,
+    *,
+    timeout_s: float,
+    say: Say,
+) -> StackRecord:
+    record = StackRecord("embedded", secrets.token_hex(8), ports, host)
+    started_at = time.time()
+    try:
+        for folder in (home.run, home.logs, home.state, home.finetune_output):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_whole(locate.record_path(), locate.record_text(record))
+        daemon.start(parts, environment(home, record))
+        await_healthy(
+            daemon,
+            parts,
+            home.run,
+            timeout_s=timeout_s,
+            since=started_at - 1,
+            on_ready=lambda name: say(f"{name} is ready"),
+        )
+    except BaseException:
+        down(home, record, patience_s=10)
+        raise
+    return record
+
+
+def environment(home: Home, record: StackRecord) -> dict[str, str]:
+    """What every process of the stack is given on top of the caller's environment."""
+    host = locate.reachable(record.host)
+    given = dict(os.environ)
+    given.setdefault("SAGE_BROKER_URL", "filesystem://")
+    return given | {
+        "SAGE_HOME": str(home.root),
+        "SAGE_RUN_DIR": str(home.run),
+        "SAGE_HOST": record.host,
+        **{PORT_VARIABLES[part]: str(port) for part, port in record.ports.items()},
+        "SAGE_ORCHESTRATOR_URL": f"http://{host}:{record.ports['orchestrator']}",
+        "SAGE_GATEWAY_URL": f"http://{host}:{record.ports['gateway']}",
+        "SAGE_INFERENCE_URL": f"http://{host}:{record.ports['inference']}",
+        "SAGE_INTERNAL_TOKEN": internal_token(home),
+        "PYTHONUNBUFFERED": "1",
+        STACK_MARK: record.stack_id,
+    }
+
+
+def down(home: Home, record: StackRecord, *, patience_s: float = 90) -> None:
+    """Stop all of it, orphans included. Raises: StackError naming what would not die."""
+    daemon = Daemon(home)
+    daemon.stop(deadline_s=patience_s)
+    left = end_marked(record.stack_id)
+    if left:
+        raise StackError(f"These processes would not end: {', '.join(map(str, left))}. Stop them by hand.")
+    forget(home)
+
+
+def forget(home: Home) -> None:
+    """Remove the traces of a stack that no longer runs."""
+    Daemon(home).forget()
+    for pattern in ("*.alive", "*.pid"):
+        for path in home.run.glob(pattern):
+            path.unlink(missing_ok=True)
+    locate.record_path().unlink(missing_ok=True)

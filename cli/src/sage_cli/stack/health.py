@@ -1,0 +1,74 @@
+"""Waiting until the parts of a stack are healthy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sage_cli.failures import StackError
+from sage_cli.stack.daemon import Daemon
+from sage_cli.stack.parts import Part
+
+_ALIVE_MAX_AGE_S = 15.0
+_POLL_S = 0.2
+
+
+def is_healthy(part: Part, run_dir: Path, *, since: float = 0.0) -> bool:
+    """One look: the health route answers, or the sign of life is fresh (and newer than `since`)."""
+    import httpx
+
+    if part.alive_file:
+        try:
+            touched = (run_dir / part.alive_file).stat().st_mtime
+        except OSError:
+            return False
+        return touched >= since and time.time() - touched < _ALIVE_MAX_AGE_S
+    try:
+        response = httpx.get(f"http://{part.host}:{part.port}{part.health_path}", timeout=2, trust_env=False)
+    except httpx.HTTPError:
+        return False
+    return response.is_success
+
+
+def await_healthy(
+    daemon: Daemon,
+    parts: Sequence[Part],
+    run_dir: Path,
+    *,
+    timeout_s: float,
+    since: float,
+    on_ready: Callable[[str], None],
+) -> None:
+    """Wait for every awaited part. Raises: StackError naming the first that gave up, with its log's end."""
+    deadline = time.monotonic() + timeout_s
+    waiting = [part for part in parts if part.is_awaited]
+    while True:
+        ready = [part for part in waiting if is_healthy(part, run_dir, since=since)]
+        for part in ready:
+            on_ready(part.name)
+        waiting = [part for part in waiting if part not in ready]
+        if not waiting:
+            return
+        states = {row.name: row for row in daemon.states()}
+        for part in waiting:
+            if (row := states.get(part.name)) and row.state == "FATAL":
+                raise StackError(f"{part.name} does not start.\n{log_end(daemon.log_of(part.name))}")
+        if time.monotonic() > deadline:
+            names = ", ".join(part.name for part in waiting)
+            raise StackError(
+                f"Not healthy after {timeout_s:.0f} s: {names}.\n{log_end(daemon.log_of(waiting[0].name))}"
+            )
+        time.sleep(_POLL_S)
+
+
+def log_end(path: Path, lines: int = 12) -> str:
+    """The last lines of a log, under its name."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - 8192))
+            text = stream.read().decode(errors="replace")
+    except OSError:
+        return f"It wrote no log ({path})."
+    last = text.splitlines()[-lines:]
+    return "\n".join([f"The end of {path}:", *(f"  {line}" for line in last)])

@@ -1,0 +1,60 @@
+"""The processes of the embedded stack, as data."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sage_cli.locate import reachable
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process: how it is started, and how its health is seen."""
+
+    name: str
+    command: tuple[str, ...]
+    port: int | None = None
+    health_path: str | None = None
+    """GET this on `port`; any 2xx is healthy."""
+    alive_file: str | None = None
+    """In the run folder; healthy while it is touched."""
+    stop_wait_s: int = 15
+    """Between the request to stop and the kill."""
+    is_awaited: bool = True
+    """`sage up` waits for it."""
+    host: str = "127.0.0.1"
+    """Where its port is called."""
+
+
+def embedded_parts(ports: Mapping[str, int], host: str, output_dir: Path) -> list[Part]:
+    """Everything of the stack that is installed here, in the order of starting."""
+
+    def module(name: str) -> tuple[str, ...]:
+        return (sys.executable, "-m", name)
+
+    here = reachable(host)
+    parts = [
+        Part("orchestrator", module("sage_orchestrator"), ports["orchestrator"], "/healthz", host=here),
+        # A running job writes a checkpoint before the trainer leaves.
+        Part("trainer", module("sage_trainer"), alive_file="trainer.alive", stop_wait_s=60),
+        Part("merger", module("sage_merger"), alive_file="merger.alive", stop_wait_s=30),
+        Part(
+            "inference", module("sage_inference"), ports["inference"], "/healthz", stop_wait_s=30, host=here
+        ),
+        Part("gateway", module("sage_gateway"), ports["gateway"], "/healthz", host=here),
+    ]
+    if importlib.util.find_spec("tensorboard"):
+        where = ("--logdir", str(output_dir), "--host", host, "--port", str(ports["tensorboard"]))
+        command = (*module("tensorboard.main"), *where)
+        parts.append(Part("tensorboard", command, ports["tensorboard"], "/", is_awaited=False, host=here))
+    return parts
+
+
+def missing_parts() -> list[str]:
+    """Services that are not installed beside this CLI."""
+    names = ("orchestrator", "trainer", "merger", "inference", "gateway")
+    return [name for name in names if importlib.util.find_spec(f"sage_{name}") is None]

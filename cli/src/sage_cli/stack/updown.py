@@ -1,0 +1,189 @@
+"""sage up and sage down: which kind of stack, and what people are told."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from typing import Literal
+
+import httpx
+
+from sage_cli import locate
+from sage_cli.locate import StackRecord
+from sage_cli.render import error_console, line
+from sage_cli.stack import compose, embedded
+from sage_cli.stack.daemon import Daemon
+from sage_cli.stack.lock import stack_lock
+from sage_cli.stack.parts import embedded_parts, missing_parts
+from sage_cli.stack.ports import require_free
+from sage_contracts.errors import ConflictError, InvalidRequestError, StorageFullError
+from sage_contracts.home import Home
+
+Kind = Literal["embedded", "compose"]
+
+EMBEDDED_TIMEOUT_S = 120.0
+COMPOSE_TIMEOUT_S = 300.0
+_LOCK_TIMEOUT_S = 600.0
+_MIN_FREE_BYTES = 256 * 1024 * 1024
+
+
+def up_command(*, embedded: bool, docker: bool, timeout_s: float | None, is_building: bool = False) -> None:
+    if embedded and docker:
+        raise InvalidRequestError("--embedded and --docker exclude each other: give one of them.")
+    wanted: Kind | None = "embedded" if embedded else "compose" if docker else None
+    record = up(wanted, timeout_s=timeout_s, is_building=is_building)
+    say(f"The stack is up ({'local processes' if record.kind == 'embedded' else 'containers'}).", "ok")
+    for text in (
+        f"  gateway      {record.gateway_url}   (OpenAI's API: {record.gateway_url}/v1)",
+        f"  TensorBoard  http://{locate.reachable(record.host)}:{record.ports['tensorboard']}",
+        f"  home         {locate.home_root()}",
+        "Next: sage finetune quickstart code",
+    ):
+        error_console().print(text, soft_wrap=True)
+
+
+def up(wanted: Kind | None, *, timeout_s: float | None = None, is_building: bool = False) -> StackRecord:
+    """Start a stack, or join the one that runs. Raises: StackError, InvalidRequestError, ConflictError."""
+    home = Home(locate.home_root())
+    require_home(home)
+    with stack_lock(home.run / "stack.lock", timeout_s=_LOCK_TIMEOUT_S, say=say):
+        kind, why = _choose(wanted, home)
+        if why:
+            say(why)
+        if kind == "compose":
+            return _up_compose(home, timeout_s or COMPOSE_TIMEOUT_S, is_building=is_building)
+        return _up_embedded(home, timeout_s or EMBEDDED_TIMEOUT_S)
+
+
+def ensure_stack() -> None:
+    """Make sure that a gateway answers, starting the embedded stack where nothing runs. Says so."""
+    if locate.explicit_gateway_url() or gateway_answers() or os.environ.get("SAGE_AUTOSTART") == "0":
+        return
+    say("Nothing is running yet: starting the embedded stack (local processes, no Docker).")
+    up("embedded")
+    say(f"The stack is up: {locate.gateway_url()}. It keeps running; `sage down` stops it.", "ok")
+
+
+def gateway_answers() -> bool:
+    """True when a SAGE gateway answers where the environment or the last `sage up` points."""
+    try:
+        reply = httpx.get(f"{locate.gateway_url()}/healthz", timeout=5, trust_env=False)
+        return reply.is_success and reply.json().get("service") == "gateway"
+    except (httpx.HTTPError, ValueError, AttributeError):
+        return False
+
+
+def down_command(*, remove_volumes: bool) -> None:
+    home = Home(locate.home_root())
+    if not home.root.is_dir() and compose.docker_problem():
+        say("Nothing was running.", "ok")
+        return
+    with stack_lock(home.run / "stack.lock", timeout_s=_LOCK_TIMEOUT_S, say=say):
+        stopped = _down_all(home, remove_volumes=remove_volumes)
+    if not stopped:
+        say("Nothing was running.", "ok")
+        return
+    say(f"Stopped: {' and '.join(stopped)}. Models and jobs are kept in {home.root}.", "ok")
+
+
+def _down_all(home: Home, *, remove_volumes: bool) -> list[str]:
+    stopped = []
+    record = locate.read_record()
+    if record and record.kind == "embedded":
+        if Daemon(home).pid() is not None:
+            say("Stopping the local processes (a running job writes a checkpoint first)")
+        embedded.down(home, record)
+        stopped.append("local processes")
+    is_compose = record is not None and record.kind == "compose"
+    # Also what `docker compose up` started by hand: it is the same project.
+    if (is_compose or compose.find_files()) and not compose.docker_problem():
+        if compose.running_ids():
+            compose.down(home, record if is_compose else None, remove_volumes=remove_volumes)
+            stopped.append("containers")
+        elif is_compose:
+            locate.record_path().unlink(missing_ok=True)
+    return stopped
+
+
+def _choose(wanted: Kind | None, home: Home) -> tuple[Kind, str]:
+    """The kind to start, and why, for people."""
+    record = locate.read_record()
+    running: Kind | None = None
+    if record and record.kind == "embedded" and Daemon(home).is_answering():
+        running = "embedded"
+    elif record and record.kind == "compose" and not compose.docker_problem() and compose.running_ids():
+        running = "compose"
+    if running and wanted and running != wanted:
+        other = "as local processes" if running == "embedded" else "in containers"
+        raise ConflictError(f"The stack already runs {other}. Stop it first: `sage down`.")
+    if running:
+        return running, "Already running: checking that every part is healthy"
+    if wanted == "embedded":
+        return "embedded", "Starting local processes"
+    problem = compose.docker_problem()
+    files = compose.find_files()
+    if wanted == "compose":
+        if problem:
+            raise InvalidRequestError(
+                f"{problem} Install and start Docker Engine, or run without it: `sage up --embedded`."
+            )
+        if not files:
+            raise InvalidRequestError(
+                "No compose.yaml of SAGE was found here or above. Go to the source tree or set SAGE_COMPOSE_FILE."
+            )
+        return "compose", ""
+    if not problem and files:
+        return "compose", f"Docker answers: starting containers from {files[0]} (--embedded does without)"
+    reason = problem or "No compose.yaml of SAGE was found."
+    return "embedded", f"{reason} Starting local processes instead"
+
+
+def _up_embedded(home: Home, timeout_s: float) -> StackRecord:
+    if missing := missing_parts():
+        raise InvalidRequestError(
+            f"The embedded stack is not installed beside this command (missing: {', '.join(missing)})."
+            " Install it with `make install`, use containers with `sage up --docker`,"
+            " or set SAGE_GATEWAY_URL to a stack that runs elsewhere."
+        )
+    record = locate.read_record()
+    ports, host = locate.wanted_ports(), locate.bind_host()
+    if record and record.kind == "embedded" and Daemon(home).is_answering():
+        ports, host = record.ports, record.host
+    started = time.monotonic()
+    parts = embedded_parts(ports, host, home.finetune_output)
+    record = embedded.up(home, parts, ports, host, timeout_s=timeout_s, say=lambda text: say(text, "ok"))
+    say(f"Healthy after {time.monotonic() - started:.0f} s")
+    return record
+
+
+def _up_compose(home: Home, timeout_s: float, *, is_building: bool) -> StackRecord:
+    ports = locate.wanted_ports()
+    if not compose.running_ids():
+        require_free(os.environ.get("SAGE_BIND") or "127.0.0.1", ports)
+    return compose.up(home, compose.find_files(), ports, timeout_s=timeout_s, is_building=is_building)
+
+
+def require_home(home: Home) -> None:
+    """Raises: InvalidRequestError, StorageFullError: the home cannot be used, with the reason."""
+    try:
+        home.run.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(home.root).free
+    except OSError as error:
+        raise InvalidRequestError(
+            f"{home.root} cannot be used: {error.strerror}. Set SAGE_HOME to a folder that you may write to."
+        ) from error
+    if not os.access(home.root, os.W_OK):
+        raise InvalidRequestError(
+            f"{home.root} is not writable. Set SAGE_HOME to a folder that you may write to."
+        )
+    if free < _MIN_FREE_BYTES:
+        raise StorageFullError(
+            f"Only {free // 2**20} MB are free at {home.root}; a stack needs {_MIN_FREE_BYTES // 2**20} MB"
+            " and a base model 0.3 to 3 GB besides. Free some space, or point SAGE_HOME at a larger disk."
+        )
+
+
+def say(text: str, state: str = "wait") -> None:
+    """One line of progress, on standard error: standard output is for answers."""
+    line(error_console(), state, text)

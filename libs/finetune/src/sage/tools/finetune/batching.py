@@ -1,0 +1,67 @@
+"""Which rows meet in which optimiser step, and how a step's rows share forward passes. Pure; no torch.
+
+Everything is a function of the step number, so that a resumed run sees the same rows in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from random import Random
+
+
+@dataclass(frozen=True)
+class Schedule:
+    rows: int
+    batch_rows: int
+    """Rows per optimiser step (the effective batch)."""
+    epochs: float
+    max_steps: int
+    """-1: as the epochs say."""
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return ceil(self.rows / self.batch_rows)
+
+    @property
+    def total_steps(self) -> int:
+        return self.max_steps if self.max_steps > 0 else max(1, ceil(self.steps_per_epoch * self.epochs))
+
+    def epoch_of(self, step: int) -> float:
+        """Epochs done after `step` steps."""
+        return step / self.steps_per_epoch
+
+    def rows_of(self, step: int) -> list[int]:
+        """Row indices of step 0, 1, …; every epoch has its own order."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = list(range(self.rows))
+        Random(f"{self.seed}/{epoch}").shuffle(order)
+        return order[position * self.batch_rows : (position + 1) * self.batch_rows]
+
+    def used_rows(self) -> list[int]:
+        """Every row that some step uses, ascending."""
+        steps = min(self.total_steps, self.steps_per_epoch)
+        if steps == self.steps_per_epoch:
+            return list(range(self.rows))
+        return sorted(row for step in range(steps) for row in self.rows_of(step))
+
+
+def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Indices grouped so that each group's tokens fit the budget; a longer row goes alone.
+
+    First-fit decreasing: long rows first, so that groups come out equally full and few.
+    """
+    groups: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        length = lengths[index]
+        fit = next((g for g, left in enumerate(room) if length <= left), None)
+        if fit is None:
+            groups.append([index])
+            room.append(token_budget - length)
+        else:
+            groups[fit].append(index)
+            room[fit] -= length
+    return groups

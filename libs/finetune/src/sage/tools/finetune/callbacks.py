@@ -1,0 +1,124 @@
+"""What a run tells those who watch it, and how they stop it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TextIO
+
+StopMode = Literal["save_and_stop", "stop"]
+LogLevel = Literal["info", "warn", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """After one optimiser step."""
+
+    step: int
+    """From 1."""
+    total_steps: int
+    loss: float
+    """Mean over the step's label tokens."""
+    lr: float
+    tokens_per_second: float
+    """Real tokens, prompts included, of the last few steps."""
+    eta_s: float
+    epoch: float
+    peak_memory_bytes: int
+    trained_tokens: int
+    """Real tokens since the run began, resumed parts included."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointInfo:
+    step: int
+    path: Path
+    train_loss: float | None
+    eval_loss: float | None = None
+
+
+class TrainingCallback:
+    """Override what you need. Calls come from the training thread, so be quick."""
+
+    def on_phase(self, name: str, detail: str) -> None:
+        """A part of the run begins: base_model, data, loading, base_eval, training, eval, saving."""
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        """An optimiser step is done."""
+
+    def on_checkpoint(self, checkpoint: CheckpointInfo) -> None:
+        """A checkpoint is on disk, whole."""
+
+    def on_eval(self, name: Literal["base", "tuned"], loss: float) -> None:
+        """A held-out loss is known."""
+
+    def on_log(self, level: LogLevel, message: str) -> None:
+        """Something a person may want to know."""
+
+    def should_stop(self) -> StopMode | None:
+        """Asked between forward passes: write a checkpoint and stop, stop at once, or None to go on."""
+        return None
+
+
+class CallbackList(TrainingCallback):
+    """Tells each in turn; the first wish to stop counts, "stop" above "save_and_stop"."""
+
+    def __init__(self, callbacks: Sequence[TrainingCallback]) -> None:
+        self._callbacks = tuple(callbacks)
+
+    def on_phase(self, name: str, detail: str) -> None:
+        for callback in self._callbacks:
+            callback.on_phase(name, detail)
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        for callback in self._callbacks:
+            callback.on_step(metrics)
+
+    def on_checkpoint(self, checkpoint: CheckpointInfo) -> None:
+        for callback in self._callbacks:
+            callback.on_checkpoint(checkpoint)
+
+    def on_eval(self, name: Literal["base", "tuned"], loss: float) -> None:
+        for callback in self._callbacks:
+            callback.on_eval(name, loss)
+
+    def on_log(self, level: LogLevel, message: str) -> None:
+        for callback in self._callbacks:
+            callback.on_log(level, message)
+
+    def should_stop(self) -> StopMode | None:
+        wishes = {callback.should_stop() for callback in self._callbacks}
+        return "stop" if "stop" in wishes else "save_and_stop" if "save_and_stop" in wishes else None
+
+
+class ConsoleProgress(TrainingCallback):
+    """Plain lines on stderr: what `LoRATrainer(config).train()` shows when it is given no callbacks."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._began = time.monotonic()
+
+    def on_phase(self, name: str, detail: str) -> None:
+        self._line(f"{name}: {detail}")
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        m = metrics
+        self._line(
+            f"step {m.step}/{m.total_steps}  loss {m.loss:.4f}  lr {m.lr:.2e}  "
+            f"{m.tokens_per_second:.0f} tokens/s  {m.eta_s:.0f} s left"
+        )
+
+    def on_checkpoint(self, checkpoint: CheckpointInfo) -> None:
+        self._line(f"checkpoint: {checkpoint.path}")
+
+    def on_eval(self, name: Literal["base", "tuned"], loss: float) -> None:
+        self._line(f"held-out loss of the {name} model: {loss:.4f}")
+
+    def on_log(self, level: LogLevel, message: str) -> None:
+        self._line(message if level == "info" else f"{level}: {message}")
+
+    def _line(self, text: str) -> None:
+        print(f"[{time.monotonic() - self._began:7.1f} s] {text}", file=self._stream, flush=True)

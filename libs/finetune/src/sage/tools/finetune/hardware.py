@@ -1,0 +1,135 @@
+"""What the machine has, and the settings that follow from it. No torch, except in `pick_device`."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from sage_contracts.errors import OutOfMemoryError
+
+ResolvedPrecision = Literal["fp32", "fp16", "bf16"]
+
+
+@cache
+def has_cuda() -> bool:
+    """Whether an NVIDIA device is usable, found without importing torch."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    devices = Path("/proc/driver/nvidia/gpus")
+    if devices.is_dir() and any(devices.iterdir()):
+        return True
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return listing.returncode == 0 and b"GPU" in listing.stdout
+
+
+def pick_device() -> str:
+    """`cuda` or `cpu`, as torch sees it."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def physical_cores() -> int:
+    """Cores this process may use: its affinity, siblings counted once, within the cgroup's quota."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = {_siblings(cpu) for cpu in allowed}
+    return max(1, min(len(cores), _cgroup_cpus() or len(cores)))
+
+
+def _siblings(cpu: int) -> str:
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def _cgroup_cpus() -> int | None:
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if quota == "max" else max(1, int(quota) // int(period))
+    except (OSError, ValueError):
+        return None
+
+
+def set_threads() -> int:
+    """Give torch one thread per core; OMP_NUM_THREADS wins where it is set. Returns the number.
+
+    More threads than cores spin against each other: on a shared two-core machine that costs 4 to 15 times.
+    """
+    import torch
+
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(asked) if asked.isdigit() and int(asked) > 0 else physical_cores()
+    torch.set_num_threads(threads)
+    return threads
+
+
+@cache
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 natively; without that bf16 is slower than fp32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def resolve_precision(asked: str, device: str) -> tuple[ResolvedPrecision, str]:
+    """(precision to run in, why it differs from what was asked, or "")."""
+    if device == "cpu":
+        natural: ResolvedPrecision = "bf16" if cpu_has_bf16() else "fp32"
+        if asked == "fp16":
+            return natural, f"fp16 has no fast path on a CPU; this run uses {natural}"
+        if asked == "bf16" and natural == "fp32":
+            return "fp32", "this CPU has no bf16 units; this run uses fp32"
+        return (natural if asked == "auto" else asked), ""  # type: ignore[return-value]
+    import torch
+
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if asked == "auto":
+        return ("bf16" if has_bf16 else "fp16"), ""
+    if asked == "bf16" and not has_bf16:
+        return "fp16", "this GPU has no bf16 units; this run uses fp16"
+    return asked, ""  # type: ignore[return-value]
+
+
+def torch_dtype(precision: ResolvedPrecision) -> Any:
+    import torch
+
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn a device's or the machine's lack of memory into OutOfMemoryError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        text = str(error)
+        if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+            raise OutOfMemoryError(
+                "There was not enough memory for this run. In this order, try: load_in_8bit or load_in_4bit, a "
+                "smaller max_length, per_device_train_batch_size=1, gradient_checkpointing, a smaller lora.r. "
+                f"({text.splitlines()[0] if text else 'MemoryError'})"
+            ) from error
+        raise
+
+
+def peak_memory_bytes(device: str) -> int:
+    """The most the device held: CUDA's allocator, or this process's resident set."""
+    if device != "cpu":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

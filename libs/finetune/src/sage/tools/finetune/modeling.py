@@ -1,0 +1,104 @@
+"""A base model in memory with fresh adapters on it, frozen everywhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sage.tools.finetune.hardware import ResolvedPrecision, torch_dtype
+from sage_contracts.config import LoRAConfig, TrainingConfig
+from sage_contracts.errors import InvalidRequestError, ModelNotFoundError
+
+
+def load_tokenizer(base: Path) -> Any:
+    """Raises: ModelNotFoundError when the folder has no usable tokenizer."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(base))
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(f"{base} has no tokenizer that can be loaded: {error}", param="model") from error
+
+
+def load_base(base: Path, config: TrainingConfig, device: str, precision: ResolvedPrecision) -> Any:
+    """The causal language model of a folder, quantised as the config says, every weight frozen.
+
+    Raises: ModelNotFoundError when the folder holds no such model.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    options: dict[str, Any] = {"dtype": torch_dtype(precision)}
+    if config.load_in_8bit or config.load_in_4bit:
+        options["quantization_config"] = _quantisation(config, precision)
+        options["device_map"] = {"": device}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(base), **options)
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(f"{base} holds no model that can be trained: {error}", param="model") from error
+    if "device_map" not in options:
+        model = model.to(device)
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    if config.gradient_checkpointing:
+        # Not reentrant: works although no input of the first layer needs a gradient.
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def _quantisation(config: TrainingConfig, precision: ResolvedPrecision) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if config.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch_dtype(precision),
+    )
+
+
+def add_adapters(model: Any, lora: LoRAConfig) -> Any:
+    """Wrap the model; only adapters train, in fp32 whatever the base is in.
+
+    Raises: InvalidRequestError when no module has one of the target names.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    adapters = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=lora.target_modules,
+        bias=lora.bias,
+    )
+    try:
+        return get_peft_model(model, adapters)
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"These adapters do not fit the base model: {error}. Set lora.target_modules to 'all-linear'.",
+            param="lora.target_modules",
+        ) from error
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Weights and config of the adapter, as peft and vLLM read them."""
+    # "auto" would ask a hub whether the vocabulary was changed; ours never is.
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+
+
+def make_optimizer(model: Any, config: TrainingConfig, device: str) -> tuple[Any, str]:
+    """(optimizer over the adapters, a note when it is not the one asked for, or "")."""
+    import torch
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.optim == "paged_adamw_8bit" and device != "cpu":
+        from bitsandbytes.optim import PagedAdamW8bit
+
+        return PagedAdamW8bit(trained, **options), ""
+    note = "" if config.optim == "adamw_torch" else "paged_adamw_8bit needs a GPU; this run uses adamw_torch"
+    return torch.optim.AdamW(trained, **options), note

@@ -1,0 +1,80 @@
+"""What a run is made of once its base model is a folder: device, precision, model, tokenizer, optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sage.tools.finetune.callbacks import TrainingCallback
+from sage.tools.finetune.hardware import pick_device, resolve_precision, set_threads
+from sage.tools.finetune.losses import LossFunction, choose_loss
+from sage.tools.finetune.modeling import add_adapters, load_base, load_tokenizer, make_optimizer
+from sage.tools.finetune.rendering import ChatRenderer, Sample
+from sage.tools.finetune.task_data import Splits
+from sage_contracts.config import TrainingConfig
+from sage_contracts.errors import InvalidDataError
+
+# Tokens per forward pass on a CPU: activations of this many stay near its caches, and memory stays flat.
+CPU_TOKEN_BUDGET = 512
+EVAL_TOKEN_BUDGET = 2048  # nothing is kept for a backward pass
+
+
+class RunParts:
+    """Built in the order that fails early: what is cheap to check comes before the weights."""
+
+    def __init__(self, config: TrainingConfig, base: Path, tell: TrainingCallback) -> None:
+        import torch
+
+        self._config = config
+        self._tell = tell
+        self.device = pick_device()
+        self.precision, note = resolve_precision(config.precision, self.device)
+        threads = set_threads()
+        self._warn(note)
+        self.tokenizer = load_tokenizer(base)
+        self.renderer = ChatRenderer(self.tokenizer, config.max_length)
+        torch.manual_seed(config.seed)
+        model = load_base(base, config, self.device, self.precision)
+        self.model = add_adapters(model, config.lora)
+        self.optimizer, note = make_optimizer(self.model, config, self.device)
+        self._warn(note)
+        # fp16's range is too small for the gradients of a mean over many tokens.
+        needs_scaling = self.precision == "fp16" and self.device != "cpu"
+        self.scaler = torch.amp.GradScaler(self.device) if needs_scaling else None
+        trained, total = self.model.get_nb_trainable_parameters()
+        where = f"{self.device}, {threads} threads" if self.device == "cpu" else self.device
+        tell.on_log("info", f"Training {trained:,} of {total:,} parameters in {self.precision} on {where}")
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens per forward pass: what the batch size allows at full length; less on a CPU."""
+        allowed = self._config.per_device_train_batch_size * self._config.max_length
+        return min(allowed, CPU_TOKEN_BUDGET) if self.device == "cpu" else allowed
+
+    def render(self, splits: Splits) -> tuple[list[Sample], list[Sample]]:
+        """(training, held-out) samples. Raises: InvalidDataError."""
+        conversations: Sequence[Any] = splits.train
+        if self._config.max_steps > 0:
+            # The rows are shuffled already: a run of few steps need not render all of them.
+            conversations = conversations[: self._config.max_steps * self._config.effective_batch_size]
+        train, held = self.renderer.samples(conversations), self.renderer.samples(splits.validation)
+        stats = self.renderer.stats
+        if stats.truncated:
+            self._warn(
+                f"{stats.truncated} rows are longer than max_length={self._config.max_length} tokens and were cut"
+                + (f"; {stats.dropped} of them lost their whole answer and are left out" if stats.dropped else "")
+            )
+        if not train:
+            raise InvalidDataError(
+                f"No row has an answer within max_length={self._config.max_length} tokens. Raise max_length."
+            )
+        return train, held
+
+    def loss(self, samples: Sequence[Sample]) -> LossFunction:
+        """The fast loss, when it is exact for this model."""
+        return choose_loss(self.model, samples, self._warn)
+
+    def _warn(self, message: str) -> None:
+        if message:
+            self._tell.on_log("warn", message)

@@ -1,0 +1,135 @@
+"""Files and folders that appear whole or not at all, and one process at a time where it matters."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+from sage_contracts.errors import ServiceUnavailableError, StorageFullError
+
+_LOCK_POLL_S = 0.2
+
+
+@contextmanager
+def folder_written_whole(target: Path) -> Iterator[Path]:
+    """A new folder beside `target` that takes its place when the block ends well, and vanishes otherwise.
+
+    Readers of an older `target` keep the files they opened. Raises: StorageFullError.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        with storage_errors(target):
+            yield unfinished
+            unfinished.chmod(0o755)  # mkdtemp makes it private; other services read it
+            for path in unfinished.rglob("*"):
+                path.chmod(0o755 if path.is_dir() else 0o644)
+                if path.is_file():
+                    _sync(path)
+            _replace_folder(unfinished, target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _replace_folder(new: Path, target: Path) -> None:
+    # A folder cannot be renamed onto one with something in it: move the old one aside first.
+    old = target.with_name(f".{target.name}.old.{os.getpid()}")
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole. Raises: StorageFullError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with storage_errors(path):
+        try:
+            unfinished.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            _sync(unfinished)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def storage_errors(where: Path) -> Iterator[None]:
+    """Turn a full disk into StorageFullError."""
+    try:
+        yield
+    except Exception as error:
+        if _is_full(error):
+            raise StorageFullError(f"The disk is full: {where} could not be written. Free some space.") from error
+        raise
+
+
+def _is_full(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    # Libraries written in Rust or C++ pass on only the text.
+    return "No space left on device" in str(error)
+
+
+def file_sha256(path: Path) -> str:
+    digest = sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def require_free_space(folder: Path, needed_bytes: int, what: str) -> None:
+    """Raises: StorageFullError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise StorageFullError(
+            f"{what} needs {needed_bytes / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free. "
+            "Free some space, or set SAGE_HOME to another disk."
+        )
+
+
+@contextmanager
+def exclusive_lock(path: Path, deadline_s: float, report: Callable[[str], None]) -> Iterator[None]:
+    """Hold a file lock, which the system drops should this process die. Raises: ServiceUnavailableError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    give_up_at = time.monotonic() + deadline_s
+    with path.open("w") as handle:
+        told = False
+        while not _try_lock(handle.fileno()):
+            if not told:
+                report(f"Waiting for another process that prepares {path.stem}")
+                told = True
+            if time.monotonic() > give_up_at:
+                raise ServiceUnavailableError(
+                    f"Another process has held {path} for {deadline_s:.0f} s. Stop it and try again."
+                )
+            time.sleep(_LOCK_POLL_S)
+        yield
+
+
+def _try_lock(descriptor: int) -> bool:
+    with suppress(BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,132 @@
+"""The rows of a run: the user's own, or what each task brings along. No torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+
+from sage.tools.finetune.code_data import CodePair, build_code_pairs, split_by_module
+from sage.tools.finetune.data import Conversation, load_conversations
+from sage.tools.finetune.data.report import conversation_key
+from sage.tools.finetune.registry import Registry
+from sage_contracts.config import Task, TrainingConfig
+from sage_contracts.errors import InvalidDataError
+
+SAMPLES_DIR = Path(__file__).parent / "samples"
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What is trained on and what is held out; no conversation is in both."""
+
+    train: list[Conversation]
+    validation: list[Conversation]
+    description: str
+    """For people: where the rows come from and how they were split."""
+
+    def fingerprint(self) -> str:
+        """sha256 over every row of both splits, in order."""
+        digest = sha256()
+        for rows in (self.train, self.validation):
+            for row in rows:
+                digest.update(json.dumps(row.messages, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass"))
+            digest.update(b"\0")
+        return digest.hexdigest()
+
+
+OwnData = Callable[[TrainingConfig], Splits]
+TASKS: Registry[OwnData] = Registry("task", "sage.finetune.tasks")
+"""Task name -> the data it brings when the user gives none."""
+
+
+def prepare(
+    config: TrainingConfig, *, training_path: Path | None = None, validation_path: Path | None = None
+) -> Splits:
+    """The rows to train on and to hold out; limited to `max_train_rows` and `max_eval_rows`.
+
+    `training_path` (default: `config.data_path`) is a file of rows, or for the task `code` also a source tree.
+    Raises: InvalidDataError.
+    """
+    path = training_path or (Path(config.data_path).expanduser() if config.data_path else None)
+    if path is None:
+        splits = TASKS.get(config.task.value)(config)
+    elif config.task is Task.CODE and (path.is_dir() or path.suffix == ".py"):
+        splits = _split_code(build_code_pairs(path), config, f"functions of {path}")
+    else:
+        splits = _from_files(config, path, validation_path)
+    return _limited(splits, config)
+
+
+def _from_files(config: TrainingConfig, path: Path, validation_path: Path | None) -> Splits:
+    if path.is_dir():
+        raise InvalidDataError(f"{path} is a folder. Only the task 'code' takes one; give a JSON or JSONL file.")
+    rows = load_conversations(path)
+    if validation_path is None:
+        return _split_rows(rows, config, path.name)
+    held = _unique(load_conversations(validation_path))
+    known = {conversation_key(row.messages) for row in held}
+    train = [row for row in _unique(rows) if conversation_key(row.messages) not in known]
+    if not train:
+        raise InvalidDataError(f"Every row of {path.name} is also in {validation_path.name}: nothing to train on.")
+    description = f"{path.name}: {len(train)} rows; held out: {len(held)} of {validation_path.name}"
+    return Splits(train, held, description)
+
+
+def _split_rows(rows: Sequence[Conversation], config: TrainingConfig, source: str) -> Splits:
+    unique = _unique(rows)
+    Random(config.seed).shuffle(unique)
+    wanted = round(len(unique) * config.validation_fraction)
+    if config.validation_fraction > 0 and len(unique) > 1:
+        wanted = max(1, min(wanted, len(unique) - 1))
+    train, held = unique[wanted:], unique[:wanted]
+    dropped = len(rows) - len(unique)
+    note = f", {dropped} duplicates removed" if dropped else ""
+    return Splits(train, held, f"{source}: {len(train)} rows, {len(held)} held out{note}")
+
+
+def _split_code(pairs: Sequence[CodePair], config: TrainingConfig, source: str) -> Splits:
+    train, held = split_by_module(pairs, config.validation_fraction)
+    if not held:
+        return _split_rows([pair.conversation() for pair in pairs], config, f"{source} (one module, split by function)")
+    order = Random(config.seed)
+    order.shuffle(train)
+    order.shuffle(held)
+    modules = len({pair.module for pair in held})
+    description = f"{source}: {len(train)} to train on, {len(held)} held out from {modules} unseen modules"
+    return Splits([pair.conversation() for pair in train], [pair.conversation() for pair in held], description)
+
+
+def _unique(rows: Sequence[Conversation]) -> list[Conversation]:
+    return list({conversation_key(row.messages): row for row in rows}.values())
+
+
+def _limited(splits: Splits, config: TrainingConfig) -> Splits:
+    train = splits.train[: config.max_train_rows] if config.max_train_rows else splits.train
+    return Splits(train, splits.validation[: config.max_eval_rows], splits.description)
+
+
+@TASKS.register("code")
+def _standard_library(config: TrainingConfig) -> Splits:
+    version = ".".join(map(str, sys.version_info[:2]))
+    return _split_code(build_code_pairs(None), config, f"functions of Python {version}'s standard library")
+
+
+def _samples(config: TrainingConfig) -> Splits:
+    path = SAMPLES_DIR / f"{config.task.value}.jsonl"
+    return _split_rows(load_conversations(path), config, f"the sample set '{config.task.value}'")
+
+
+for _task in (Task.QA, Task.CHAT, Task.INSTRUCTION):
+    TASKS.register(_task.value)(_samples)
+
+
+@TASKS.register("custom")
+def _no_data(config: TrainingConfig) -> Splits:
+    raise InvalidDataError(
+        "The task 'custom' has no data of its own: give some with --data (data_path in Python).", param="data_path"
+    )

@@ -1,0 +1,220 @@
+"""`LoRATrainer(config).train()`: from a config to a tuned adapter in its folder."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sage.tools.finetune.base_models import base_info, resolve_base
+from sage.tools.finetune.batching import Schedule
+from sage.tools.finetune.callbacks import CallbackList, ConsoleProgress, StopMode, TrainingCallback
+from sage.tools.finetune.checkpoints import Checkpoints, RunState
+from sage.tools.finetune.hardware import memory_errors
+from sage.tools.finetune.loop import RunStopped, TrainingLoop, held_out_loss
+from sage.tools.finetune.outputs import OutputLayout, package_versions
+from sage.tools.finetune.registry import Registry
+from sage.tools.finetune.run_parts import EVAL_TOKEN_BUDGET, RunParts
+from sage.tools.finetune.storage import storage_errors
+from sage.tools.finetune.task_data import Splits, prepare
+from sage.tools.finetune.tracking import curves
+from sage_contracts.config import TrainingConfig
+from sage_contracts.errors import InvalidRequestError
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run left behind. After a stop there is no new adapter, only checkpoints."""
+
+    output_dir: Path
+    adapter_dir: Path | None
+    stopped: StopMode | None
+    base_model: Path
+    base_eval_loss: float | None = None
+    eval_loss: float | None = None
+    metrics: dict[str, float | int | None] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+TRAINERS: Registry[type[LoRATrainer]] = Registry("trainer", "sage.finetune.trainers")
+
+
+@TRAINERS.register("lora")
+class LoRATrainer:
+    """Supervised fine-tuning of low-rank adapters.
+
+    `home` is where base models are kept (default: $SAGE_HOME or ~/.sage). `run_id` ties checkpoints to one run: with
+    `resume`, only those of the same run_id, data, base and batch are continued. Without callbacks progress is
+    printed; pass `()` for silence.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        callbacks: Sequence[TrainingCallback] | None = None,
+        *,
+        home: Path | None = None,
+        training_path: Path | None = None,
+        validation_path: Path | None = None,
+        resume: bool = False,
+        run_id: str | None = None,
+    ) -> None:
+        self._config = config
+        self._watchers = tuple(callbacks) if callbacks is not None else (ConsoleProgress(),)
+        self._home = home or Path(os.environ.get("SAGE_HOME", "~/.sage")).expanduser()
+        self._training_path = training_path
+        self._validation_path = validation_path
+        self._resume = resume
+        self._run_id = run_id
+
+    def train(self) -> TrainResult:
+        """Run to the end, or to where a callback wants it stopped.
+
+        Raises: InvalidDataError, ModelNotFoundError, StorageFullError, OutOfMemoryError, TrainingFailedError.
+        """
+        try:
+            root = self._config.require_output_dir()
+        except ValueError as error:
+            raise InvalidRequestError(str(error), param="output_dir") from error
+        tell = CallbackList(self._watchers)
+        with storage_errors(root), memory_errors():
+            return _Run(self, OutputLayout(root), tell).go()
+
+
+class _Run:
+    """One call of `train`: the parts in the order they happen."""
+
+    def __init__(self, trainer: LoRATrainer, layout: OutputLayout, tell: CallbackList) -> None:
+        self._t = trainer
+        self._config = trainer._config
+        self._layout = layout
+        self._tell = tell
+        self._began = time.monotonic()
+
+    def go(self) -> TrainResult:
+        config, tell = self._config, self._tell
+        tell.on_phase("data", "Preparing the rows")
+        splits = prepare(
+            config, training_path=self._t._training_path, validation_path=self._t._validation_path
+        )
+        tell.on_log("info", f"Data: {splits.description}")
+        tell.on_phase("base_model", config.model_name)
+        base = resolve_base(config.model_name, self._t._home, lambda message: tell.on_log("info", message))
+        try:
+            return self._train(splits, base)
+        except RunStopped as stop:
+            return TrainResult(self._layout.root, None, stop.mode, base)
+
+    def _train(self, splits: Splits, base: Path) -> TrainResult:
+        config, tell, layout = self._config, self._tell, self._layout
+        tell.on_phase("loading", f"Loading {config.model_name}")
+        parts = RunParts(config, base, tell)
+        train, held = parts.render(splits)
+        schedule = Schedule(
+            len(train), config.effective_batch_size, config.num_train_epochs, config.max_steps, config.seed
+        )
+        checkpoints = Checkpoints(layout.checkpoints, self._fingerprint(splits, base, schedule))
+        state = self._starting_state(checkpoints, parts)
+        loss = parts.loss(train)
+        layout.write_config(config)
+        with curves(layout.logs, config, state.step, tell) as told:
+            if state.step == 0 and held:
+                told.on_phase("base_eval", f"Held-out loss of the base on {len(held)} rows")
+                state.base_eval_loss = held_out_loss(parts.model, loss, held, EVAL_TOKEN_BUDGET, told)
+                told.on_eval("base", state.base_eval_loss or 0.0)
+            told.on_phase("training", f"{schedule.total_steps} steps of {config.effective_batch_size} rows")
+            loop = TrainingLoop(
+                parts.model, loss, parts.optimizer, train, schedule, config, parts.token_budget, told,
+                checkpoints, state, parts.device, parts.scaler,
+            )  # fmt: skip
+            stopped = loop.run()
+            if stopped:
+                return TrainResult(layout.root, None, stopped, base, state.base_eval_loss)
+            told.on_phase("eval", f"Held-out loss of the tuned model on {len(held)} rows")
+            eval_loss = held_out_loss(parts.model, loss, held, EVAL_TOKEN_BUDGET, told)
+            if eval_loss is not None:
+                told.on_eval("tuned", eval_loss)
+        tell.on_phase("saving", str(layout.adapter))
+        layout.write_adapter(parts.model, parts.tokenizer)
+        metrics = self._metrics(state, schedule, eval_loss, loop)
+        meta = self._meta(parts, base, splits, metrics, (len(train), len(held)), loss.name)
+        layout.write_meta(meta)
+        return TrainResult(
+            layout.root, layout.adapter, None, base, state.base_eval_loss, eval_loss, metrics, meta
+        )
+
+    def _starting_state(self, checkpoints: Checkpoints, parts: RunParts) -> RunState:
+        if not self._t._resume:
+            checkpoints.clear()  # of an earlier run: never to be continued by this one
+            return RunState()
+        newest = checkpoints.newest_whole(lambda message: self._tell.on_log("warn", message))
+        if newest is None:
+            return RunState()
+        state = checkpoints.restore(newest, parts.model, parts.optimizer, parts.scaler)
+        self._tell.on_log("info", f"Resuming after step {state.step}")
+        return state
+
+    def _fingerprint(self, splits: Splits, base: Path, schedule: Schedule) -> dict[str, Any]:
+        return {
+            "run_id": self._t._run_id,
+            "data_sha256": splits.fingerprint(),
+            "base": base.name,
+            "batch_rows": schedule.batch_rows,
+            "total_steps": schedule.total_steps,
+            "max_length": self._config.max_length,
+            "seed": self._config.seed,
+            "lora": self._config.lora.model_dump(mode="json"),
+        }
+
+    def _metrics(
+        self, state: RunState, schedule: Schedule, eval_loss: float | None, loop: TrainingLoop
+    ) -> dict[str, float | int | None]:
+        last = loop.last_metrics
+        return {
+            "steps": state.step,
+            "epochs": round(schedule.epoch_of(state.step), 4),
+            "train_loss": state.train_loss,
+            "base_eval_loss": state.base_eval_loss,
+            "eval_loss": eval_loss,
+            "trained_tokens": state.trained_tokens,
+            "tokens_per_second": last.tokens_per_second if last else None,
+            "peak_memory_bytes": last.peak_memory_bytes if last else None,
+            "wall_s": round(time.monotonic() - self._began, 2),
+        }
+
+    def _meta(
+        self,
+        parts: RunParts,
+        base: Path,
+        splits: Splits,
+        metrics: dict[str, float | int | None],
+        rows: tuple[int, int],
+        loss_name: str,
+    ) -> dict[str, Any]:
+        home = self._t._home
+        info = base_info(base)
+        return {
+            "base_model": str(base.relative_to(home)) if base.is_relative_to(home) else str(base),
+            "base_model_name": self._config.model_name,
+            "base_revision": info.get("revision"),
+            "base_licence": info.get("license"),
+            "task": self._config.task.value,
+            "preset": self._config.preset.value if self._config.preset else None,
+            "data": splits.description,
+            "data_sha256": splits.fingerprint(),
+            "chat_template_sha256": parts.renderer.template_hash,
+            "train_rows": rows[0],
+            "held_out_rows": rows[1],
+            "truncated_rows": parts.renderer.stats.truncated,
+            "dropped_rows": parts.renderer.stats.dropped,
+            "device": parts.device,
+            "precision": parts.precision,
+            "loss_path": loss_name,
+            "metrics": metrics,
+            "versions": package_versions(),
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }

@@ -1,0 +1,72 @@
+"""A broker of plain folders: the embedded stack's doorbells, one file each, without a server.
+
+Kombu's own file-system transport writes messages and exchange tables in place, so that a process which looks
+at the wrong moment reads an empty file, and its worker dies of the JSON error. Here messages appear whole.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+from kombu.transport import virtual
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import dumps, loads
+
+from sage_contracts.home import write_whole
+
+SUFFIX = ".msg"
+
+
+class Channel(virtual.Channel):  # type: ignore[misc]
+    """Each queue is a folder below `transport_options["folder"]`; names sort by time of sending."""
+
+    def _queue_folder(self, queue: str) -> Path:
+        if queue != Path(queue).name:
+            raise ValueError(f"{queue!r} cannot name a queue: it is no plain file name")
+        return Path(self.connection.client.transport_options["folder"]) / queue
+
+    def _waiting(self, queue: str) -> list[Path]:
+        try:
+            return sorted(path for path in self._queue_folder(queue).iterdir() if path.suffix == SUFFIX)
+        except FileNotFoundError:
+            return []
+
+    def _put(self, queue: str, message: dict[str, Any], **_: Any) -> None:
+        name = f"{time.time_ns():020d}-{uuid.uuid4().hex}{SUFFIX}"
+        write_whole(self._queue_folder(queue) / name, dumps(message))
+
+    def _get(self, queue: str, timeout: float | None = None) -> Any:
+        for path in self._waiting(queue):
+            try:
+                content = path.read_bytes()
+                # The removal decides: of two workers that read one message, one succeeds.
+                path.unlink()
+            except FileNotFoundError:
+                continue
+            return loads(bytes_to_str(content))
+        raise Empty
+
+    def _size(self, queue: str) -> int:
+        return len(self._waiting(queue))
+
+    def _purge(self, queue: str) -> int:
+        waiting = self._waiting(queue)
+        for path in waiting:
+            path.unlink(missing_ok=True)
+        return len(waiting)
+
+
+class Transport(virtual.Transport):  # type: ignore[misc]
+    Channel = Channel
+
+    default_port = 0
+    driver_type = "sage-folders"
+    driver_name = "sage-folders"
+    polling_interval = 0.25
+
+    def driver_version(self) -> str:
+        return "1"

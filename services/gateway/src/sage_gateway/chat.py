@@ -1,0 +1,130 @@
+"""POST /v1/chat/completions and /v1/embeddings: read, route, retrieve, and relay."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from sage_chat.backend import Backend, BackendName, ChatCall, Reply
+from sage_chat.grounding import CITATIONS_HEADER, citations_header, grounded, question_of
+from sage_chat.routing import Route
+from sage_contracts.chat import ChatRequest, Passage
+from sage_contracts.errors import InvalidRequestError, PayloadTooLargeError, SageError
+from sage_gateway.directory import ModelDirectory
+from sage_gateway.measures import ChatMeasures
+from sage_gateway.relay import CLIENT_LEFT_STATUS, ClientLeftError, RelayResponse, unless_client_leaves
+from sage_retrieval.store import IndexStore
+from sage_servicekit.errors import status_of
+
+OVERHEAD_HEADER = "X-Sage-Overhead-Ms"
+BACKEND_HEADER = "X-Sage-Backend"
+
+
+@dataclass(slots=True)
+class Chat:
+    """What the two endpoints stand on."""
+
+    backends: Mapping[BackendName, Backend]
+    directory: ModelDirectory
+    indexes: IndexStore
+    measures: ChatMeasures
+    passages: int
+    max_body_bytes: int
+
+    async def complete(self, request: Request) -> Response:
+        started = time.perf_counter()
+        body = await _read_json(request, self.max_body_bytes)
+        body.setdefault("model", "")
+        asked = ChatRequest.model_validate(body)
+        if not asked.messages:
+            raise InvalidRequestError("messages: at least one message is needed", param="messages")
+        route = await self.directory.route(asked.model)
+        passages: list[Passage] = []
+        if asked.index:
+            question = question_of(body["messages"])
+            passages = await asyncio.to_thread(self.indexes.search, asked.index, question, self.passages)
+            body["messages"] = grounded(body["messages"], passages)
+        headers = {CITATIONS_HEADER: citations_header(passages)} if asked.index else {}
+        call = ChatCall(route.model, body, tuple(passages))
+        return await self._relay(request, started, route, self.backends[route.backend].stream, call, headers)
+
+    async def embed(self, request: Request) -> Response:
+        started = time.perf_counter()
+        body = await _read_json(request, self.max_body_bytes)
+        if not isinstance(body.get("model"), str) or "input" not in body:
+            raise InvalidRequestError("An embeddings request needs `model` and `input`.", param="model")
+        route = await self.directory.route(body["model"])
+        call = ChatCall(route.model, body)
+        return await self._relay(request, started, route, self.backends[route.backend].embed, call, {})
+
+    async def _relay(
+        self,
+        request: Request,
+        started: float,
+        route: Route,
+        ask: Callable[[ChatCall], Coroutine[Any, Any, Reply]],
+        call: ChatCall,
+        headers: dict[str, str],
+    ) -> Response:
+        overhead_s = time.perf_counter() - started
+        self.measures.overhead_s.observe(overhead_s)
+        status = CLIENT_LEFT_STATUS
+        try:
+            # Non-streamed answers and cold engines take long before their first byte: watch the client now.
+            reply = await unless_client_leaves(request.receive, ask(call))
+            status = reply.status
+        except ClientLeftError:
+            return Response(status_code=CLIENT_LEFT_STATUS)
+        except SageError as error:
+            status = status_of(error)
+            raise
+        finally:
+            self.measures.answers.labels(route.backend, str(status)).inc()
+        marks = {BACKEND_HEADER: str(route.backend), OVERHEAD_HEADER: f"{overhead_s * 1000:.2f}"}
+        return RelayResponse(reply, {**headers, **marks})
+
+
+async def _read_json(request: Request, max_bytes: int) -> dict[str, Any]:
+    """The body as an object. Raises: InvalidRequestError, PayloadTooLargeError."""
+    content = bytearray()
+    try:
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > max_bytes:
+                raise PayloadTooLargeError(f"The body is larger than {max_bytes} bytes.")
+    except ClientDisconnect as error:
+        raise InvalidRequestError("The request ended before its body did.") from error
+    try:
+        body = json.loads(content, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"The body is no JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise InvalidRequestError("The body must be a JSON object.")
+    return body
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not part of JSON")
+
+
+def make_router(chat: Chat) -> APIRouter:
+    router = APIRouter(tags=["chat"])
+
+    # Not as parameters of FastAPI's: the body is relayed as it is, not as a model would write it again.
+    @router.post("/v1/chat/completions", response_model=None)
+    async def chat_completions(request: Request) -> Response:
+        return await chat.complete(request)
+
+    @router.post("/v1/embeddings", response_model=None)
+    async def embeddings(request: Request) -> Response:
+        return await chat.embed(request)
+
+    return router

@@ -1,0 +1,88 @@
+"""What models there are, asked of everybody and believed for a short while; and where a name goes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sage_chat.backend import Backend, BackendName
+from sage_chat.routing import Route, choose
+from sage_contracts.errors import ModelNotFoundError, SageError
+from sage_contracts.models import ModelCard
+
+logger = logging.getLogger(__name__)
+
+_OTHERS = (BackendName.VLLM, BackendName.OPENAI, BackendName.OLLAMA)
+
+
+@dataclass(slots=True)
+class _Entry:
+    cards: list[ModelCard] | None = None
+    """None: the backend did not answer."""
+    asked_at: float = float("-inf")
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class ModelDirectory:
+    """One cache entry per backend; concurrent questions for the same list are asked once."""
+
+    def __init__(
+        self,
+        backends: Mapping[BackendName, Backend],
+        *,
+        default_model: str,
+        tuned_cache_s: float,
+        served_cache_s: float,
+    ) -> None:
+        self._backends = backends
+        self._default_model = default_model
+        self._ttl_s = dict.fromkeys(_OTHERS, served_cache_s) | {BackendName.FINETUNE: tuned_cache_s}
+        self._entries = {name: _Entry() for name in self._ttl_s}
+
+    async def route(self, name: str) -> Route:
+        """Where a request for this model goes. Raises: ModelNotFoundError, ServiceUnavailableError."""
+        wanted = self._default_model if name in ("", "default") else name
+        try:
+            return choose(wanted, await self._names(BackendName.FINETUNE))
+        except ModelNotFoundError:
+            # Just trained, perhaps; or another backend's.
+            tuned, *others = await asyncio.gather(
+                self._names(BackendName.FINETUNE, is_fresh=True), *(self._names(name) for name in _OTHERS)
+            )
+            served = {name: names for name, names in zip(_OTHERS, others, strict=True) if names}
+            return choose(wanted, tuned, served)
+
+    async def listing(self) -> list[ModelCard]:
+        """Every model that a request may name: tuned ones as they are called, others with their prefix."""
+        tuned, *others = await asyncio.gather(
+            self._cards(BackendName.FINETUNE), *(self._cards(name) for name in _OTHERS)
+        )
+        prefixed = [
+            card.model_copy(update={"id": f"{name}/{card.id}"})
+            for name, cards in zip(_OTHERS, others, strict=True)
+            for card in cards or []
+        ]
+        return [*(tuned or []), *prefixed, *await self._backends[BackendName.MOCK].models()]
+
+    async def _names(self, backend: BackendName, *, is_fresh: bool = False) -> set[str] | None:
+        cards = await self._cards(backend, is_fresh=is_fresh)
+        return None if cards is None else {card.id for card in cards}
+
+    async def _cards(self, backend: BackendName, *, is_fresh: bool = False) -> list[ModelCard] | None:
+        entry = self._entries[backend]
+        asked_at = time.monotonic()
+        async with entry.lock:
+            # An answer that arrived while we waited for the lock is fresh enough for everybody.
+            not_before = asked_at if is_fresh else asked_at - self._ttl_s[backend]
+            if entry.asked_at >= not_before:
+                return entry.cards
+            try:
+                entry.cards = await self._backends[backend].models()
+            except SageError as error:
+                logger.debug("%s does not list its models: %s", backend, error)
+                entry.cards = None
+            entry.asked_at = time.monotonic()
+            return entry.cards

@@ -1,0 +1,126 @@
+"""GET /v1/sage/status: every part of the stack, asked at the same time, within one deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import httpx
+from fastapi import APIRouter
+
+from sage_contracts.status import PartStatus, StackStatus
+from sage_gateway.settings import GatewaySettings
+
+_DEADLINE_S = 2.0
+_WORKERS = ("trainer", "merger")
+# Beats come every 5 s; three missed ones are an absence.
+_BEAT_MAX_AGE_S = 20.0
+
+
+@dataclass(slots=True)
+class StackProbe:
+    """Asks the parts that the settings name."""
+
+    client: httpx.AsyncClient
+    settings: GatewaySettings
+
+    async def status(self) -> StackStatus:
+        """Never raises: a part that does not answer is down, and says why."""
+        addresses = self.settings.addresses
+        singles: list[Coroutine[Any, Any, PartStatus]] = [
+            self._http("orchestrator", f"{addresses.orchestrator_url}/healthz"),
+            self._http("inference", f"{addresses.inference_url}/healthz", self._engines),
+            self._http("tensorboard", self.settings.tensorboard_url),
+        ]
+        if self.settings.broker_url.startswith("redis"):
+            singles.append(_redis(self.settings.broker_url))
+        workers, *parts = await asyncio.gather(self._worker_parts(), *singles)
+        gateway = PartStatus(name="gateway", state="up", detail={"url": self.settings.gateway_url})
+        return StackStatus(parts=[gateway, *parts, *workers])
+
+    async def _http(self, name: str, url: str, describe: Any = None) -> PartStatus:
+        try:
+            async with asyncio.timeout(_DEADLINE_S):
+                response = await self.client.get(url)
+                detail = {"url": url.removesuffix("/healthz")}
+                if response.is_error:
+                    return _down(name, f"HTTP {response.status_code} from {url}")
+                if describe is not None:
+                    detail |= await describe()
+                return PartStatus(name=name, state="up", detail=detail)
+        except (httpx.HTTPError, TimeoutError) as error:
+            return _down(name, f"{url} does not answer: {str(error) or type(error).__name__}")
+
+    async def _engines(self) -> dict[str, Any]:
+        try:
+            response = await self.client.get(f"{self.settings.addresses.inference_url}/v1/sage/engines")
+            answer = response.json() if response.is_success else {}
+        except (httpx.HTTPError, ValueError):
+            return {}
+        return answer if isinstance(answer, dict) else {}
+
+    async def _worker_parts(self) -> list[PartStatus]:
+        """Trainer and merger speak to the orchestrator only; it knows when it last heard them."""
+        url = f"{self.settings.addresses.orchestrator_url}/internal/workers"
+        try:
+            async with asyncio.timeout(_DEADLINE_S):
+                response = await self.client.get(url, headers=self.settings.internal_headers)
+                response.raise_for_status()
+                answer = response.json()
+        except (httpx.HTTPError, ValueError, TimeoutError) as error:
+            return [
+                _down(kind, f"the orchestrator cannot be asked: {str(error) or type(error).__name__}")
+                for kind in _WORKERS
+            ]
+        beats = answer.get("data", []) if isinstance(answer, dict) else answer
+        return [_worker(kind, [beat for beat in beats if beat.get("kind") == kind]) for kind in _WORKERS]
+
+
+def _worker(kind: str, beats: list[dict[str, Any]]) -> PartStatus:
+    alive = [beat for beat in beats if _age_s(beat) <= _BEAT_MAX_AGE_S]
+    if alive:
+        return PartStatus(name=kind, state="up", detail={"workers": alive})
+    last_s = min((_age_s(beat) for beat in beats), default=None)
+    return _down(kind, "no worker has been heard of" if last_s is None else f"last heard {last_s:.0f} s ago")
+
+
+def _age_s(beat: dict[str, Any]) -> float:
+    last_seen = beat.get("last_seen")
+    return max(0.0, time.time() - float(last_seen)) if last_seen is not None else 0.0
+
+
+async def _redis(url: str) -> PartStatus:
+    parts = urlsplit(url)
+    host, port = parts.hostname or "127.0.0.1", parts.port or 6379
+    try:
+        async with asyncio.timeout(_DEADLINE_S):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write(b"PING\r\n")
+                await writer.drain()
+                answer = await reader.readline()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError) as error:
+        return _down("redis", f"{host}:{port} does not answer: {str(error) or type(error).__name__}")
+    # A server that asks for a password is alive too.
+    state: Literal["up", "down"] = "up" if answer.startswith((b"+PONG", b"-NOAUTH")) else "down"
+    return PartStatus(name="redis", state=state, detail={"address": f"{host}:{port}"})
+
+
+def _down(name: str, why: str) -> PartStatus:
+    return PartStatus(name=name, state="down", detail={"error": why})
+
+
+def make_router(probe: StackProbe) -> APIRouter:
+    router = APIRouter(tags=["status"])
+
+    @router.get("/v1/sage/status")
+    async def status() -> StackStatus:
+        return await probe.status()
+
+    return router

@@ -1,0 +1,3 @@
+from sage_inference.main import main
+
+main()

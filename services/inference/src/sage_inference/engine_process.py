@@ -1,0 +1,182 @@
+"""One engine child: started in its own process group, watched, talked to, and ended with all it started."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import httpx
+
+from sage_contracts.errors import EngineFailedError
+from sage_inference import process_group
+from sage_inference.engine_log import EngineLog
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.1
+_PROBE_TIMEOUT_S = 5.0
+# From the first fatal line to giving up on the start: the root cause may be a few lines behind it.
+_FATAL_GRACE_S = 2.0
+_LOG_LIMIT_BYTES = 20 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where an engine listens, and the name that only this engine knows it by."""
+
+    port: int
+    nonce: str
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What to run. `command` gets the address, because the port is chosen as late as possible."""
+
+    name: str
+    command: Callable[[Address], list[str]]
+    env: dict[str, str]
+    start_deadline_s: float
+    stop_grace_s: float
+    log_path: Path
+    records: Path
+    """Folder for the record that outlives a killed agent."""
+
+
+class EngineProcess:
+    """A running engine. Make one with `start`; `stop` must be called, whatever happened in between."""
+
+    def __init__(self, launch: Launch, address: Address, process: asyncio.subprocess.Process) -> None:
+        self.url = address.url
+        self.log = EngineLog()
+        self.exited = asyncio.Event()
+        self._launch = launch
+        self._nonce = address.nonce
+        self._process = process
+        self._record = process_group.GroupRecord(launch.records, f"{launch.name}-{process.pid}")
+        self._record.write(process.pid)
+        self._drain = asyncio.create_task(self._drain_output(), name=f"log of {launch.name}")
+        self._reap = asyncio.create_task(self._wait(), name=f"wait for {launch.name}")
+
+    @classmethod
+    async def start(cls, launch: Launch) -> EngineProcess:
+        """Start the child on a port that the system hands out. Returns long before it is ready."""
+        address = Address(_free_port(), f"sage-{secrets.token_hex(16)}")
+        command = [sys.executable, "-m", "sage_inference.launch", *launch.command(address)]
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            env={**os.environ, **launch.env, "SAGE_ENGINE_PARENT": str(os.getpid())},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+        logger.info("engine %s: pid %d, port %d", launch.name, process.pid, address.port)
+        return cls(launch, address, process)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def phase(self) -> str:
+        return self.log.phase
+
+    async def wait_ready(self) -> None:
+        """Return when the child itself answers on its port. Raises: EngineFailedError with the root cause."""
+        deadline = time.monotonic() + self._launch.start_deadline_s
+        fatal_since: float | None = None
+        async with httpx.AsyncClient(base_url=self.url, timeout=_PROBE_TIMEOUT_S) as client:
+            while not self.exited.is_set():
+                if await self._answers(client):
+                    return
+                now = time.monotonic()
+                if self.log.is_fatal:
+                    fatal_since = fatal_since or now
+                if now >= deadline or (fatal_since is not None and now - fatal_since >= _FATAL_GRACE_S):
+                    break
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.exited.wait(), _POLL_S)
+        if self.exited.is_set() or fatal_since is not None:
+            raise self.failure("did not start")
+        raise EngineFailedError(
+            f"The engine for {self._launch.name} was not ready after {self._launch.start_deadline_s:.0f} s "
+            f"(last phase: {self.phase}). Log: {self._launch.log_path}"
+        )
+
+    async def _answers(self, client: httpx.AsyncClient) -> bool:
+        """Healthy, and ours: another program may have taken the port between our choice and the child's bind."""
+        try:
+            health = await client.get("/health")
+            if health.status_code != httpx.codes.OK:
+                return False
+            served = (await client.get("/v1/models")).json()["data"]
+            return any(card["id"] == self._nonce for card in served)
+        except (httpx.HTTPError, ValueError, LookupError, TypeError):
+            return False
+
+    def failure(self, what: str) -> EngineFailedError:
+        """The error that explains this engine's end, from its log."""
+        cause = self.log.root_cause(self._process.returncode)
+        return EngineFailedError(
+            f"The engine for {self._launch.name} {what}: {cause} (log: {self._launch.log_path})"
+        )
+
+    async def stop(self) -> None:
+        """End the group and wait until no process of it lives and the log is complete. Safe to call twice."""
+        await process_group.end(self._process.pid, self._launch.stop_grace_s)
+        await self._reap
+        # A grandchild in a group of its own may hold the pipe open: its log is not worth a wait.
+        await asyncio.wait({self._drain}, timeout=2)
+        self._drain.cancel()
+        self._record.remove()
+
+    async def _wait(self) -> None:
+        code = await self._process.wait()
+        # The last lines explain the exit: let the reader reach them before anybody asks why.
+        await asyncio.wait({self._drain}, timeout=1)
+        logger.info("engine %s: pid %d ended with %d", self._launch.name, self._process.pid, code)
+        self.exited.set()
+
+    async def _drain_output(self) -> None:
+        """Always read, so that a full pipe never blocks the engine; keep a bounded file and the tail."""
+        assert self._process.stdout is not None
+        self._launch.log_path.parent.mkdir(parents=True, exist_ok=True)
+        pending = b""
+        with self._launch.log_path.open("wb") as file:
+            while chunk := await self._process.stdout.read(65536):
+                _write_bounded(file, chunk)
+                *lines, pending = (pending + chunk).replace(b"\r", b"\n").split(b"\n")
+                for line in lines:
+                    self.log.add(line.decode(errors="replace"))
+                pending = pending[-65536:]
+            self.log.add(pending.decode(errors="replace"))
+
+
+def _write_bounded(file: BinaryIO, chunk: bytes) -> None:
+    # A disk that is full must not stop the reading: the ring buffer goes on.
+    with contextlib.suppress(OSError):
+        if file.tell() > _LOG_LIMIT_BYTES:
+            file.seek(0)
+            file.truncate()
+        file.write(chunk)
+        file.flush()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,195 @@
+"""The kinds of engine: how each is started, and how adapters go in and out. Both speak vLLM's HTTP surface."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import httpx
+
+from sage_contracts.errors import EngineFailedError, ModelNotFoundError
+from sage_contracts.home import Home
+from sage_inference import hardware
+from sage_inference.engine_process import Address, EngineProcess, Launch
+from sage_inference.hardware import Device
+from sage_inference.models import Adapter, BaseModel
+from sage_inference.settings import InferenceSettings
+
+Kind = Literal["vllm", "transformers"]
+
+_MIB = 2**20
+_GIB = 2**30
+# What a process needs besides weights and cache, as measured: libraries, activations, two processes for vLLM.
+_OVERHEAD_BYTES: dict[Kind, int] = {"vllm": 1200 * _MIB, "transformers": 700 * _MIB}
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+_DEFAULT_RANK = 16
+_UNLIMITED_RANK = 2**31
+_CONTEXTS_IN_CACHE = 4
+_LOAD_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One engine before it is started."""
+
+    launch: Launch
+    needed_bytes: int
+    max_rank: int
+
+
+def choose_kind(settings: InferenceSettings) -> Kind:
+    """The engine to use: vLLM where it can be found without importing it."""
+    if settings.engine != "auto":
+        return settings.engine
+    found = settings.vllm_command or importlib.util.find_spec("vllm") is not None
+    return "vllm" if found else "transformers"
+
+
+class EngineFactory:
+    """Plans and starts engines of one kind on one device."""
+
+    def __init__(self, settings: InferenceSettings, kind: Kind, device: Device) -> None:
+        self.kind = kind
+        self.device = device
+        self._settings = settings
+        self._home: Home = settings.home
+        self._bf16 = device.is_cuda or hardware.has_bf16_units()
+
+    def plan(self, base: BaseModel, rank: int) -> Plan:
+        """Decide everything but the port. `rank` is the largest that a waiting adapter needs."""
+        settings = self._settings
+        max_rank = smallest_rank(max(rank, _DEFAULT_RANK)) if self.kind == "vllm" else _UNLIMITED_RANK
+        slug = re.sub(r"[^\w.-]+", "-", base.served_name.removeprefix("base:"))
+        launch = Launch(
+            name=slug,
+            command=lambda address: self._command(base, max_rank, address),
+            env=self._env(base),
+            start_deadline_s=settings.engine_start_deadline_s,
+            stop_grace_s=settings.engine_stop_grace_s,
+            log_path=self._home.logs / f"engine-{slug}.log",
+            records=self.records,
+        )
+        return Plan(launch, self._needed_bytes(base), max_rank)
+
+    @property
+    def records(self) -> Path:
+        return self._home.run / "engines"
+
+    async def start(self, plan: Plan) -> EngineProcess:
+        return await EngineProcess.start(plan.launch)
+
+    def _command(self, base: BaseModel, max_rank: int, address: Address) -> list[str]:
+        common = ["--host", "127.0.0.1", "--port", str(address.port)]
+        common += ["--served-model-name", base.served_name, address.nonce]
+        common += ["--max-model-len", str(self.context_length(base))]
+        if self.kind == "transformers":
+            program = [sys.executable, "-m", "sage_inference.transformers_engine"]
+            return [*program, "--model", base.location, "--device", self.device.name, *common]
+        command = shlex.split(self._settings.vllm_command) or [
+            sys.executable,
+            "-m",
+            "vllm.entrypoints.cli.main",
+        ]
+        return [*command, "serve", base.location, *common, *self._vllm_options(base, max_rank)]
+
+    def _vllm_options(self, base: BaseModel, max_rank: int) -> list[str]:
+        settings = self._settings
+        options = ["--enable-lora", "--max-lora-rank", str(max_rank)]
+        options += ["--max-loras", str(settings.max_loras)]
+        options += ["--max-cpu-loras", str(max(settings.max_loras, settings.max_cpu_loras))]
+        if self.device.is_cuda:
+            options += ["--max-num-seqs", str(settings.max_num_seqs or 128)]
+            return [*options, "--gpu-memory-utilization", str(settings.gpu_memory_utilization)]
+        options += ["--max-num-seqs", str(settings.max_num_seqs or 32)]
+        # Compiling costs a minute of every cold start, and a CPU engine is started on demand.
+        options += ["--enforce-eager", "--kv-cache-memory-bytes", str(self._cache_bytes(base))]
+        return options if self._bf16 else [*options, "--dtype", "float32"]
+
+    def context_length(self, base: BaseModel) -> int:
+        """Tokens per request: the setting, but never more than the model was made for."""
+        wanted = self._settings.max_model_len or (8192 if self.device.is_cuda else 2048)
+        return min(wanted, base.max_positions or wanted)
+
+    def _cache_bytes(self, base: BaseModel) -> int:
+        if self._settings.kv_cache_bytes:
+            return self._settings.kv_cache_bytes
+        if base.kv_values_per_token is None:
+            return _GIB
+        value_bytes = 2 if self._bf16 and self.kind == "vllm" else 4
+        context_bytes = base.kv_values_per_token * value_bytes * self.context_length(base)
+        return max(64 * _MIB, _CONTEXTS_IN_CACHE * context_bytes)
+
+    def _needed_bytes(self, base: BaseModel) -> int:
+        if self.device.is_cuda and self.kind == "vllm":
+            return int(self.device.total_bytes * self._settings.gpu_memory_utilization)
+        # Files hold two bytes a weight as a rule; our own CPU engine computes with four.
+        factor = 2 if self.kind == "transformers" and not self.device.is_cuda else 1
+        return base.weights_bytes * factor + self._cache_bytes(base) + _OVERHEAD_BYTES[self.kind]
+
+    def _env(self, base: BaseModel) -> dict[str, str]:
+        threads = str(self._settings.engine_threads or _threads(self.kind))
+        env = {
+            # Threads that spin while they wait cost 4 to 15 times on a shared machine.
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONUNBUFFERED": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+        }
+        if base.is_local:
+            env["HF_HUB_OFFLINE"] = "1"
+        if self.device.is_cuda:
+            return env | {"CUDA_VISIBLE_DEVICES": self.device.index}
+        return env | {"OMP_NUM_THREADS": threads, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+
+
+def _threads(kind: Kind) -> int:
+    cores = hardware.cpu_cores()
+    if kind == "transformers":
+        return min(cores, 8)
+    return 1 if cores <= 4 else cores // 2
+
+
+def smallest_rank(rank: int) -> int:
+    """The smallest maximum that vLLM accepts and that holds `rank`."""
+    return next((choice for choice in _VLLM_RANKS if choice >= rank), _VLLM_RANKS[-1])
+
+
+async def load_adapter(url: str, adapter: Adapter, *, is_reload: bool = False) -> None:
+    """Put an adapter into a running engine. Raises: ModelNotFoundError, EngineFailedError."""
+    message = {"lora_name": adapter.name, "lora_path": str(adapter.path), "load_inplace": is_reload}
+    response = await _post(url, "/v1/load_lora_adapter", message)
+    if response.is_success:
+        return
+    reason = _reason(response)
+    if response.status_code == httpx.codes.NOT_FOUND:
+        raise ModelNotFoundError(f"The engine finds no adapter at {adapter.path}: {reason}", param="model")
+    raise EngineFailedError(f"The engine cannot load {adapter.name} from {adapter.path}: {reason}")
+
+
+async def unload_adapter(url: str, name: str) -> None:
+    """Take an adapter out; one that is not there is fine. Raises: EngineFailedError."""
+    response = await _post(url, "/v1/unload_lora_adapter", {"lora_name": name})
+    if not response.is_success and response.status_code != httpx.codes.NOT_FOUND:
+        raise EngineFailedError(f"The engine cannot unload {name}: {_reason(response)}")
+
+
+async def _post(url: str, path: str, message: dict[str, object]) -> httpx.Response:
+    try:
+        async with httpx.AsyncClient(base_url=url, timeout=_LOAD_TIMEOUT_S) as client:
+            return await client.post(path, json=message)
+    except httpx.HTTPError as error:
+        raise EngineFailedError(f"The engine does not answer {path}: {error!r}") from error
+
+
+def _reason(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return response.text[:300]

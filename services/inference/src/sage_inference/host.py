@@ -1,0 +1,340 @@
+"""The host of engines: one loop owns all state. Requests ask for a model to be ready; they never check first.
+
+An event is applied, then the policy is asked what each waiting request needs next. What takes time runs in
+tasks that report back as events, so nothing here is ever half-changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, assert_never
+
+from sage_contracts.errors import DeviceBusyError, EngineFailedError, SageError, ServiceUnavailableError
+from sage_contracts.inference import EngineState, EngineStatus, HostStatus
+from sage_inference import policy, records
+from sage_inference.lifetime import EngineLifetime
+from sage_inference.models import Wanted
+from sage_inference.policy import Action, Limits
+from sage_inference.records import AdapterSlot, Engine, Factory, Grant, Ledger, Waiter
+
+logger = logging.getLogger(__name__)
+
+_TICK_S = 1.0
+
+
+class Host:
+    """Run `run()` in a task; `acquire` is the only way to an engine."""
+
+    def __init__(
+        self, factory: Factory, ledger: Ledger, limits: Limits, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._factory = factory
+        self._lifetime = EngineLifetime(factory, ledger, self.post)
+        self._limits = limits
+        self._clock = clock
+        self._inbox: asyncio.Queue[records.Event] = asyncio.Queue()
+        self._engines: dict[str, Engine] = {}
+        self._waiters: list[Waiter] = []
+        self._failures: dict[str, list[tuple[float, SageError]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closing = False
+
+    # What requests call.
+
+    async def acquire(self, wanted: Wanted, session: str = "") -> Grant:
+        """Wait until the model is ready and hold it. Cancelling leaves the queue.
+
+        Raises: EngineFailedError, DeviceBusyError, ModelNotFoundError, ServiceUnavailableError.
+        """
+        waiter = Waiter(wanted, session, asyncio.get_running_loop().create_future())
+        self.post(records.Arrived(waiter))
+        try:
+            return await waiter.future
+        except asyncio.CancelledError:
+            self.post(records.Left(waiter))
+            raise
+
+    def release(self, grant: Grant) -> None:
+        """Give a grant back; exactly once, also when the request was cancelled."""
+        self.post(records.Released(grant))
+
+    async def end_session(self, wanted: Wanted, session: str) -> bool:
+        """A chat was left: stop its engine now if nobody else uses it. Returns whether it stops."""
+        stopped: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.post(records.SessionEnded(wanted.base.location, session, stopped))
+        return await stopped
+
+    def progress(self, wanted: Wanted) -> str:
+        """What a waiting request waits for, for people."""
+        engine = self._engines.get(wanted.base.location)
+        if engine is None:
+            return "waiting for room to start the engine"
+        if engine.state is EngineState.STARTING:
+            return f"starting engine ({engine.phase})"
+        if engine.state is EngineState.STOPPING:
+            return "waiting for the previous engine to stop"
+        return f"loading {wanted.label}"
+
+    def status(self) -> HostStatus:
+        running = [self._status_of(engine) for engine in self._engines.values()]
+        failed = [
+            EngineStatus(
+                engine_id=key,
+                kind=self._factory.kind,
+                base_model=key,
+                state=EngineState.FAILED,
+                error=failures[-1][1].message,
+            )
+            for key, failures in self._failures.items()
+            if key not in self._engines and self._clock() - failures[-1][0] < policy.CRASH_WINDOW_S
+        ]
+        return HostStatus(
+            device=self._factory.device.name,
+            engine_kind=self._factory.kind,
+            keep_alive_s=self._limits.keep_alive_s,
+            engines=running + failed,
+        )
+
+    def leased_engines(self) -> list[Engine]:
+        """Engines that hold memory, for the renewal of their leases."""
+        return [engine for engine in self._engines.values() if engine.has_lease]
+
+    def post(self, event: records.Event) -> None:
+        """Tell the loop something. Never blocks."""
+        self._inbox.put_nowait(event)
+
+    # The loop.
+
+    async def run(self) -> None:
+        """Apply events until cancelled."""
+        while True:
+            try:
+                event: records.Event = await asyncio.wait_for(self._inbox.get(), _TICK_S)
+            except TimeoutError:
+                event = records.Tick()
+            try:
+                self._apply(event)
+                self._schedule()
+            except Exception:
+                # The one writer must survive its own bugs: requests have deadlines, the engines need an owner.
+                logger.exception("event %r was not applied", type(event).__name__)
+
+    async def close(self) -> None:
+        """Refuse what waits, stop every engine and return when no process of any is left."""
+        self._is_closing = True
+        for waiter in self._waiters:
+            self._fail(waiter, ServiceUnavailableError("The inference host is shutting down."))
+        for engine in self._engines.values():
+            self._stop(engine)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _apply(self, event: records.Event) -> None:
+        match event:
+            case records.Arrived(waiter):
+                self._waiters.append(waiter)
+            case records.Left(waiter):
+                self._leave(waiter)
+            case records.Released(grant):
+                self._give_back(grant)
+            case records.Ready(engine):
+                engine.state = EngineState.STOPPING if engine.stop_requested.is_set() else EngineState.READY
+                engine.last_used = self._clock()
+            case records.Gone(engine, failure):
+                self._bury(engine, failure)
+            case records.AdapterIn(engine, name, failure):
+                self._adapter_in(engine, name, failure)
+            case records.AdapterOut(engine, name):
+                engine.busy -= 1
+                engine.slots.pop(name, None)
+            case records.YieldOrder(engine):
+                engine.must_yield = True
+            case records.SessionEnded(key, session, stopped):
+                stopped.set_result(self._end_session(key, session)) if not stopped.done() else None
+            case records.Tick():
+                pass
+            case _:
+                assert_never(event)
+
+    def _schedule(self) -> None:
+        if self._is_closing:
+            return
+        for waiter in list(self._waiters):
+            wanted = waiter.wanted
+            adapter = wanted.adapter.name if wanted.adapter else None
+            views = [engine.view() for engine in self._engines.values()]
+            decision = policy.decide(wanted.base.location, adapter, wanted.rank, views, self._limits)
+            self._carry_out(decision, waiter)
+        waited_for = {waiter.wanted.base.location for waiter in self._waiters}
+        views = [engine.view() for engine in self._engines.values()]
+        for key in policy.to_stop(views, waited_for, self._limits, self._clock()):
+            self._stop(self._engines[key])
+
+    def _carry_out(self, decision: policy.Decision, waiter: Waiter) -> None:
+        match decision.action:
+            case Action.GRANT:
+                self._grant(waiter)
+            case Action.START:
+                self._start(waiter)
+            case Action.LOAD:
+                self._load(waiter)
+            case Action.UNLOAD:
+                self._unload(self._engines[waiter.wanted.base.location], decision.target)
+            case Action.STOP:
+                self._stop(self._engines[decision.target])
+            case Action.DRAIN:
+                self._engines[decision.target].is_draining = True
+            case Action.WAIT:
+                pass
+            case _:
+                assert_never(decision.action)
+
+    # Steps of the loop.
+
+    def _grant(self, waiter: Waiter) -> None:
+        self._waiters.remove(waiter)
+        if waiter.future.done():
+            return
+        engine, now = self._engines[waiter.wanted.base.location], self._clock()
+        assert engine.process is not None
+        adapter = waiter.wanted.adapter
+        slot = engine.slots[adapter.name] if adapter else None
+        if slot is not None:
+            slot.busy += 1
+        engine.busy += 1
+        engine.sessions[waiter.session] = now
+        model = adapter.name if adapter else engine.base.served_name
+        waiter.future.set_result(Grant(engine, engine.process, model, slot))
+
+    def _give_back(self, grant: Grant) -> None:
+        engine, now = grant.engine, self._clock()
+        engine.busy -= 1
+        engine.last_used = now
+        if grant.slot is not None:
+            grant.slot.busy -= 1
+            grant.slot.last_used = now
+
+    def _leave(self, waiter: Waiter) -> None:
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+        elif waiter.future.done() and not waiter.future.cancelled() and waiter.future.exception() is None:
+            # Granted in the same moment in which it was cancelled: nobody else will give it back.
+            self._give_back(waiter.future.result())
+
+    def _fail(self, waiter: Waiter, error: SageError) -> None:
+        if not waiter.future.done():
+            waiter.future.set_exception(error)
+
+    def _fail_all(self, key: str, error: SageError, adapter: str | None = None) -> None:
+        """Fail who waits for that engine (and that adapter, when named)."""
+        for waiter in list(self._waiters):
+            wanted = waiter.wanted
+            is_meant = adapter is None or (wanted.adapter is not None and wanted.adapter.name == adapter)
+            if wanted.base.location == key and is_meant:
+                self._waiters.remove(waiter)
+                self._fail(waiter, error)
+
+    def _start(self, waiter: Waiter) -> None:
+        base = waiter.wanted.base
+        failures = self._failures.get(base.location, [])
+        gate = policy.restart_gate([moment for moment, _ in failures], self._clock())
+        if gate.is_refused:
+            minutes = policy.CRASH_WINDOW_S / 60
+            self._waiters.remove(waiter)
+            self._fail(
+                waiter,
+                EngineFailedError(
+                    f"{failures[-1][1].message} — it failed {policy.CRASHES_ALLOWED} times within {minutes:.0f} "
+                    f"minutes and is not tried again for {gate.wait_s:.0f} s.",
+                    retry_after_s=gate.wait_s,
+                ),
+            )
+            return
+        if gate.wait_s > 0:
+            return
+        ranks = [other.wanted.rank for other in self._waiters if other.wanted.base.location == base.location]
+        plan = self._factory.plan(base, max(ranks))
+        engine_id = f"{plan.launch.name}-{secrets.token_hex(3)}"
+        engine = Engine(engine_id, base, plan, self._clock())
+        self._engines[engine.key] = engine
+        self._spawn(self._lifetime.live(engine))
+
+    def _bury(self, engine: Engine, failure: SageError | None) -> None:
+        del self._engines[engine.key]
+        if failure is None:
+            return
+        logger.warning("engine %s: %s", engine.id, failure)
+        if isinstance(failure, DeviceBusyError):
+            views = [other.view() for other in self._engines.values()]
+            victim = policy.least_recently_used(views)
+            if victim is not None:
+                # Our own idle engine is in the way: its memory first, then another try for those who wait.
+                self._stop(self._engines[victim])
+                return
+        elif isinstance(failure, EngineFailedError):
+            self._failures.setdefault(engine.key, []).append((self._clock(), failure))
+            del self._failures[engine.key][: -policy.CRASHES_ALLOWED]
+        self._fail_all(engine.key, failure)
+
+    def _load(self, waiter: Waiter) -> None:
+        engine, adapter = self._engines[waiter.wanted.base.location], waiter.wanted.adapter
+        assert adapter is not None
+        engine.slots[adapter.name] = AdapterSlot(last_used=self._clock())
+        engine.busy += 1
+        self._spawn(self._lifetime.load(engine, adapter))
+
+    def _adapter_in(self, engine: Engine, name: str, failure: SageError | None) -> None:
+        engine.busy -= 1
+        engine.last_used = self._clock()
+        if failure is None:
+            engine.slots[name].is_loaded = True
+            return
+        engine.slots.pop(name, None)
+        if engine.process is not None and not engine.process.exited.is_set():
+            # When the engine itself is gone, those who wait are served by the next one.
+            self._fail_all(engine.key, failure, adapter=name)
+
+    def _unload(self, engine: Engine, name: str) -> None:
+        engine.slots[name].is_loaded = False
+        engine.busy += 1
+        self._spawn(self._lifetime.unload(engine, name))
+
+    def _end_session(self, key: str, session: str) -> bool:
+        engine = self._engines.get(key)
+        if engine is None:
+            return True
+        engine.sessions.pop(session, None)
+        since = self._clock() - max(self._limits.keep_alive_s, 1)
+        others = [moment for moment in engine.sessions.values() if moment >= since]
+        if others or not engine.view().can_stop:
+            return False
+        self._stop(engine)
+        return True
+
+    def _stop(self, engine: Engine) -> None:
+        if engine.state is EngineState.READY:
+            engine.state = EngineState.STOPPING
+        engine.stop_requested.set()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _status_of(self, engine: Engine) -> EngineStatus:
+        is_idle = engine.state is EngineState.READY and engine.busy == 0
+        return EngineStatus(
+            engine_id=engine.id,
+            kind=self._factory.kind,
+            base_model=engine.base.served_name,
+            state=engine.state,
+            phase=engine.phase,
+            adapters=[name for name, slot in engine.slots.items() if slot.is_loaded],
+            busy_requests=engine.busy,
+            idle_s=round(self._clock() - engine.last_used, 1) if is_idle else 0,
+            pid=engine.process.pid if engine.process else None,
+        )

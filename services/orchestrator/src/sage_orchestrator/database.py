@@ -1,0 +1,138 @@
+"""Connections, transactions and the schema's upgrade at start."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from sage_contracts.errors import SageError, ServiceUnavailableError, StorageFullError
+
+MIGRATION_WAIT_S = 60.0
+# Any constant will do, so long as every orchestrator on one PostgreSQL uses the same.
+_ADVISORY_LOCK = 0x5A6E0001
+
+
+class Database:
+    """Short transactions on SQLite or PostgreSQL. No session outlives a `with` block."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+        self._read, self._write = self.engine, self.engine
+        if self.engine.dialect.name == "sqlite":
+            _prepare_sqlite(self.engine)
+            # A transaction that reads first and writes later cannot be upgraded while another one writes:
+            # writers queue up at their BEGIN instead.
+            self._write = self.engine.execution_options(sage_begin="BEGIN IMMEDIATE")
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A transaction that only reads. Raises: SageError in place of the driver's errors."""
+        with _in_our_words(), Session(self._read, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction that commits at the end of the block. Raises: SageError for the driver's errors."""
+        with _in_our_words(), Session(self._write, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def upgrade(self) -> None:
+        """Bring the schema to the newest revision; of several starters one does it and the others wait."""
+        with _in_our_words():
+            if self.engine.dialect.name == "sqlite":
+                self._upgrade_sqlite()
+            else:
+                self._upgrade_postgresql()
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    def _upgrade_sqlite(self) -> None:
+        database = Path(str(self.engine.url.database))
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with _file_lock(database.with_name(f"{database.name}.migrate")), self.engine.connect() as connection:
+            _run_migrations(connection)
+
+    def _upgrade_postgresql(self) -> None:
+        with self.engine.connect() as connection:
+            connection.execute(text(f"SET lock_timeout = '{int(MIGRATION_WAIT_S)}s'"))
+            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _ADVISORY_LOCK})
+            connection.commit()
+            try:
+                _run_migrations(connection)
+            finally:
+                connection.rollback()
+                connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _ADVISORY_LOCK})
+                connection.commit()
+
+
+def _run_migrations(connection: Connection) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", "sage_orchestrator:migrations")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    connection.commit()
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def _connected(connection: Any, _record: Any) -> None:
+        # Python's driver would begin transactions when it sees fit; None leaves that to us, below.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA busy_timeout = 15000")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        # In WAL mode this survives a crash of the process; a power cut may cost the last transactions.
+        cursor.execute("PRAGMA synchronous = NORMAL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begun(connection: Connection) -> None:
+        connection.exec_driver_sql(connection.get_execution_options().get("sage_begin", "BEGIN"))
+
+
+@contextmanager
+def _file_lock(path: Path) -> Iterator[None]:
+    deadline = time.monotonic() + MIGRATION_WAIT_S
+    with path.open("w") as stream:
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ServiceUnavailableError(
+                        f"Another orchestrator has been upgrading the database for {MIGRATION_WAIT_S:.0f} s "
+                        f"({path} is locked): stop it and start again."
+                    ) from None
+                time.sleep(0.05)
+        yield
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        raise _translate(error) from error
+
+
+def _translate(error: OperationalError) -> SageError:
+    said = str(error.orig).strip()
+    if "disk is full" in said or "No space left" in said:
+        return StorageFullError(f"The database cannot grow, the disk is full ({said}): free space.")
+    if "locked" in said:
+        return ServiceUnavailableError(f"The database is busy ({said}): try again.", retry_after_s=1)
+    return ServiceUnavailableError(f"The database does not answer: {said}", retry_after_s=5)

@@ -1,0 +1,57 @@
+"""/v1/files: OpenAI's files API."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse
+from starlette.concurrency import run_in_threadpool
+
+from sage_contracts.files import FileObject, FilePurpose
+from sage_contracts.paging import Deleted, ListPage
+from sage_orchestrator.files.service import FileService
+from sage_orchestrator.files.upload import UploadReader, check_room
+from sage_orchestrator.paging import PageOrder
+
+
+def make_router(service: FileService, max_file_bytes: int) -> APIRouter:
+    router = APIRouter(prefix="/v1/files", tags=["files"])
+
+    @router.post("")
+    async def upload(request: Request) -> FileObject:
+        announced = request.headers.get("content-length", "0")
+        check_room(service.folder, int(announced) if announced.isdecimal() else 0, max_file_bytes)
+        reader = UploadReader(request.headers.get("content-type"), service.folder, max_file_bytes)
+        received = await reader.read(request.stream())
+        try:
+            return await run_in_threadpool(service.keep, received)
+        except BaseException:
+            reader.discard()
+            raise
+
+    @router.get("")
+    def list_files(
+        purpose: FilePurpose | None = None,
+        after: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+        order: PageOrder = "desc",
+    ) -> ListPage[FileObject]:
+        return service.list_files(
+            purpose=purpose.value if purpose else None, after=after, limit=limit, order=order
+        )
+
+    @router.get("/{file_id}")
+    def retrieve(file_id: str) -> FileObject:
+        return service.get(file_id)
+
+    @router.delete("/{file_id}")
+    def delete(file_id: str) -> Deleted:
+        return service.delete(file_id)
+
+    @router.get("/{file_id}/content")
+    def content(file_id: str) -> FileResponse:
+        path, filename = service.content(file_id)
+        return FileResponse(path, filename=filename, media_type="application/octet-stream")
+
+    return router

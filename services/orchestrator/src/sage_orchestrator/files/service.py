@@ -1,0 +1,159 @@
+"""Uploaded files: bytes under `<home>/files`, one row each."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from sage_contracts.errors import ConflictError, InvalidRequestError, NotFoundError
+from sage_contracts.files import FileObject, FilePurpose
+from sage_contracts.home import Home
+from sage_contracts.paging import Deleted, ListPage
+from sage_orchestrator.clock import Clock
+from sage_orchestrator.database import Database
+from sage_orchestrator.files import repository as files
+from sage_orchestrator.files.upload import TEMPORARY_PREFIX, Upload
+from sage_orchestrator.ids import new_id
+from sage_orchestrator.paging import PageOrder, list_page
+from sage_orchestrator.rows import FileRow
+
+# Kept on disk after the id, so that whoever reads the file by path alone can tell its format.
+_KNOWN_SUFFIXES = (
+    ".jsonl.gz", ".json.gz", ".csv.gz", ".tar.gz", ".tgz", ".zip",
+    ".jsonl", ".json", ".csv", ".parquet", ".txt", ".gz",
+)  # fmt: skip
+_STALE_UPLOAD_S = 24 * 3600.0
+
+
+class FileService:
+    def __init__(self, database: Database, home: Home, clock: Clock) -> None:
+        self._database = database
+        self._home = home
+        self._clock = clock
+
+    @property
+    def folder(self) -> Path:
+        return self._home.files
+
+    def keep(self, upload: Upload) -> FileObject:
+        """Give an upload its id and its row. Raises: InvalidRequestError, StorageFullError."""
+        purpose = _purpose(upload.fields.get("purpose"))
+        now = self._clock()
+        file_id = new_id("file")
+        path = self.folder / f"{file_id}{_suffix(upload.filename)}"
+        upload.path.chmod(0o644)
+        upload.path.replace(path)
+        try:
+            _sync_folder(path.parent)
+            row = FileRow(
+                id=file_id,
+                filename=upload.filename,
+                purpose=purpose.value,
+                size_bytes=upload.size_bytes,
+                path=self._home.relative(path),
+                created_at=now,
+                expires_at=_expiry(upload.fields, now),
+            )
+            with self._database.write() as session:
+                session.add(row)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return to_object(row)
+
+    def get(self, file_id: str) -> FileObject:
+        with self._database.read() as session:
+            return to_object(files.get(session, file_id))
+
+    def content(self, file_id: str) -> tuple[Path, str]:
+        """Where the bytes are, and the name they were uploaded under. Raises: NotFoundError."""
+        with self._database.read() as session:
+            row = files.get(session, file_id)
+        path = self._home.resolve(row.path)
+        if not path.is_file():
+            raise NotFoundError(f"The bytes of {file_id} are gone from {path}: upload the file again.")
+        return path, row.filename
+
+    def list_files(
+        self, *, purpose: str | None, after: str | None, limit: int, order: PageOrder
+    ) -> ListPage[FileObject]:
+        with self._database.read() as session:
+            rows, has_more = files.page(session, purpose=purpose, after=after, limit=limit, order=order)
+            return list_page([to_object(row) for row in rows], has_more)
+
+    def delete(self, file_id: str) -> Deleted:
+        """Raises: NotFoundError; ConflictError while an unfinished job needs the file."""
+        with self._database.write() as session:
+            row = files.get(session, file_id)
+            user = files.unfinished_user(session, file_id)
+            if user is not None:
+                raise ConflictError(f"{file_id} is needed by the job {user}: cancel that first.")
+            session.delete(row)
+        # The row goes first: a crash in between leaves bytes without a row, never a row without bytes.
+        self._home.resolve(row.path).unlink(missing_ok=True)
+        return Deleted(id=file_id, object="file")
+
+    def delete_expired(self) -> None:
+        """Remove files whose `expires_after` has passed, but not from under a job."""
+        with self._database.read() as session:
+            expired = [row.id for row in files.expired(session, self._clock())]
+        for file_id in expired:
+            with suppress(ConflictError, NotFoundError):
+                self.delete(file_id)
+
+    def remove_stale_uploads(self) -> None:
+        """Remove what a crash left half-sent. For the start of the process."""
+        for path in self.folder.glob(f"{TEMPORARY_PREFIX}*"):
+            with suppress(OSError):
+                if self._clock() - path.stat().st_mtime > _STALE_UPLOAD_S:
+                    path.unlink()
+
+
+def to_object(row: FileRow) -> FileObject:
+    return FileObject(
+        id=row.id,
+        bytes=row.size_bytes,
+        created_at=int(row.created_at),
+        filename=row.filename,
+        purpose=FilePurpose(row.purpose),
+        expires_at=None if row.expires_at is None else int(row.expires_at),
+    )
+
+
+def _purpose(given: str | None) -> FilePurpose:
+    names = ", ".join(purpose.value for purpose in FilePurpose)
+    if not given:
+        raise InvalidRequestError(f"The upload says no `purpose`: one of {names}.", param="purpose")
+    try:
+        return FilePurpose(given)
+    except ValueError:
+        raise InvalidRequestError(
+            f"There is no purpose {given!r}: one of {names}.", param="purpose"
+        ) from None
+
+
+def _expiry(fields: dict[str, str], now: float) -> float | None:
+    given = fields.get("expires_after[seconds]")
+    if given is None:
+        return None
+    if not given.isdecimal() or not 3600 <= int(given) <= 2_592_000:
+        raise InvalidRequestError(
+            "expires_after[seconds] is a number from 3600 (an hour) to 2592000 (30 days).",
+            param="expires_after",
+        )
+    return now + int(given)
+
+
+def _suffix(filename: str) -> str:
+    lowered = filename.lower()
+    return next((suffix for suffix in _KNOWN_SUFFIXES if lowered.endswith(suffix)), "")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in this folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,55 @@
+"""Whether a training file can be trained on, before anything is queued. No torch, nothing is extracted."""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from sage_contracts.config import Task
+from sage_contracts.errors import InvalidDataError
+
+_ARCHIVES = (".zip", ".tar.gz", ".tgz")
+
+
+def is_archive(filename: str) -> bool:
+    return filename.lower().endswith(_ARCHIVES)
+
+
+def check_data(path: Path, filename: str, task: Task) -> None:
+    """Raises: InvalidDataError, naming rows and fields, or what is wrong with the file as a whole."""
+    if not is_archive(filename):
+        from sage.tools.finetune.data import validate_file
+
+        validate_file(path, filename).require_all_good()
+        return
+    if task is not Task.CODE:
+        raise InvalidDataError(
+            f"{filename} is an archive, which only the task `code` takes (a source tree): upload rows as JSON "
+            f"or JSONL, or say sage.task = code instead of {task.value}."
+        )
+    try:
+        names = _zip_names(path) if filename.lower().endswith(".zip") else _tar_names(path)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise InvalidDataError(f"{filename} cannot be read as an archive: {error}. Make it anew.") from error
+    outside = next((name for name in names if _points_outside(name)), None)
+    if outside is not None:
+        raise InvalidDataError(f"{filename} holds {outside!r}, which points outside of it: leave that out.")
+    if not any(name.endswith(".py") for name in names):
+        raise InvalidDataError(f"{filename} holds no Python file (*.py) to learn from.")
+
+
+def _zip_names(path: Path) -> list[str]:
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist()
+
+
+def _tar_names(path: Path) -> list[str]:
+    with tarfile.open(path, "r:gz") as archive:
+        return [member.name for member in archive if member.isfile()]
+
+
+def _points_outside(name: str) -> bool:
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.is_absolute() or ".." in path.parts

@@ -1,0 +1,80 @@
+"""Rows as OpenAI's objects."""
+
+from __future__ import annotations
+
+from sage_contracts.config import PresetName, Task, TrainingConfig
+from sage_contracts.jobs import (
+    CheckpointMetrics,
+    EventLevel,
+    FineTuningJob,
+    Hyperparameters,
+    JobCheckpoint,
+    JobError,
+    JobEvent,
+    JobMethod,
+    JobMetrics,
+    JobStatus,
+    SageJobInfo,
+)
+from sage_orchestrator.rows import CheckpointRow, EventRow, JobRow
+
+
+def to_job(row: JobRow, now: float) -> FineTuningJob:
+    metrics = JobMetrics.model_validate(row.metrics)
+    status = JobStatus(row.status)
+    config = TrainingConfig.model_validate(row.config)
+    ends_at = None
+    if status is JobStatus.RUNNING and metrics.eta_s is not None:
+        ends_at = int(now + metrics.eta_s)
+    return FineTuningJob(
+        id=row.id,
+        created_at=int(row.created_at),
+        finished_at=None if row.finished_at is None else int(row.finished_at),
+        estimated_finish=ends_at,
+        model=row.model,
+        fine_tuned_model=row.fine_tuned_model,
+        status=status,
+        # The field is a plain string to OpenAI's clients: data that we bring along gets a name of its own.
+        training_file=row.training_file or f"builtin:{row.task}",
+        validation_file=row.validation_file,
+        hyperparameters=Hyperparameters.model_validate(row.hyperparameters),
+        method=JobMethod.model_validate(row.method),
+        trained_tokens=metrics.trained_tokens if status is JobStatus.SUCCEEDED else None,
+        error=None if row.error is None else JobError.model_validate(row.error),
+        seed=config.seed,
+        metadata=row.labels,
+        integrations=row.integrations,
+        sage=SageJobInfo(
+            name=row.name,
+            task=Task(row.task),
+            preset=None if row.preset is None else PresetName(row.preset),
+            config=config,
+            attempt=row.attempt,
+            version=row.version,
+            output_dir=config.output_dir,
+            metrics=metrics,
+            worker_id=row.worker_id,
+        ),
+    )
+
+
+def to_event(row: EventRow) -> JobEvent:
+    return JobEvent(
+        id=row.id,
+        created_at=int(row.created_at),
+        level=EventLevel(row.level),
+        message=row.message,
+        type="metrics" if row.type == "metrics" else "message",
+        data=row.data,
+    )
+
+
+def to_checkpoint(row: CheckpointRow, job: JobRow) -> JobCheckpoint:
+    return JobCheckpoint(
+        id=row.id,
+        created_at=int(row.created_at),
+        fine_tuning_job_id=row.job_id,
+        fine_tuned_model_checkpoint=f"{job.name}@{job.version}:ckpt-step-{row.step}",
+        step_number=row.step,
+        metrics=CheckpointMetrics(step=row.step, train_loss=row.train_loss, full_valid_loss=row.eval_loss),
+    )

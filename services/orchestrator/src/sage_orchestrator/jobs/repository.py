@@ -1,0 +1,155 @@
+"""Queries on jobs, their events and checkpoints, and the one way to change a job's status."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import or_, select, update
+from sqlalchemy.orm import Session
+
+from sage_contracts.errors import NotFoundError
+from sage_contracts.jobs import EventLevel, JobStatus
+from sage_contracts.workers import CheckpointReport, EventReport, Order
+from sage_orchestrator.ids import new_id
+from sage_orchestrator.leases import guarded_update
+from sage_orchestrator.paging import PageOrder, page_rows
+from sage_orchestrator.rows import CheckpointRow, EventRow, JobRow
+
+
+def get(session: Session, job_id: str, *, lock: bool = False) -> JobRow:
+    """Raises: NotFoundError."""
+    query = select(JobRow).where(JobRow.id == job_id)
+    row = session.scalar(query.with_for_update() if lock else query)
+    if row is None:
+        raise NotFoundError(f"There is no fine-tuning job {job_id!r}: list them with GET /v1/fine_tuning/jobs.")
+    return row
+
+
+def transition(
+    session: Session,
+    job_id: str,
+    target: JobStatus,
+    values: dict[str, Any],
+    *,
+    sources: Iterable[JobStatus],
+    attempt: int | None = None,
+    lease_before: float | None = None,
+) -> bool:
+    """Move a job to `target` if it still is where the caller believes. Says whether it moved."""
+    allowed = [source for source in sources if source.can_become(target)]
+    return guarded_update(
+        session,
+        JobRow,
+        job_id,
+        {"status": target.value, **values},
+        sources=[source.value for source in allowed],
+        attempt=attempt,
+        lease_before=lease_before,
+    )
+
+
+def change(session: Session, job_id: str, values: dict[str, Any], *, attempt: int | None = None) -> bool:
+    """Change a running job without moving it, if it still runs (and in that attempt)."""
+    return guarded_update(
+        session, JobRow, job_id, values, sources=[JobStatus.RUNNING.value], attempt=attempt
+    )
+
+
+def page(
+    session: Session, *, after: str | None, limit: int, labels: dict[str, str]
+) -> tuple[Sequence[JobRow], bool]:
+    query = select(JobRow)
+    for key, value in labels.items():
+        query = query.where(JobRow.labels[key].as_string() == value)
+    return page_rows(session, query, JobRow, after=after, limit=limit)
+
+
+def event_page(
+    session: Session, job_id: str, *, after: str | None, limit: int, order: PageOrder
+) -> tuple[Sequence[EventRow], bool]:
+    query = select(EventRow).where(EventRow.job_id == job_id)
+    return page_rows(session, query, EventRow, after=after, limit=limit, order=order)
+
+
+def checkpoint_page(
+    session: Session, job_id: str, *, after: str | None, limit: int
+) -> tuple[Sequence[CheckpointRow], bool]:
+    query = select(CheckpointRow).where(CheckpointRow.job_id == job_id)
+    return page_rows(session, query, CheckpointRow, after=after, limit=limit)
+
+
+def is_name_running(session: Session, name: str, *, besides: str) -> bool:
+    """Whether another job writes into this name's folder now."""
+    query = select(JobRow.id).where(
+        JobRow.name == name, JobRow.status == JobStatus.RUNNING.value, JobRow.id != besides
+    )
+    return session.scalar(query.limit(1)) is not None
+
+
+def wake_same_name(session: Session, name: str, now: float) -> None:
+    """The name's folder is free: whoever waited for it may start."""
+    session.execute(
+        update(JobRow)
+        .where(JobRow.name == name, JobRow.status == JobStatus.QUEUED.value)
+        .values(ring_at=now)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def due(session: Session, now: float) -> Sequence[JobRow]:
+    """Jobs that the sweeper has something to do about: a bell to ring or a lease that ran out."""
+    bell = (JobRow.status == JobStatus.QUEUED.value) & (JobRow.ring_at <= now)
+    lost = (JobRow.status == JobStatus.RUNNING.value) & (JobRow.lease_expires_at <= now)
+    return session.scalars(select(JobRow).where(or_(bell, lost)).order_by(JobRow.seq)).all()
+
+
+def ids_in(session: Session, status: JobStatus) -> Sequence[str]:
+    return session.scalars(select(JobRow.id).where(JobRow.status == status.value).order_by(JobRow.seq)).all()
+
+
+def eta_s(session: Session, job_id: str) -> float | None:
+    """Seconds that a running job believes it still needs."""
+    query = select(JobRow.metrics).where(JobRow.id == job_id, JobRow.status == JobStatus.RUNNING.value)
+    metrics = session.scalar(query) or {}
+    eta = metrics.get("eta_s")
+    return None if eta is None else float(eta)
+
+
+def add_event(
+    session: Session, job_id: str, now: float, message: str, *, level: EventLevel = EventLevel.INFO
+) -> None:
+    add_events(session, job_id, [EventReport(created_at=now, level=level, message=message)])
+
+
+def add_events(session: Session, job_id: str, reports: Iterable[EventReport]) -> None:
+    session.add_all(
+        EventRow(
+            id=new_id("ftevent"),
+            job_id=job_id,
+            created_at=report.created_at,
+            level=report.level.value,
+            message=report.message,
+            type=report.type,
+            data=report.data,
+        )
+        for report in reports
+    )
+    session.flush()
+
+
+def add_checkpoints(session: Session, job_id: str, now: float, reports: Iterable[CheckpointReport]) -> None:
+    """A step that an earlier attempt had reached already is recorded anew in its place."""
+    for report in reports:
+        row = session.scalar(
+            select(CheckpointRow).where(CheckpointRow.job_id == job_id, CheckpointRow.step == report.step)
+        )
+        if row is None:
+            row = CheckpointRow(id=new_id("ftckpt"), job_id=job_id, step=report.step, created_at=now)
+            session.add(row)
+        row.path, row.train_loss, row.eval_loss = report.path, report.train_loss, report.eval_loss
+    session.flush()
+
+
+def order_of(row: JobRow) -> Order:
+    return Order(row.pending_order)

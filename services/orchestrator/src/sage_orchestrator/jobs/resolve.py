@@ -1,0 +1,123 @@
+"""From what a person asked for to the one complete TrainingConfig that is stored. Functions of data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from sage_contracts.config import PresetName, Task, TrainingConfig, preset_fields
+from sage_contracts.errors import InvalidRequestError
+from sage_contracts.jobs import CreateJobRequest, Hyperparameters
+
+# Said elsewhere in the request, so that there is one place for each.
+_SAID_ELSEWHERE = {
+    "model_name": "`model` of the request",
+    "data_path": "`training_file` of the request",
+    "output_dir": "`suffix` of the request; the folder follows from it",
+    "task": "`sage.task`",
+    "preset": "`sage.preset`",
+}
+GIB = 2**30
+
+
+def task_of(request: CreateJobRequest) -> Task:
+    """The task: as said, else custom for somebody's own file. Raises: InvalidRequestError without either."""
+    task = request.sage.task
+    if task is None and request.training_file is None:
+        raise InvalidRequestError(
+            "Give a training_file, or one of the tasks that bring their own data: "
+            "sage.task = code, qa, chat or instruction.",
+            param="training_file",
+        )
+    if task is Task.CUSTOM and request.training_file is None:
+        raise InvalidRequestError("The task `custom` needs a training_file.", param="training_file")
+    return task or Task.CUSTOM
+
+
+def name_of(request: CreateJobRequest, job_id: str) -> str:
+    """What the tuned model will be called: suffix, else the task that was named, else `ft-` and eight digits."""
+    if request.sage.name and request.suffix and request.sage.name != request.suffix:
+        raise InvalidRequestError(
+            f"suffix says {request.suffix!r} and sage.name says {request.sage.name!r}: give one of them.",
+            param="suffix",
+        )
+    given = request.suffix or request.sage.name
+    if given:
+        return given
+    return request.sage.task.value if request.sage.task else f"ft-{job_id[-8:]}"
+
+
+def hyperparameters_of(request: CreateJobRequest) -> Hyperparameters:
+    """`method` wins over the deprecated field at the top, field by field."""
+    top = request.hyperparameters or Hyperparameters()
+    method = request.method.supervised.hyperparameters if request.method and request.method.supervised else None
+    if method is None:
+        return top
+    said = {key: value for key, value in method.model_dump().items() if value != "auto"}
+    return Hyperparameters.model_validate({**top.model_dump(), **said})
+
+
+def preset_for(device: str, total_bytes: int) -> PresetName:
+    """The preset for the device that will train."""
+    if device == "cpu":
+        return PresetName.CPU
+    if total_bytes < 8 * GIB:
+        return PresetName.MINIMAL
+    if total_bytes < 20 * GIB:
+        return PresetName.RTX_3060
+    return PresetName.RTX_4090 if total_bytes < 40 * GIB else PresetName.A100
+
+
+def resolve_config(
+    request: CreateJobRequest, *, task: Task, preset: PresetName, model: str, output_dir: str
+) -> TrainingConfig:
+    """Preset, then hyperparameters, then `sage.config`; the later wins. Raises: InvalidRequestError."""
+    _refuse_said_elsewhere(request.sage.config)
+    fields = preset_fields(preset)
+    fields |= _fields_of(hyperparameters_of(request), TrainingConfig.model_validate(fields))
+    if request.seed is not None:
+        fields["seed"] = request.seed
+    if any(integration.get("type") == "wandb" for integration in request.integrations or []):
+        fields["report_to"] = ["tensorboard", "wandb"]
+    fields = _overlay(fields, request.sage.config)
+    fields |= {"task": task, "preset": preset, "model_name": model, "output_dir": output_dir}
+    try:
+        return TrainingConfig.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidRequestError(
+            f"sage.config.{where}: {first['msg']}" if where else f"sage.config: {first['msg']}",
+            param="sage.config",
+        ) from None
+
+
+def _fields_of(asked: Hyperparameters, base: TrainingConfig) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if asked.n_epochs != "auto":
+        fields["num_train_epochs"] = asked.n_epochs
+    if asked.learning_rate_multiplier != "auto":
+        fields["learning_rate"] = base.learning_rate * asked.learning_rate_multiplier
+    if asked.batch_size != "auto":
+        # What fits on the device at once is the preset's to say; the rest is accumulated.
+        at_once = next(
+            size for size in range(base.per_device_train_batch_size, 0, -1) if asked.batch_size % size == 0
+        )
+        fields["per_device_train_batch_size"] = at_once
+        fields["gradient_accumulation_steps"] = asked.batch_size // at_once
+    return fields
+
+
+def _overlay(fields: dict[str, Any], sparse: dict[str, Any]) -> dict[str, Any]:
+    merged = {**fields, **sparse}
+    # One nested object: naming its rank must not forget the preset's alpha.
+    if isinstance(sparse.get("lora"), dict):
+        merged["lora"] = {**fields.get("lora", {}), **sparse["lora"]}
+    return merged
+
+
+def _refuse_said_elsewhere(sparse: dict[str, Any]) -> None:
+    for field, where in _SAID_ELSEWHERE.items():
+        if field in sparse:
+            raise InvalidRequestError(f"sage.config.{field} is not set here: use {where}.", param="sage.config")

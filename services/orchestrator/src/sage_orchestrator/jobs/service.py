@@ -1,0 +1,249 @@
+"""Fine-tuning jobs as their owners see them: create, look, cancel, pause, resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sage_contracts.config import TrainingConfig
+from sage_contracts.errors import ConflictError, InvalidRequestError, SageError
+from sage_contracts.files import FilePurpose
+from sage_contracts.home import Home
+from sage_contracts.jobs import (
+    CreateJobRequest,
+    EventLevel,
+    FineTuningJob,
+    JobCheckpoint,
+    JobEvent,
+    JobMethod,
+    JobStatus,
+    SupervisedMethod,
+)
+from sage_contracts.paging import ListPage
+from sage_contracts.workers import Order
+from sage_orchestrator.clock import Clock
+from sage_orchestrator.database import Database
+from sage_orchestrator.devices import ledger
+from sage_orchestrator.files import repository as files
+from sage_orchestrator.ids import new_id
+from sage_orchestrator.jobs import repository as jobs
+from sage_orchestrator.jobs.choices import TrainingDevice, choose_model, choose_preset
+from sage_orchestrator.jobs.datafile import check_data
+from sage_orchestrator.jobs.objects import to_checkpoint, to_event, to_job
+from sage_orchestrator.jobs.resolve import hyperparameters_of, name_of, resolve_config, task_of
+from sage_orchestrator.leases import ended_values, queued_values
+from sage_orchestrator.paging import PageOrder, list_page
+from sage_orchestrator.rows import FileRow, JobRow
+
+_WAITING = (JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.PAUSED)
+
+
+class JobService:
+    """`wake` is called after a commit that left a bell to ring; `check_later` after one that left a file to
+    be checked in the background."""
+
+    def __init__(
+        self,
+        database: Database,
+        home: Home,
+        clock: Clock,
+        *,
+        sync_validation_bytes: int,
+        training_device: Callable[[], TrainingDevice | None],
+        wake: Callable[[], None],
+        check_later: Callable[[str], None],
+    ) -> None:
+        self._database = database
+        self._home = home
+        self._clock = clock
+        self._sync_validation_bytes = sync_validation_bytes
+        self._training_device = training_device
+        self._wake = wake
+        self._check_later = check_later
+
+    def create(self, request: CreateJobRequest) -> FineTuningJob:
+        """Resolve, check, store. Nothing is stored when anything is wrong with the request.
+
+        Raises: InvalidRequestError, InvalidDataError (rows and fields), ModelNotFoundError, NotFoundError.
+        """
+        now = self._clock()
+        job_id = new_id("ftjob")
+        row = self._new_row(request, job_id, now)
+        uploads = self._uploads(request)
+        is_small = sum(upload.size_bytes for upload in uploads) <= self._sync_validation_bytes
+        if is_small:
+            self._check(row, uploads)
+        status = JobStatus.QUEUED if is_small else JobStatus.VALIDATING_FILES
+        row.status = status.value
+        row.ring_at = now if is_small else None
+        with self._database.write() as session:
+            # The files may have been deleted while they were read.
+            for upload in uploads:
+                files.get(session, upload.id, param="training_file")
+            session.add(row)
+            session.flush()
+            jobs.add_event(session, job_id, now, f"Created fine-tuning job: {job_id}")
+            if is_small:
+                jobs.add_event(session, job_id, now, f"Queued: {row.name} on {row.model}, preset {row.preset}")
+            else:
+                jobs.add_event(session, job_id, now, f"Validating training file: {row.training_file}")
+            job = to_job(row, now)
+        self._wake() if is_small else self._check_later(job_id)
+        return job
+
+    def finish_validation(self, job_id: str) -> None:
+        """The background part of `create` for large files; harmless when done twice or too late."""
+        with self._database.read() as session:
+            row = jobs.get(session, job_id)
+            if row.status != JobStatus.VALIDATING_FILES.value:
+                return
+            ids = [file_id for file_id in (row.training_file, row.validation_file) if file_id]
+            uploads = [files.get(session, file_id) for file_id in ids]
+        try:
+            self._check(row, uploads)
+        except SageError as error:
+            self._fail_validation(job_id, error)
+            return
+        now = self._clock()
+        with self._database.write() as session:
+            source = [JobStatus.VALIDATING_FILES]
+            if jobs.transition(session, job_id, JobStatus.QUEUED, queued_values(now), sources=source):
+                jobs.add_event(session, job_id, now, "Files validated, moving job to queued state")
+        self._wake()
+
+    def get(self, job_id: str) -> FineTuningJob:
+        with self._database.read() as session:
+            return to_job(jobs.get(session, job_id), self._clock())
+
+    def list_jobs(self, *, after: str | None, limit: int, labels: dict[str, str]) -> ListPage[FineTuningJob]:
+        """Newest first."""
+        with self._database.read() as session:
+            rows, has_more = jobs.page(session, after=after, limit=limit, labels=labels)
+            return list_page([to_job(row, self._clock()) for row in rows], has_more)
+
+    def list_events(
+        self, job_id: str, *, after: str | None, limit: int, order: PageOrder
+    ) -> ListPage[JobEvent]:
+        with self._database.read() as session:
+            jobs.get(session, job_id)
+            rows, has_more = jobs.event_page(session, job_id, after=after, limit=limit, order=order)
+            return list_page([to_event(row) for row in rows], has_more)
+
+    def list_checkpoints(self, job_id: str, *, after: str | None, limit: int) -> ListPage[JobCheckpoint]:
+        with self._database.read() as session:
+            job = jobs.get(session, job_id)
+            rows, has_more = jobs.checkpoint_page(session, job_id, after=after, limit=limit)
+            return list_page([to_checkpoint(row, job) for row in rows], has_more)
+
+    def cancel(self, job_id: str) -> FineTuningJob:
+        """At once if nobody works on it; otherwise the worker is told with its next report.
+
+        Raises: ConflictError when it has ended otherwise.
+        """
+        return self._stop(job_id, JobStatus.CANCELLED, Order.CANCEL)
+
+    def pause(self, job_id: str) -> FineTuningJob:
+        """Like cancel, but it can be resumed from its last checkpoint. Raises: ConflictError."""
+        return self._stop(job_id, JobStatus.PAUSED, Order.PAUSE)
+
+    def resume(self, job_id: str) -> FineTuningJob:
+        """Back to the queue; a pause that has not happened yet is taken back. Raises: ConflictError."""
+        now = self._clock()
+        with self._database.write() as session:
+            row = jobs.get(session, job_id, lock=True)
+            status = JobStatus(row.status)
+            if status is JobStatus.PAUSED:
+                jobs.transition(session, job_id, JobStatus.QUEUED, queued_values(now), sources=[status])
+                jobs.add_event(session, job_id, now, "Job resumed, waiting for a worker")
+            elif status is JobStatus.RUNNING and jobs.order_of(row) is Order.PAUSE:
+                jobs.change(session, job_id, {"pending_order": Order.CONTINUE.value})
+                jobs.add_event(session, job_id, now, "Pause taken back")
+            elif status.is_terminal or status is JobStatus.VALIDATING_FILES:
+                raise ConflictError(f"{job_id} is {status.value} and cannot be resumed.")
+            job = to_job(jobs.get(session, job_id), now)
+        self._wake()
+        return job
+
+    def _stop(self, job_id: str, target: JobStatus, order: Order) -> FineTuningJob:
+        now = self._clock()
+        with self._database.write() as session:
+            row = jobs.get(session, job_id, lock=True)
+            status = JobStatus(row.status)
+            if status is JobStatus.RUNNING:
+                # A cancellation is not softened to a pause by whoever comes later.
+                if jobs.order_of(row) not in (order, Order.CANCEL):
+                    jobs.change(session, job_id, {"pending_order": order.value})
+                    jobs.add_event(session, job_id, now, f"Asked the worker to {order.value} the job")
+            elif status in _WAITING and status.can_become(target):
+                values = ended_values(now) if target.is_terminal else {"ring_at": None}
+                jobs.transition(session, job_id, target, values, sources=[status])
+                ledger.release(session, ledger.training_holder(job_id))
+                jobs.add_event(session, job_id, now, f"Job {target.value}")
+            elif status is not target:
+                raise ConflictError(f"{job_id} is {status.value}: it cannot become {target.value}.")
+            return to_job(jobs.get(session, job_id), now)
+
+    def _new_row(self, request: CreateJobRequest, job_id: str, now: float) -> JobRow:
+        if request.method is not None and request.hyperparameters is not None and request.method.supervised is None:
+            request = request.model_copy(update={"method": None})
+        for integration in request.integrations or []:
+            if integration.get("type") != "wandb":
+                raise InvalidRequestError("integrations: only the type `wandb` is known.", param="integrations")
+        task = task_of(request)
+        name = name_of(request, job_id)
+        trainer = self._training_device()
+        preset = choose_preset(request.sage.preset, trainer)
+        model = choose_model(request.model, task, self._home, trainer)
+        output_dir = self._home.relative(self._home.finetune_output / name)
+        config = resolve_config(request, task=task, preset=preset, model=model, output_dir=output_dir)
+        asked = hyperparameters_of(request)
+        return JobRow(
+            id=job_id,
+            name=name,
+            task=task.value,
+            preset=preset.value,
+            model=model,
+            config=config.model_dump(mode="json"),
+            training_file=request.training_file,
+            validation_file=request.validation_file,
+            hyperparameters=asked.model_dump(mode="json"),
+            method=JobMethod(supervised=SupervisedMethod(hyperparameters=asked)).model_dump(mode="json"),
+            labels=request.metadata,
+            integrations=request.integrations,
+            pending_order=Order.CONTINUE.value,
+            metrics={},
+            created_at=now,
+            attempt=0,
+            lost_attempts=0,
+            rings=0,
+        )
+
+    def _uploads(self, request: CreateJobRequest) -> list[FileRow]:
+        uploads = []
+        with self._database.read() as session:
+            for param in ("training_file", "validation_file"):
+                file_id = getattr(request, param)
+                if file_id is None:
+                    continue
+                upload = files.get(session, file_id, param=param)
+                if upload.purpose != FilePurpose.FINE_TUNE.value:
+                    raise InvalidRequestError(
+                        f"{file_id} was uploaded for {upload.purpose!r}: upload it with the purpose 'fine-tune'.",
+                        param=param,
+                    )
+                uploads.append(upload)
+        return uploads
+
+    def _check(self, row: JobRow, uploads: list[FileRow]) -> None:
+        task = TrainingConfig.model_validate(row.config).task
+        for upload in uploads:
+            check_data(self._home.resolve(upload.path), upload.filename, task)
+
+    def _fail_validation(self, job_id: str, error: SageError) -> None:
+        now = self._clock()
+        values = {**ended_values(now), "error": {"code": error.code, "message": error.message,
+                                                 "param": error.param or "training_file"}}  # fmt: skip
+        with self._database.write() as session:
+            if jobs.transition(
+                session, job_id, JobStatus.FAILED, values, sources=[JobStatus.VALIDATING_FILES]
+            ):
+                jobs.add_event(session, job_id, now, error.message, level=EventLevel.ERROR)

@@ -1,0 +1,40 @@
+"""Settings of the orchestrator, from the environment (prefix SAGE_)."""
+
+from __future__ import annotations
+
+from sage_servicekit.settings import ServiceSettings
+
+MIB = 1024 * 1024
+
+
+class OrchestratorSettings(ServiceSettings):
+    orchestrator_port: int = 8081
+    database_url: str | None = None
+    """None: SQLite at `<home>/state/sage.db`."""
+
+    max_file_bytes: int = 2048 * MIB
+    sync_validation_bytes: int = 8 * MIB
+    """Larger training files are checked in the background, in status `validating_files`."""
+
+    lease_s: float = 30.0
+    """A worker that is silent for longer has lost its job."""
+    device_lease_s: float = 30.0
+    """An engine that does not renew for longer has lost its memory on the device."""
+    max_attempts: int = 5
+    """Workers a job may lose before it fails."""
+    sweep_interval_s: float = 2.0
+    ring_backoff_s: float = 30.0
+    """Wait before a doorbell that nobody answered is rung again; doubles each time, up to 16 times this."""
+    ring_retry_s: float = 5.0
+    """Wait after the broker refused a doorbell."""
+    worker_seen_s: float = 30.0
+    """A worker is up while its last beat is younger than this."""
+
+    @property
+    def resolved_database_url(self) -> str:
+        """SQLAlchemy's URL, with the driver named."""
+        url = self.database_url or f"sqlite:///{self.home.state / 'sage.db'}"
+        for prefix in ("postgresql://", "postgres://"):
+            if url.startswith(prefix):
+                return "postgresql+psycopg://" + url.removeprefix(prefix)
+        return url

@@ -1,0 +1,44 @@
+"""Composition root of the trainer: a Celery worker for the `train` queue."""
+
+from __future__ import annotations
+
+import threading
+
+from sage_contracts.workers import TRAIN_QUEUE, TRAIN_TASK, WorkerBeat
+from sage_servicekit import logs
+from sage_servicekit.broker import make_celery
+from sage_servicekit.machine import find_device
+from sage_servicekit.settings import worker_id
+from sage_servicekit.worker import OrchestratorLink, SignOfLife, run_worker
+from sage_trainer.runner import Post, TrainRunner
+from sage_trainer.settings import TrainerSettings
+
+
+def main() -> int:
+    """Run until SIGTERM; returns the exit code."""
+    settings = TrainerSettings()
+    logs.configure("trainer", settings.log_level)
+    name = worker_id("trainer")
+    device = find_device(settings.train_device)
+    stopping = threading.Event()
+    runner = TrainRunner(Post(settings, OrchestratorLink(settings, timeout_s=5.0), name, device, stopping))
+
+    def beat() -> WorkerBeat:
+        detail = {"job": runner.current_job} if runner.current_job else {}
+        return WorkerBeat(
+            worker_id=name,
+            kind="trainer",
+            device=device.name,
+            device_total_bytes=device.total_bytes,
+            detail=detail,
+        )
+
+    celery = make_celery(settings)
+    celery.task(runner.run, name=TRAIN_TASK)
+    # A short timeout: the file must be touched on time even when the orchestrator hangs.
+    life = SignOfLife(settings, OrchestratorLink(settings, timeout_s=2.0), beat)
+    life.start()
+    try:
+        return run_worker(celery, TRAIN_QUEUE, "trainer", stopping=stopping)
+    finally:
+        life.stop()

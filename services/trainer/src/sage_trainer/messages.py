@@ -1,0 +1,99 @@
+"""What the training child says on its standard output: one JSON object a line, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from sage_contracts.jobs import EventLevel, JobMetrics
+from sage_contracts.workers import TrainClaim
+
+
+class ChildSpec(BaseModel):
+    """The file that the child is started with."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    home: str
+    device: str
+    claim: TrainClaim
+
+
+class _Said(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class PhaseMessage(_Said):
+    kind: Literal["phase"] = "phase"
+    name: str
+    detail: str = ""
+
+
+class StepMessage(_Said):
+    kind: Literal["step"] = "step"
+    step: int
+    total_steps: int
+    epoch: float | None = None
+    loss: float | None = None
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    eta_s: float | None = None
+    trained_tokens: int | None = None
+    peak_memory_bytes: int | None = None
+
+
+class CheckpointMessage(_Said):
+    kind: Literal["checkpoint"] = "checkpoint"
+    step: int
+    path: str
+    """Relative to SAGE_HOME."""
+    train_loss: float | None = None
+    eval_loss: float | None = None
+
+
+class LogMessage(_Said):
+    kind: Literal["log"] = "log"
+    level: EventLevel = EventLevel.INFO
+    message: str
+
+
+class DoneMessage(_Said):
+    """The version is written; the last thing a successful child says."""
+
+    kind: Literal["done"] = "done"
+    metrics: JobMetrics
+    base_model: str
+    adapter_path: str
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+
+class StoppedMessage(_Said):
+    """It was told to stop and did; what can be resumed is on disk."""
+
+    kind: Literal["stopped"] = "stopped"
+    step: int | None = None
+    """The step of the checkpoint it saved."""
+
+
+class FailedMessage(_Said):
+    kind: Literal["failed"] = "failed"
+    code: str
+    message: str
+    param: str | None = None
+    is_explained: bool = False
+    """The message stands alone; otherwise the log's tail is put beside it."""
+
+
+ChildMessage = Annotated[
+    PhaseMessage
+    | StepMessage
+    | CheckpointMessage
+    | LogMessage
+    | DoneMessage
+    | StoppedMessage
+    | FailedMessage,
+    Field(discriminator="kind"),
+]
+
+CHILD_MESSAGE: TypeAdapter[ChildMessage] = TypeAdapter(ChildMessage)

@@ -1,0 +1,170 @@
+"""A small server of OpenAI's dialect, with the failures that servers have. The model's name picks the behaviour.
+
+By hand: python -m tests.fakes.fake_openai --port 9001
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+
+BEHAVIOURS = ("silent", "patient", "breaks", "bad-request", "rate-limited", "old-vllm-error", "html-error")
+
+
+class FakeOpenAI:
+    """The program's state: what it serves, and what it saw."""
+
+    def __init__(self, models: tuple[str, ...] = ("fake-model",), api_key: str | None = None) -> None:
+        self.models = list(models)
+        self.api_key = api_key
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.client_left = threading.Event()
+        self.app = FastAPI()
+        self.app.get("/v1/models")(self.list_models)
+        self.app.get("/healthz")(self.health)
+        self.app.post("/v1/chat/completions", response_model=None)(self.chat)
+        self.app.post("/v1/embeddings", response_model=None)(self.embed)
+
+    async def health(self) -> dict[str, str]:
+        return {"status": "ok"}
+
+    async def list_models(self) -> dict[str, Any]:
+        cards = [{"id": name, "object": "model", "created": 1, "owned_by": "fake"} for name in self.models]
+        return {"object": "list", "data": cards}
+
+    async def chat(self, request: Request) -> Response:
+        body = await self._read(request)
+        if self.api_key and request.headers.get("authorization") != f"Bearer {self.api_key}":
+            return _error(401, "Incorrect API key provided.", "invalid_api_key")
+        model = body["model"]
+        if model not in self.models and model not in BEHAVIOURS:
+            return _error(404, f"The model `{model}` does not exist.", "model_not_found")
+        refusal = _refusal(model)
+        if refusal is not None:
+            return refusal
+        if body.get("stream"):
+            return StreamingResponse(self._events(body), media_type="text/event-stream")
+        if model == "silent":
+            await self._wait_for_departure(request)
+        if model == "breaks":
+            return StreamingResponse(_broken_json(), media_type="application/json")
+        words, reason = _answer(body)
+        message = {"role": "assistant", "content": "".join(words)}
+        choice = {"index": 0, "message": message, "finish_reason": reason}
+        return JSONResponse({**_head(body, "chat.completion"), "choices": [choice], "usage": _usage(words)})
+
+    async def embed(self, request: Request) -> Response:
+        body = await self._read(request)
+        data = [{"object": "embedding", "index": 0, "embedding": [0.5, -1.0]}]
+        usage = {"prompt_tokens": 1, "total_tokens": 1}
+        return JSONResponse({"object": "list", "data": data, "model": body["model"], "usage": usage})
+
+    async def _read(self, request: Request) -> dict[str, Any]:
+        body: dict[str, Any] = await request.json()
+        self.requests.append(body)
+        self.headers.append(dict(request.headers))
+        return body
+
+    async def _events(self, body: dict[str, Any]) -> AsyncIterator[bytes]:
+        """Ends with `client_left` set when the connection goes before the answer is complete."""
+        is_complete = False
+        try:
+            yield _chunk(body, {"role": "assistant", "content": ""})
+            if body["model"] == "patient":
+                for number in range(8):
+                    yield f": starting {number}\n\n".encode()
+                    await asyncio.sleep(0.05)
+            words, reason = _answer(body)
+            for number, word in enumerate(words):
+                yield _chunk(body, {"content": word})
+                if body["model"] == "silent" and number == 0:
+                    await asyncio.sleep(60)
+                if body["model"] == "breaks" and number == 1:
+                    is_complete = True
+                    raise ConnectionAbortedError("on purpose")
+            yield _chunk(body, {}, reason)
+            if (body.get("stream_options") or {}).get("include_usage"):
+                yield _event({**_head(body, "chat.completion.chunk"), "choices": [], "usage": _usage(words)})
+            yield b"data: [DONE]\n\n"
+            is_complete = True
+        finally:
+            if not is_complete:
+                self.client_left.set()
+
+    async def _wait_for_departure(self, request: Request) -> None:
+        async with asyncio.timeout(60):
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+        self.client_left.set()
+
+
+def _refusal(model: str) -> Response | None:
+    if model == "bad-request":
+        return _error(400, "temperature must be at most 2", "invalid_value", param="temperature")
+    if model == "rate-limited":
+        return _error(429, "Slow down.", "rate_limit_exceeded", headers={"retry-after": "7"})
+    if model == "old-vllm-error":
+        old = {"object": "error", "message": "too many tokens", "type": "BadRequestError", "code": 400}
+        return JSONResponse(old, 400)
+    if model == "html-error":
+        return HTMLResponse("<h1>Bad gateway</h1>", 502)
+    return None
+
+
+def _answer(body: dict[str, Any]) -> tuple[list[str], str]:
+    said = str(body["messages"][-1]["content"])
+    words = [word if number == 0 else f" {word}" for number, word in enumerate(f"You said: {said}".split())]
+    limit = body.get("max_completion_tokens") or body.get("max_tokens") or len(words)
+    return words[:limit], "length" if limit < len(words) else "stop"
+
+
+async def _broken_json() -> AsyncIterator[bytes]:
+    yield b'{"id": "chatcmpl-1", "choices": ['
+    raise ConnectionAbortedError("on purpose")
+
+
+def _head(body: dict[str, Any], kind: str) -> dict[str, Any]:
+    return {"id": "chatcmpl-fake", "object": kind, "created": 1, "model": body["model"]}
+
+
+def _usage(words: list[str]) -> dict[str, int]:
+    return {"prompt_tokens": 3, "completion_tokens": len(words), "total_tokens": 3 + len(words)}
+
+
+def _event(data: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(data)}\n\n".encode()
+
+
+def _chunk(body: dict[str, Any], delta: dict[str, Any], reason: str | None = None) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": reason}
+    return _event({**_head(body, "chat.completion.chunk"), "choices": [choice]})
+
+
+def _error(
+    status: int, message: str, code: str, *, param: str | None = None, headers: dict[str, str] | None = None
+) -> Response:
+    detail = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
+    return JSONResponse({"error": detail}, status, headers)
+
+
+def main() -> None:
+    import uvicorn
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, default=9001)
+    parser.add_argument("--model", action="append")
+    arguments = parser.parse_args()
+    fake = FakeOpenAI(tuple(arguments.model or ("fake-model",)))
+    uvicorn.run(fake.app, host="127.0.0.1", port=arguments.port)
+
+
+if __name__ == "__main__":
+    main()

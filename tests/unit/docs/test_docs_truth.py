@@ -1,0 +1,283 @@
+"""What README and docs say is held against the code: links, commands, variables, presets, paths, snippets."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer
+
+from sage_contracts.config import PresetConfigs, PresetName, TrainingConfig
+from sage_servicekit.settings import ServiceSettings
+
+ROOT = Path(__file__).parents[3]
+READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+PAGES = [*READMES, *sorted((ROOT / "docs").rglob("*.md"))]
+CHINESE = sorted((ROOT / "docs/zh-CN").glob("*.md"))
+MAX_PAGE_LINES = 200
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+class Block(NamedTuple):
+    language: str
+    text: str
+
+
+def blocks_of(page: Path, *languages: str) -> list[Block]:
+    found = re.findall(r"^```([\w-]*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [Block(*parts) for parts in found if not languages or parts[0] in languages]
+
+
+def prose_of(page: Path) -> str:
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub makes of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def headings_of(page: Path) -> list[str]:
+    return re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.M)
+
+
+# --- pages and links
+
+
+@each_page
+def test_a_page_is_short_enough_to_read(page: Path) -> None:
+    assert len(page.read_text(encoding="utf-8").splitlines()) <= MAX_PAGE_LINES
+
+
+@each_page
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), f"{target} leads nowhere"
+        if anchor:
+            assert anchor in {slug(heading) for heading in headings_of(linked)}, f"{target}: no such heading"
+
+
+@each_page
+def test_pages_that_are_named_exist(page: Path) -> None:
+    for name in re.findall(r"(?<![\w/.*<-])((?:\.\./)?[\w./-]+\.md)\b", prose_of(page)):
+        assert any((base / name).exists() for base in (page.parent, ROOT, ROOT / "docs")), name
+
+
+@pytest.mark.parametrize("page", CHINESE, ids=lambda page: page.name)
+def test_a_chinese_page_says_as_much_as_the_english_one(page: Path) -> None:
+    english = page.parents[1] / page.name
+
+    assert len(headings_of(page)) == len(headings_of(english))
+    assert len(blocks_of(page)) == len(blocks_of(english))
+
+
+def test_both_readmes_say_the_same() -> None:
+    english, chinese = READMES
+
+    assert len(headings_of(english)) == len(headings_of(chinese))
+    assert [block.language for block in blocks_of(english)] == [b.language for b in blocks_of(chinese)]
+    assert set(paths_named_on(english)) == set(paths_named_on(chinese))
+
+
+# --- commands
+
+
+def sage_command_lines(page: Path) -> Iterator[list[str]]:
+    """The `sage …` commands of the shell blocks, as argument lists."""
+    for block in blocks_of(page, "bash", "sh", "console"):
+        for line in block.text.replace("\\\n", " ").splitlines():
+            lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;()")
+            lexer.whitespace_split = True
+            words = list(lexer)
+            for position, word in enumerate(words):
+                is_first = position == 0 or not re.match(r"[\w./-]", words[position - 1][-1:])
+                if word == "sage" and (is_first or "=" in words[position - 1]):
+                    rest = words[position + 1 :]
+                    end = next((i for i, item in enumerate(rest) if re.fullmatch(r"[|&;()]+", item)), None)
+                    yield rest[:end]
+
+
+def sage_commands_in_prose(page: Path) -> Iterator[list[str]]:
+    for code in re.findall(r"`sage ([^`]+)`", prose_of(page)):
+        yield shlex.split(code.partition("…")[0])
+
+
+def is_placeholder(word: str) -> bool:
+    return bool(re.fullmatch(r"[A-Z_]+|<.*>", word)) or not word.isascii()
+
+
+def check_command(words: list[str], *, is_sketch: bool) -> None:
+    """Parse as the real command does, without running it. A sketch may leave out arguments."""
+    from sage_cli.main import app
+
+    command: Any = typer.main.get_command(app)
+    rest = [word for word in words if word not in ("--help", "-h", "--version")]
+    while hasattr(command, "commands") and rest:
+        if is_sketch and is_placeholder(rest[0]):
+            return
+        assert rest[0] in command.commands, f"there is no command sage {' '.join(words)}"
+        command, rest = command.commands[rest[0]], rest[1:]
+    if hasattr(command, "commands") or (is_sketch and any(is_placeholder(word) for word in rest)):
+        return
+    try:
+        command.make_context("sage", rest)
+    except typer.TyperException as error:
+        is_only_incomplete = is_sketch and "Missing" in type(error).__name__
+        assert is_only_incomplete, f"sage {' '.join(words)}: {error}"
+
+
+@each_page
+def test_commands_in_code_blocks_are_accepted(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("SAGE_CHAT_BACKEND", "SAGE_CHAT_FINETUNE_MODEL"):
+        monkeypatch.delenv(variable, raising=False)
+    for words in sage_command_lines(page):
+        check_command(words, is_sketch=False)
+
+
+@each_page
+def test_commands_in_prose_exist(page: Path) -> None:
+    for words in sage_commands_in_prose(page):
+        check_command(words, is_sketch=True)
+
+
+@pytest.mark.parametrize("page", ["docs/cli.md", "docs/zh-CN/cli.md"])
+def test_every_command_and_option_is_documented(page: str) -> None:
+    from sage_cli.main import app
+
+    text = (ROOT / page).read_text(encoding="utf-8")
+    pending: list[tuple[str, Any]] = [("sage", typer.main.get_command(app))]
+    while pending:
+        name, command = pending.pop()
+        assert name in text
+        pending += [(f"{name} {word}", sub) for word, sub in getattr(command, "commands", {}).items()]
+        options = [o for p in command.params if not p.hidden for o in p.opts if o.startswith("--")]
+        assert [option for option in options if option not in text] == [], name
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for page in PAGES:
+        for block in blocks_of(page, "bash", "sh"):
+            for target in re.findall(r"^make ([a-z-]+)", block.text, re.MULTILINE):
+                assert re.search(rf"^[a-z -]*\b{target}\b[a-z -]*:", makefile, re.MULTILINE), target
+
+
+# --- environment variables
+
+
+def settings_classes() -> Iterator[type[ServiceSettings]]:
+    for package in sorted((ROOT / "services").glob("*/src/*")):
+        if (package / "settings.py").exists():
+            importlib.import_module(f"{package.name}.settings")
+    pending = [ServiceSettings]
+    while pending:
+        cls = pending.pop()
+        yield cls
+        pending += cls.__subclasses__()
+
+
+def variables_that_are_read() -> set[str]:
+    """Fields of settings, names in code, and what compose, make and scripts substitute."""
+    found = {f"SAGE_{name.upper()}" for cls in settings_classes() for name in cls.model_fields}
+    code = [p for top in ("libs", "services", "cli") for p in (ROOT / top).rglob("*.py")]
+    for path in code:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.update((re.fullmatch(r"SAGE_[A-Z0-9_]+", node.value) and [node.value]) or [])
+    scripts = [ROOT / "Makefile", ROOT / "compose.yaml", *(ROOT / "deploy").rglob("*.y*ml")]
+    for path in [*scripts, *(ROOT / "deploy").rglob("*.sh"), *(ROOT / "tests").rglob("*.py")]:
+        if path != Path(__file__):
+            found.update(re.findall(r"\$\{?(SAGE_[A-Z0-9_]+)", path.read_text(encoding="utf-8")))
+    return found
+
+
+def test_every_variable_that_is_mentioned_is_read() -> None:
+    known = variables_that_are_read()
+    unread = {
+        f"{page.relative_to(ROOT)}: {name}"
+        for page in PAGES
+        for name in re.findall(r"\bSAGE_[A-Z0-9_]*[A-Z0-9]\b", page.read_text(encoding="utf-8"))
+        if name not in known
+    }
+    assert unread == set()
+
+
+# --- presets and defaults
+
+
+def preset_row(name: PresetName) -> list[str]:
+    config = PresetConfigs.named(name)
+    quantisation = "8-bit" if config.load_in_8bit else "4-bit" if config.load_in_4bit else "none"
+    return [
+        quantisation,
+        config.precision,
+        f"{config.per_device_train_batch_size} × {config.gradient_accumulation_steps}",
+        str(config.max_length),
+        config.optim,
+        f"{config.lora.r} / {config.lora.lora_alpha}",
+        "yes" if config.gradient_checkpointing else "no",
+        f"{config.num_train_epochs:g}",
+        f"{config.learning_rate:g}",
+    ]
+
+
+@pytest.mark.parametrize("page", [*READMES, ROOT / "docs/presets-and-config.md"], ids=lambda page: page.name)
+def test_the_presets_table_is_what_the_presets_are(page: Path) -> None:
+    english = {"无": "none", "是": "yes", "否": "no"}
+    stated = {}
+    for line in prose_of(page).splitlines():
+        cells = [cell.strip() for cell in line.strip("| ").split("|")]
+        if len(cells) == 11 and cells[0].startswith("`"):
+            stated[cells[0].strip("`")] = [english.get(cell, cell) for cell in cells[2:]]
+
+    assert stated == {name.value: preset_row(name) for name in PresetName if name is not PresetName.AUTO}
+
+
+def test_the_settings_table_names_every_field_and_no_other() -> None:
+    text = prose_of(ROOT / "docs/presets-and-config.md")
+    first_cells = re.findall(r"^\| (`[^|]+`) \|", text, re.MULTILINE)
+    named = {name for cell in first_cells for name in re.findall(r"`([\w.]+)`", cell)}
+    fields = {name for name in TrainingConfig.model_fields if name != "lora"}
+    fields |= {f"lora.{name}" for name in type(TrainingConfig().lora).model_fields}
+
+    assert named - {name.value for name in PresetName} == fields
+
+
+# --- paths and snippets
+
+
+def paths_named_on(page: Path) -> list[str]:
+    pattern = r"`((?:services|libs|cli|deploy|tests|docs)/[\w./-]+|compose\.yaml|Makefile)`"
+    return re.findall(pattern, prose_of(page))
+
+
+@each_page
+def test_paths_of_the_repository_exist(page: Path) -> None:
+    assert [path for path in paths_named_on(page) if not (ROOT / path).exists()] == []
+
+
+@each_page
+def test_python_snippets_are_python_and_import_what_exists(page: Path) -> None:
+    for block in blocks_of(page, "python"):
+        for node in ast.walk(ast.parse(block.text.replace("…", "..."))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sage"):
+                module = importlib.import_module(node.module or "")
+                assert [alias.name for alias in node.names if alias.name not in dir(module)] == []
+
+
+@each_page
+def test_json_snippets_are_json(page: Path) -> None:
+    for block in blocks_of(page, "json"):
+        json.loads(block.text)
