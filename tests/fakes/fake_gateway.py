@@ -3,7 +3,8 @@
 Speaks the routes that the command line uses, with the real wire types. By hand:
     python tests/fakes/fake_gateway.py --port 8080
 Names ask for outcomes: a job called `fails` fails, `endless` never ends; a question of `break` breaks off,
-`error` errs inside the stream, `endless` never ends. GET /requests lists what was received.
+`error` errs inside the stream, `endless` never ends. GET /requests lists what was received; POST /reset
+forgets everything.
 """
 
 from __future__ import annotations
@@ -110,6 +111,11 @@ class State:
     requests: list[dict[str, Any]] = field(default_factory=list)
     counter: Any = field(default_factory=lambda: itertools.count(1))
 
+    def clear(self) -> None:
+        for kept in (self.jobs, self.files, self.merges, self.requests):
+            kept.clear()
+        self.counter = itertools.count(1)
+
     def job(self, job_id: str) -> FakeJob:
         if job_id not in self.jobs:
             raise NotFoundError(f"There is no job {job_id}.")
@@ -199,9 +205,13 @@ def build_app() -> FastAPI:
 
     @app.middleware("http")
     async def record(request: Request, call_next: Any) -> Response:
-        if request.url.path != "/requests":
+        if request.url.path not in ("/requests", "/reset"):
             state.requests.append(
-                {"method": request.method, "path": request.url.path, "key": request.headers.get("authorization")}
+                {
+                    "method": request.method,
+                    "path": request.url.path,
+                    "key": request.headers.get("authorization"),
+                }
             )
         response: Response = await call_next(request)
         return response
@@ -210,6 +220,10 @@ def build_app() -> FastAPI:
     def healthz() -> dict[str, str]:
         return {"status": "ok", "service": "gateway"}
 
+    @app.post("/reset")
+    def reset() -> None:
+        state.clear()
+
     @app.get("/requests")
     def requests() -> list[dict[str, Any]]:
         return state.requests
@@ -217,22 +231,36 @@ def build_app() -> FastAPI:
     @app.get("/v1/sage/status")
     def status() -> StackStatus:
         return StackStatus(
-            parts=[PartStatus(name="gateway", state="up"), PartStatus(name="trainer", state="up", detail={"jobs": 1})]
+            parts=[
+                PartStatus(name="gateway", state="up"),
+                PartStatus(name="trainer", state="up", detail={"jobs": 1}),
+            ]
         )
 
     @app.get("/v1/sage/engines")
     def engines() -> HostStatus:
         engine = EngineStatus(
-            engine_id="e1", kind="transformers", base_model=MODEL, state=EngineState.READY, adapters=["code@1"]
+            engine_id="e1",
+            kind="transformers",
+            base_model=MODEL,
+            state=EngineState.READY,
+            adapters=["code@1"],
         )
         return HostStatus(device="cpu", engine_kind="transformers", keep_alive_s=300, engines=[engine])
 
     @app.get("/v1/sage/devices")
     def devices() -> ListPage[DeviceState]:
         lease = DeviceLease(
-            holder="train:x", purpose="training", bytes=2**31, label="training code", expires_at=0, is_idle=False
+            holder="train:x",
+            purpose="training",
+            bytes=2**31,
+            label="training code",
+            expires_at=0,
+            is_idle=False,
         )
-        return ListPage(data=[DeviceState(device="cpu", total_bytes=2**34, leased_bytes=2**31, leases=[lease])])
+        return ListPage(
+            data=[DeviceState(device="cpu", total_bytes=2**34, leased_bytes=2**31, leases=[lease])]
+        )
 
     @app.post("/v1/sage/release")
     async def release(request: Request) -> dict[str, Any]:
@@ -246,8 +274,12 @@ def build_app() -> FastAPI:
         model = body["model"].removeprefix("finetune/")
         names = [card.id for card in cards(state)]
         if model not in names and not model.startswith("base:"):
-            raise ModelNotFoundError(f"There is no model {model!r}. Models: {', '.join(names)}.", param="model")
-        citations = [{"id": 1, "source": "presets.md#cpu", "score": 1.0, "text": "…"}] if body.get("index") else []
+            raise ModelNotFoundError(
+                f"There is no model {model!r}. Models: {', '.join(names)}.", param="model"
+            )
+        citations = (
+            [{"id": 1, "source": "presets.md#cpu", "score": 1.0, "text": "…"}] if body.get("index") else []
+        )
         headers = {"X-Sage-Citations": json.dumps(citations)}
         stream = answer(model, body["messages"][-1]["content"])
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
@@ -292,7 +324,9 @@ def _add_jobs(app: FastAPI, state: State) -> None:
         return fake.job
 
     @app.get("/v1/fine_tuning/jobs/{job_id}/events")
-    def events(job_id: str, order: str = "desc", after: str | None = None, limit: int = 20) -> ListPage[JobEvent]:
+    def events(
+        job_id: str, order: str = "desc", after: str | None = None, limit: int = 20
+    ) -> ListPage[JobEvent]:
         found = state.job(job_id).events
         ordered = found if order == "asc" else found[::-1]
         start = next((i + 1 for i, event in enumerate(ordered) if event.id == after), 0)

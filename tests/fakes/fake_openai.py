@@ -1,4 +1,4 @@
-"""A small server of OpenAI's dialect, with the failures that servers have. The model's name picks the behaviour.
+"""A small server of OpenAI's dialect with the failures that servers have; the model's name picks one.
 
 By hand: python -m tests.fakes.fake_openai --port 9001
 """
@@ -26,6 +26,7 @@ class FakeOpenAI:
         self.api_key = api_key
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.arrived = threading.Event()
         self.client_left = threading.Event()
         self.app = FastAPI()
         self.app.get("/v1/models")(self.list_models)
@@ -71,6 +72,7 @@ class FakeOpenAI:
         body: dict[str, Any] = await request.json()
         self.requests.append(body)
         self.headers.append(dict(request.headers))
+        self.arrived.set()
         return body
 
     async def _events(self, body: dict[str, Any]) -> AsyncIterator[bytes]:

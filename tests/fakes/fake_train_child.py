@@ -108,7 +108,10 @@ class FakeRun:
     def refuse(self) -> None:
         self.say(
             FailedMessage(
-                code="invalid_training_file", message="Row 7 has no answer", param="data_path", is_explained=True
+                code="invalid_training_file",
+                message="Row 7 has no answer",
+                param="data_path",
+                is_explained=True,
             )
         )
 

@@ -1,4 +1,4 @@
-"""Real workers for integration tests: a broker, the orchestrator's stand-in, worker processes, all on free ports."""
+"""Real workers for integration tests: a broker, an orchestrator, worker processes, all on free ports."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.fakes.orchestrator_stub import Records, StubServer
+
 from sage_contracts.workers import TRAIN_TASK
 from sage_servicekit.broker import make_celery, ring
 from sage_servicekit.settings import ServiceSettings
-from tests.fakes.orchestrator_stub import Records, StubServer
 
 FAKE_CHILD = Path(__file__).with_name("fake_train_child.py")
 TOKEN = "between-us"

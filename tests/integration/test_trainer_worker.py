@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.fakes.worker_rig import Rig, is_alive, rig, wait_until
 
 from sage_contracts.workers import Order, Outcome
-from tests.fakes.worker_rig import Rig, is_alive, rig, wait_until
 
 BROKERS = [pytest.param("redis", marks=pytest.mark.redis), "folders"]
 

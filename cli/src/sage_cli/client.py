@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ REPLY_TIMEOUT_S = 60.0
 STREAM_SILENCE_S = 180.0
 
 
+# Tells conversations apart, so that the end of one does not stop the engine of another.
+_SESSION_HEADER = "X-Sage-Session"
+
+
 @dataclass(frozen=True)
 class Answering:
     """An answer under way, and the passages it was given."""
@@ -46,7 +51,10 @@ class Client:
     def __init__(
         self, gateway_url: str, orchestrator_url: str | None = None, api_key: str | None = None
     ) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._session = secrets.token_hex(8)
+        headers = {_SESSION_HEADER: self._session}
+        if api_key:
+            headers["Authorization"] = f"Bearer {api_key}"
         timeout = httpx.Timeout(REPLY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         self.gateway_url = gateway_url
         self._jobs_url = orchestrator_url or gateway_url
@@ -122,7 +130,7 @@ class Client:
 
     def release(self, model: str, keep_alive_s: float) -> None:
         """Tell the stack that this conversation is over; at 0 the engine stops once nobody else uses it."""
-        body = {"model": model, "keep_alive_s": keep_alive_s}
+        body = {"model": model, "keep_alive_s": keep_alive_s, "session": self._session}
         self._send("POST", f"{self.gateway_url}/v1/sage/release", json=body)
 
     @contextmanager

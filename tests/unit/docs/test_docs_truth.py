@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import json
 import re
@@ -118,11 +119,16 @@ def is_placeholder(word: str) -> bool:
     return bool(re.fullmatch(r"[A-Z_]+|<.*>", word)) or not word.isascii()
 
 
-def check_command(words: list[str], *, is_sketch: bool) -> None:
-    """Parse as the real command does, without running it. A sketch may leave out arguments."""
+@functools.cache
+def root_command() -> Any:
     from sage_cli.main import app
 
-    command: Any = typer.main.get_command(app)
+    return typer.main.get_command(app)
+
+
+def check_command(words: list[str], *, is_sketch: bool) -> None:
+    """Parse as the real command does, without running it. A sketch may leave out arguments."""
+    command = root_command()
     rest = [word for word in words if word not in ("--help", "-h", "--version")]
     while hasattr(command, "commands") and rest:
         if is_sketch and is_placeholder(rest[0]):
@@ -154,10 +160,8 @@ def test_commands_in_prose_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", ["docs/cli.md", "docs/zh-CN/cli.md"])
 def test_every_command_and_option_is_documented(page: str) -> None:
-    from sage_cli.main import app
-
     text = (ROOT / page).read_text(encoding="utf-8")
-    pending: list[tuple[str, Any]] = [("sage", typer.main.get_command(app))]
+    pending: list[tuple[str, Any]] = [("sage", root_command())]
     while pending:
         name, command = pending.pop()
         assert name in text

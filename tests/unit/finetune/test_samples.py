@@ -6,10 +6,12 @@ import json
 import re
 from collections import Counter
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sage.tools.finetune.data import validate_file
 from sage_contracts.config import PresetConfigs
 
 SAMPLES = ("qa", "chat", "instruction")
@@ -74,6 +76,16 @@ def test_no_long_answer_is_given_twice(sample: str) -> None:
     )
 
     assert [answer for answer, count in answers.items() if count > 1] == []
+
+
+@pytest.mark.parametrize(
+    ("sample", "row_format"), [("qa", "qa"), ("chat", "conversations"), ("instruction", "alpaca")]
+)
+def test_the_training_library_accepts_every_row(sample: str, row_format: str) -> None:
+    path = Path(str(files("sage.tools.finetune.samples").joinpath(f"{sample}.jsonl")))
+    report = validate_file(path)
+
+    assert (report.format, report.bad, report.duplicates) == (row_format, [], 0)
 
 
 def test_rows_have_exactly_the_published_fields() -> None:

@@ -10,12 +10,15 @@ import typer
 def up(
     embedded: Annotated[bool, typer.Option("--embedded", help="Local processes, no Docker.")] = False,
     docker: Annotated[bool, typer.Option("--docker", help="Containers, through Docker Compose.")] = False,
-    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait until healthy.", min=1)] = 0,
+    build: Annotated[bool, typer.Option("--build", help="With Docker: build the images anew.")] = False,
+    timeout_s: Annotated[
+        float | None, typer.Option("--timeout", help="Seconds to wait until healthy.", min=1)
+    ] = None,
 ) -> None:
     """Start the stack and wait until it is healthy. Starting twice does nothing."""
     from sage_cli.stack.updown import up_command
 
-    up_command(embedded=embedded, docker=docker, timeout_s=timeout_s or None)
+    up_command(embedded=embedded, docker=docker, timeout_s=timeout_s, is_building=build)
 
 
 def down(

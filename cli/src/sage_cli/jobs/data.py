@@ -82,18 +82,14 @@ def _check_folder(path: Path, task: Task) -> None:
             f"{path} holds no Python source (*.py). Give --data a folder with code in it,"
             " or leave it out to learn from Python's own library."
         )
-    try:
-        from sage.tools.finetune.code_data import build_code_pairs
-    except ImportError:
-        return  # a CLI without the training library: the server looks closer
+    from sage.tools.finetune.code_data import build_code_pairs
+
     build_code_pairs(path)
 
 
 def _check_rows(path: Path) -> None:
-    try:
-        from sage.tools.finetune.data import validate_file
-    except ImportError:
-        return
+    from sage.tools.finetune.data import validate_file
+
     validate_file(path).require_all_good()
 
 

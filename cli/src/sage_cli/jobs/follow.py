@@ -9,7 +9,7 @@ from sage_cli.client import Client
 from sage_contracts.errors import ServiceUnavailableError
 from sage_contracts.jobs import FineTuningJob, JobEvent, JobStatus
 
-POLL_S = 0.5
+POLL_S = 0.3
 # The stack may be restarted while somebody watches.
 _OUTAGE_LIMIT_S = 60.0
 

@@ -51,10 +51,8 @@ def probe_messages(task: Task, data: Path | None) -> list[dict[str, Any]]:
 
 
 def _from_rows(data: Path) -> list[dict[str, Any]]:
-    try:
-        from sage.tools.finetune.data import load_conversations
-    except ImportError:
-        return []
+    from sage.tools.finetune.data import load_conversations
+
     try:
         messages = load_conversations(data)[-1].messages
     except (InvalidDataError, IndexError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,18 @@ class CheckedWish:
 
     def sized_for(self, client: Client) -> CheckedWish:
         """With the sizes of a quick start for the trainer's machine; what the user said wins."""
-        return self
+        from sage.tools.finetune.quickstart import quickstart_overrides
+
+        preset = self.options.preset
+        if preset in (None, PresetName.AUTO):
+            has_gpu = any(device.device != "cpu" for device in client.devices())
+            # Which of the GPU's presets it will be is the orchestrator's choice; the sizes are the same.
+            preset = PresetName.A100 if has_gpu else PresetName.CPU
+        sizes = quickstart_overrides(self.task, preset)
+        if "num_train_epochs" in self.options.config:
+            sizes.pop("max_steps", None)
+        options = self.options.model_copy(update={"config": sizes | self.options.config})
+        return replace(self, options=options)
 
 
 def check(wish: JobWish) -> CheckedWish:

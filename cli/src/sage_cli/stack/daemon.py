@@ -183,15 +183,16 @@ class Daemon:
             priority=100 + rank,
             autostart="true",
             autorestart="true",
-            # Attempts come 1, 2, 3 … seconds apart; then the part stays down and `sage status` says why.
-            startsecs=2,
-            startretries=5,
+            # Attempts come 1, 2, 3 seconds apart; then the part stays down and `sage status` says so.
+            startsecs=8,
+            startretries=3,
             stopsignal="TERM",
             stopwaitsecs=part.stop_wait_s,
             stopasgroup="true",
             killasgroup="true",
             redirect_stderr="true",
-            stdout_logfile=self.log_of(part.name),
+            # This one field is expanded twice.
+            stdout_logfile=str(self.log_of(part.name)).replace("%", "%%"),
             stdout_logfile_maxbytes="10MB",
             stdout_logfile_backups=2,
         )

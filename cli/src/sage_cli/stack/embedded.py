@@ -88,6 +88,7 @@ def environment(home: Home, record: StackRecord) -> dict[str, str]:
         "SAGE_ORCHESTRATOR_URL": f"http://{host}:{record.ports['orchestrator']}",
         "SAGE_GATEWAY_URL": f"http://{host}:{record.ports['gateway']}",
         "SAGE_INFERENCE_URL": f"http://{host}:{record.ports['inference']}",
+        "SAGE_TENSORBOARD_URL": f"http://{host}:{record.ports['tensorboard']}",
         "SAGE_INTERNAL_TOKEN": internal_token(home),
         "PYTHONUNBUFFERED": "1",
         STACK_MARK: record.stack_id,

@@ -28,6 +28,8 @@ class ChatCall:
     model: str
     body: Mapping[str, Any]
     passages: tuple[Passage, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """The client's `x-sage-…` headers (a chat's session): for our own host, and nobody else's."""
 
     @property
     def is_stream(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,7 +40,9 @@ class Relay:
     endpoint: Endpoint
     deadlines: Deadlines = field(default_factory=Deadlines)
 
-    async def post(self, path: str, body: dict[str, Any]) -> Reply:
+    async def post(
+        self, path: str, body: dict[str, Any], extra_headers: Mapping[str, str] | None = None
+    ) -> Reply:
         """Relay one request. Answers other than 2xx come back as a Reply in OpenAI's error shape.
 
         Raises: ServiceUnavailableError, UpstreamError.
@@ -54,6 +56,7 @@ class Relay:
                 "content-type": "application/json",
                 "accept-encoding": "identity",
                 **self.endpoint.headers,
+                **(extra_headers or {}),
             },
             timeout=self.deadlines.for_request(),
         )

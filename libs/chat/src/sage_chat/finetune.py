@@ -21,7 +21,7 @@ class FinetuneBackend:
     name: BackendName = BackendName.FINETUNE
 
     async def stream(self, call: ChatCall) -> Reply:
-        return await self.host.post("/chat/completions", call.for_upstream())
+        return await self.host.post("/chat/completions", call.for_upstream(), call.headers)
 
     async def embed(self, call: ChatCall) -> Reply:
         raise InvalidRequestError(

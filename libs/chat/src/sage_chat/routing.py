@@ -55,12 +55,13 @@ def choose(
     if tuned is not None and name in tuned:
         return Route(BackendName.FINETUNE, name)
     for backend, names in (served or {}).items():
-        if name in names:
+        # Ollama's own default: a name without a tag means `:latest`.
+        if name in names or (backend is BackendName.OLLAMA and f"{name}:latest" in names):
             return Route(backend, name)
     if tuned is None and served is not None:
         raise ServiceUnavailableError(
-            f"No other backend has a model {name!r}, and the orchestrator, who knows the tuned ones, does not "
-            "answer. See `sage status`, or name a backend: openai/…, vllm/…, ollama/… or mock.",
+            f"No other backend has a model {name!r}, and the orchestrator, who knows the tuned ones, "
+            "does not answer. See `sage status`, or name a backend: openai/…, vllm/…, ollama/… or mock.",
             source="orchestrator",
             retry_after_s=2,
         )

@@ -62,9 +62,10 @@ class Index:
 
     @classmethod
     def load(cls, folder: Path) -> Index:
-        """Raises: OSError, ValueError when the folder is not what `save` wrote."""
-        lines = (folder / _PIECES).read_text(encoding="utf-8").splitlines()
-        pieces = [Piece(**json.loads(line)) for line in lines]
+        """Raises: OSError, ValueError, TypeError when the folder is not what `save` wrote."""
+        # Not splitlines(): passages may hold U+2028 and its like, which end no line of JSON.
+        lines = (folder / _PIECES).read_text(encoding="utf-8").split("\n")
+        pieces = [Piece(**json.loads(line)) for line in lines if line]
         scores = _bm25s().BM25.load(folder / _SCORES, show_progress=False, load_corpus=False)
         return cls(pieces, scores)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 MIN_CHARS = 200
 MAX_CHARS = 1200
@@ -93,7 +94,7 @@ def _rst_sections(content: str) -> Iterator[_Section]:
         and len(lines[number + 1].rstrip()) >= len(lines[number].rstrip())
     ]
     yield _Section((), "\n".join(lines[: starts[0]] if starts else lines))
-    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+    for start, end in pairwise([*starts, len(lines)]):
         yield _Section((lines[start].strip(),), "\n".join(lines[start:end]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import secrets
 import shutil
@@ -20,6 +21,8 @@ from sage_contracts.home import write_whole
 from sage_retrieval import documents
 from sage_retrieval.index import Index
 from sage_retrieval.splitting import Piece, split
+
+logger = logging.getLogger(__name__)
 
 DOCS_INDEX = "docs-public"
 _MANIFEST = "index.json"
@@ -98,9 +101,21 @@ class IndexStore:
             )
         generation, index = self._loaded.get(name, ("", None))
         if index is None or generation != card.generation:
-            index = Index.load(self.folder / name / card.generation)
+            try:
+                index = Index.load(self.folder / name / card.generation)
+            except (OSError, ValueError, TypeError) as error:
+                logger.warning("index %s is damaged (%s): reading %s again", name, error, card.source)
+                return self._rebuild(name, Path(card.source))
             self._loaded[name] = (card.generation, index)
         return index
+
+    def _rebuild(self, name: str, source: Path) -> Index:
+        if name == DOCS_INDEX:
+            root = documents.docs_root(self.docs_dir)
+            self._write(name, root, documents.docs_files(root))
+        else:
+            self.ingest(name, source)
+        return self._loaded[name][1]
 
     def _refresh_docs(self) -> None:
         """Build docs-public unless what is on disk was made from these very files."""

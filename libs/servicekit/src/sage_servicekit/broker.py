@@ -36,8 +36,8 @@ def make_celery(settings: ServiceSettings) -> Any:
 
 
 def _redis() -> dict[str, Any]:
-    # Acknowledged early: Redis hands what stays unacknowledged for its visibility timeout to a second worker,
-    # while the first still trains. A doorbell that is lost instead is rung again by the orchestrator's sweeper.
+    # Acknowledged early: Redis hands what stays unacknowledged for its visibility timeout to a second worker
+    # while the first still trains. A doorbell that is lost instead is rung again by the orchestrator.
     return {"task_acks_late": False, "worker_disable_prefetch": True}
 
 

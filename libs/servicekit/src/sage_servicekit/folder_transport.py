@@ -63,10 +63,17 @@ class Channel(virtual.Channel):  # type: ignore[misc]
 class Transport(virtual.Transport):  # type: ignore[misc]
     Channel = Channel
 
-    default_port = 0
     driver_type = "sage-folders"
     driver_name = "sage-folders"
     polling_interval = 0.25
 
+    @property
+    def default_connection_params(self) -> dict[str, Any]:
+        return {}  # no host to warn about
+
     def driver_version(self) -> str:
         return "1"
+
+    def drain_events(self, connection: Any, timeout: float | None = None) -> None:
+        # A worker looks whether it should stop between two drains: the shorter, the sooner it does.
+        super().drain_events(connection, None if timeout is None else min(timeout, 2 * self.polling_interval))

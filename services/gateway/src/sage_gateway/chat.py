@@ -18,6 +18,7 @@ from sage_chat.grounding import CITATIONS_HEADER, citations_header, grounded, qu
 from sage_chat.routing import Route
 from sage_contracts.chat import ChatRequest, Passage
 from sage_contracts.errors import InvalidRequestError, PayloadTooLargeError, SageError
+from sage_contracts.workers import INTERNAL_TOKEN_HEADER
 from sage_gateway.directory import ModelDirectory
 from sage_gateway.measures import ChatMeasures
 from sage_gateway.relay import CLIENT_LEFT_STATUS, ClientLeftError, RelayResponse, unless_client_leaves
@@ -53,7 +54,7 @@ class Chat:
             passages = await asyncio.to_thread(self.indexes.search, asked.index, question, self.passages)
             body["messages"] = grounded(body["messages"], passages)
         headers = {CITATIONS_HEADER: citations_header(passages)} if asked.index else {}
-        call = ChatCall(route.model, body, tuple(passages))
+        call = ChatCall(route.model, body, tuple(passages), _own_headers(request))
         return await self._relay(request, started, route, self.backends[route.backend].stream, call, headers)
 
     async def embed(self, request: Request) -> Response:
@@ -90,6 +91,14 @@ class Chat:
             self.measures.answers.labels(route.backend, str(status)).inc()
         marks = {BACKEND_HEADER: str(route.backend), OVERHEAD_HEADER: f"{overhead_s * 1000:.2f}"}
         return RelayResponse(reply, {**headers, **marks})
+
+
+def _own_headers(request: Request) -> dict[str, str]:
+    return {
+        key: value
+        for key, value in request.headers.items()
+        if key == "x-request-id" or (key.startswith("x-sage-") and key != INTERNAL_TOKEN_HEADER.lower())
+    }
 
 
 async def _read_json(request: Request, max_bytes: int) -> dict[str, Any]:

@@ -20,7 +20,8 @@ class GatewaySettings(ServiceSettings):
     gateway_port: int = 8080
     chat_finetune_port: int = 8000
     """The inference host's port on this machine, where SAGE_INFERENCE_URL does not say where it is."""
-    tensorboard_url: str = "http://127.0.0.1:6006"
+    tensorboard_url: str = ""
+    """Empty: the stack has none, and `status` does not miss it."""
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     """Comma-separated; empty leaves the gateway open."""
@@ -63,13 +64,14 @@ class GatewaySettings(ServiceSettings):
     @property
     def addresses(self) -> Addresses:
         """Where the backends are."""
+        local = f"http://127.0.0.1:{self.chat_finetune_port}"
         is_named = "inference_url" in self.model_fields_set
         key = self.openai_api_key.get_secret_value() if self.openai_api_key else None
         vllm_key = self.vllm_api_key.get_secret_value() if self.vllm_api_key else None
         has_openai = bool(key or self.openai_base_url)
         return Addresses(
-            inference_url=self.inference_url if is_named else f"http://127.0.0.1:{self.chat_finetune_port}",
-            orchestrator_url=self.orchestrator_url,
+            inference_url=self.inference_url.rstrip("/") if is_named else local,
+            orchestrator_url=self.orchestrator_url.rstrip("/"),
             openai=Endpoint(self.openai_base_url or OPENAI_URL, key) if has_openai else None,
             vllm=Endpoint(self.vllm_base_url, vllm_key) if self.vllm_base_url else None,
             ollama_url=self.ollama_base_url or "http://127.0.0.1:11434",

@@ -11,14 +11,15 @@ from urllib.parse import urlsplit
 
 import httpx
 from fastapi import APIRouter
+from pydantic import ValidationError
 
+from sage_contracts.paging import ListPage
 from sage_contracts.status import PartStatus, StackStatus
+from sage_contracts.workers import WorkerSeen
 from sage_gateway.settings import GatewaySettings
 
 _DEADLINE_S = 2.0
 _WORKERS = ("trainer", "merger")
-# Beats come every 5 s; three missed ones are an absence.
-_BEAT_MAX_AGE_S = 20.0
 
 
 @dataclass(slots=True)
@@ -34,8 +35,9 @@ class StackProbe:
         singles: list[Coroutine[Any, Any, PartStatus]] = [
             self._http("orchestrator", f"{addresses.orchestrator_url}/healthz"),
             self._http("inference", f"{addresses.inference_url}/healthz", self._engines),
-            self._http("tensorboard", self.settings.tensorboard_url),
         ]
+        if self.settings.tensorboard_url:
+            singles.append(self._http("tensorboard", self.settings.tensorboard_url))
         if self.settings.broker_url.startswith("redis"):
             singles.append(_redis(self.settings.broker_url))
         workers, *parts = await asyncio.gather(self._worker_parts(), *singles)
@@ -70,27 +72,23 @@ class StackProbe:
             async with asyncio.timeout(_DEADLINE_S):
                 response = await self.client.get(url, headers=self.settings.internal_headers)
                 response.raise_for_status()
-                answer = response.json()
-        except (httpx.HTTPError, ValueError, TimeoutError) as error:
-            return [
-                _down(kind, f"the orchestrator cannot be asked: {str(error) or type(error).__name__}")
-                for kind in _WORKERS
-            ]
-        beats = answer.get("data", []) if isinstance(answer, dict) else answer
-        return [_worker(kind, [beat for beat in beats if beat.get("kind") == kind]) for kind in _WORKERS]
+                seen = ListPage[WorkerSeen].model_validate_json(response.content).data
+        except (httpx.HTTPError, ValidationError, TimeoutError) as error:
+            why = f"the orchestrator cannot be asked: {str(error) or type(error).__name__}"
+            return [_down(kind, why) for kind in _WORKERS]
+        return [_worker(kind, [worker for worker in seen if worker.kind == kind]) for kind in _WORKERS]
 
 
-def _worker(kind: str, beats: list[dict[str, Any]]) -> PartStatus:
-    alive = [beat for beat in beats if _age_s(beat) <= _BEAT_MAX_AGE_S]
+def _worker(kind: str, seen: list[WorkerSeen]) -> PartStatus:
+    alive = [worker for worker in seen if worker.is_up]
     if alive:
-        return PartStatus(name=kind, state="up", detail={"workers": alive})
-    last_s = min((_age_s(beat) for beat in beats), default=None)
-    return _down(kind, "no worker has been heard of" if last_s is None else f"last heard {last_s:.0f} s ago")
-
-
-def _age_s(beat: dict[str, Any]) -> float:
-    last_seen = beat.get("last_seen")
-    return max(0.0, time.time() - float(last_seen)) if last_seen is not None else 0.0
+        newest = max(alive, key=lambda worker: worker.last_seen)
+        detail = {"workers": len(alive), "worker_id": newest.worker_id, "device": newest.device}
+        return PartStatus(name=kind, state="up", detail=detail | newest.detail)
+    if not seen:
+        return _down(kind, "no worker has been heard of")
+    silent_s = time.time() - max(worker.last_seen for worker in seen)
+    return _down(kind, f"last heard {max(0.0, silent_s):.0f} s ago")
 
 
 async def _redis(url: str) -> PartStatus:

@@ -8,7 +8,9 @@ from collections import deque
 _TAIL_LINES = 400
 
 # Decoration in front of the message: "(EngineCore pid=12) ERROR 11-24 09:14:06 [core.py:866] ".
-_PREFIX = re.compile(r"^(\([\w ]*pid=\d+\)\s*)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:.]+ \[[^\]]*\]\s?)?")
+_PREFIX = re.compile(
+    r"^(\([\w ]*pid=\d+\)\s*)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:.]+ \[[^\]]*\]\s?)?"
+)
 _EXCEPTION = re.compile(r"^(?P<name>(?:\w+\.)*\w*(?:Error|Exception|Interrupt))(?:: (?P<text>.*))?$")
 # A C extension that does not load is logged as a warning; the error that it causes comes minutes later.
 _EXTENSION = re.compile(r"Failed to import from vllm\._C.*")

@@ -18,8 +18,9 @@ from typing import BinaryIO
 import httpx
 
 from sage_contracts.errors import EngineFailedError
-from sage_inference import process_group
+from sage_inference import adapters, process_group
 from sage_inference.engine_log import EngineLog
+from sage_inference.models import Adapter
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ _POLL_S = 0.1
 _PROBE_TIMEOUT_S = 5.0
 # From the first fatal line to giving up on the start: the root cause may be a few lines behind it.
 _FATAL_GRACE_S = 2.0
+_NO_LIMIT = httpx.Limits(max_connections=None, max_keepalive_connections=32)
 _LOG_LIMIT_BYTES = 20 * 1024 * 1024
 
 
@@ -63,6 +65,8 @@ class EngineProcess:
         self.url = address.url
         self.log = EngineLog()
         self.exited = asyncio.Event()
+        # Plain HTTP on loopback: without a proxy, and without loading the certificates of the world.
+        self.client = httpx.AsyncClient(base_url=self.url, verify=False, trust_env=False, limits=_NO_LIMIT)
         self._launch = launch
         self._nonce = address.nonce
         self._process = process
@@ -95,21 +99,25 @@ class EngineProcess:
     def phase(self) -> str:
         return self.log.phase
 
+    @property
+    def lost_its_port(self) -> bool:
+        """Another program took the port between our choice and the child's bind."""
+        return self.log.is_port_taken
+
     async def wait_ready(self) -> None:
         """Return when the child itself answers on its port. Raises: EngineFailedError with the root cause."""
         deadline = time.monotonic() + self._launch.start_deadline_s
         fatal_since: float | None = None
-        async with httpx.AsyncClient(base_url=self.url, timeout=_PROBE_TIMEOUT_S) as client:
-            while not self.exited.is_set():
-                if await self._answers(client):
-                    return
-                now = time.monotonic()
-                if self.log.is_fatal:
-                    fatal_since = fatal_since or now
-                if now >= deadline or (fatal_since is not None and now - fatal_since >= _FATAL_GRACE_S):
-                    break
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.exited.wait(), _POLL_S)
+        while not self.exited.is_set():
+            if await self._answers():
+                return
+            now = time.monotonic()
+            if self.log.is_fatal:
+                fatal_since = fatal_since or now
+            if now >= deadline or (fatal_since is not None and now - fatal_since >= _FATAL_GRACE_S):
+                break
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.exited.wait(), _POLL_S)
         if self.exited.is_set() or fatal_since is not None:
             raise self.failure("did not start")
         raise EngineFailedError(
@@ -117,14 +125,14 @@ class EngineProcess:
             f"(last phase: {self.phase}). Log: {self._launch.log_path}"
         )
 
-    async def _answers(self, client: httpx.AsyncClient) -> bool:
-        """Healthy, and ours: another program may have taken the port between our choice and the child's bind."""
+    async def _answers(self) -> bool:
+        """Healthy, and ours: another program may have taken the port before the child bound it."""
         try:
-            health = await client.get("/health")
+            health = await self.client.get("/health", timeout=_PROBE_TIMEOUT_S)
             if health.status_code != httpx.codes.OK:
                 return False
-            served = (await client.get("/v1/models")).json()["data"]
-            return any(card["id"] == self._nonce for card in served)
+            served = await self.client.get("/v1/models", timeout=_PROBE_TIMEOUT_S)
+            return any(card["id"] == self._nonce for card in served.json()["data"])
         except (httpx.HTTPError, ValueError, LookupError, TypeError):
             return False
 
@@ -135,13 +143,23 @@ class EngineProcess:
             f"The engine for {self._launch.name} {what}: {cause} (log: {self._launch.log_path})"
         )
 
+    async def load_adapter(self, adapter: Adapter) -> None:
+        """Raises: ModelNotFoundError, EngineFailedError."""
+        await adapters.load(self.client, adapter)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Raises: EngineFailedError."""
+        await adapters.unload(self.client, name)
+
     async def stop(self) -> None:
         """End the group and wait until no process of it lives and the log is complete. Safe to call twice."""
         await process_group.end(self._process.pid, self._launch.stop_grace_s)
         await self._reap
+        process_group.reap_orphans(self._process.pid)
         # A grandchild in a group of its own may hold the pipe open: its log is not worth a wait.
         await asyncio.wait({self._drain}, timeout=2)
         self._drain.cancel()
+        await self.client.aclose()
         self._record.remove()
 
     async def _wait(self) -> None:

@@ -1,4 +1,4 @@
-"""The kinds of engine: how each is started, and how adapters go in and out. Both speak vLLM's HTTP surface."""
+"""The kinds of engine: what each needs and how it is started. Both speak vLLM's HTTP surface."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import httpx
-
-from sage_contracts.errors import EngineFailedError, ModelNotFoundError
 from sage_contracts.home import Home
 from sage_inference import hardware
 from sage_inference.engine_process import Address, EngineProcess, Launch
 from sage_inference.hardware import Device
-from sage_inference.models import Adapter, BaseModel
+from sage_inference.models import BaseModel
 from sage_inference.settings import InferenceSettings
 
 Kind = Literal["vllm", "transformers"]
@@ -30,7 +27,6 @@ _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _DEFAULT_RANK = 16
 _UNLIMITED_RANK = 2**31
 _CONTEXTS_IN_CACHE = 4
-_LOAD_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -88,8 +84,10 @@ class EngineFactory:
         common += ["--served-model-name", base.served_name, address.nonce]
         common += ["--max-model-len", str(self.context_length(base))]
         if self.kind == "transformers":
+            # Its CUDA_VISIBLE_DEVICES shows it one GPU, which it counts from 0.
+            torch_device = "cuda:0" if self.device.is_cuda else "cpu"
             program = [sys.executable, "-m", "sage_inference.transformers_engine"]
-            return [*program, "--model", base.location, "--device", self.device.name, *common]
+            return [*program, "--model", base.location, "--device", torch_device, *common]
         command = shlex.split(self._settings.vllm_command) or [
             sys.executable,
             "-m",
@@ -159,37 +157,3 @@ def _threads(kind: Kind) -> int:
 def smallest_rank(rank: int) -> int:
     """The smallest maximum that vLLM accepts and that holds `rank`."""
     return next((choice for choice in _VLLM_RANKS if choice >= rank), _VLLM_RANKS[-1])
-
-
-async def load_adapter(url: str, adapter: Adapter, *, is_reload: bool = False) -> None:
-    """Put an adapter into a running engine. Raises: ModelNotFoundError, EngineFailedError."""
-    message = {"lora_name": adapter.name, "lora_path": str(adapter.path), "load_inplace": is_reload}
-    response = await _post(url, "/v1/load_lora_adapter", message)
-    if response.is_success:
-        return
-    reason = _reason(response)
-    if response.status_code == httpx.codes.NOT_FOUND:
-        raise ModelNotFoundError(f"The engine finds no adapter at {adapter.path}: {reason}", param="model")
-    raise EngineFailedError(f"The engine cannot load {adapter.name} from {adapter.path}: {reason}")
-
-
-async def unload_adapter(url: str, name: str) -> None:
-    """Take an adapter out; one that is not there is fine. Raises: EngineFailedError."""
-    response = await _post(url, "/v1/unload_lora_adapter", {"lora_name": name})
-    if not response.is_success and response.status_code != httpx.codes.NOT_FOUND:
-        raise EngineFailedError(f"The engine cannot unload {name}: {_reason(response)}")
-
-
-async def _post(url: str, path: str, message: dict[str, object]) -> httpx.Response:
-    try:
-        async with httpx.AsyncClient(base_url=url, timeout=_LOAD_TIMEOUT_S) as client:
-            return await client.post(path, json=message)
-    except httpx.HTTPError as error:
-        raise EngineFailedError(f"The engine does not answer {path}: {error!r}") from error
-
-
-def _reason(response: httpx.Response) -> str:
-    try:
-        return str(response.json()["error"]["message"])
-    except (ValueError, LookupError, TypeError):
-        return response.text[:300]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _QUERY_TIMEOUT_S = 10
+_MEMORY_BACK_S = 15.0
+_MEMORY_SLACK_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,33 @@ def find_device(wanted: str) -> Device:
 
 def gpu_memory(index: str) -> tuple[int, int] | None:
     """(used, total) bytes of a GPU, or None when it cannot be asked."""
-    query = ["nvidia-smi", "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits", "-i", index]
+    what = "--query-gpu=memory.used,memory.total"
+    query = ["nvidia-smi", what, "--format=csv,noheader,nounits", "-i", index]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=_QUERY_TIMEOUT_S, check=True)
         used, total = answer.stdout.strip().split(",")
         return int(used) * 2**20, int(total) * 2**20
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
+
+
+async def gpu_bytes_used(device: Device) -> int | None:
+    """Bytes in use on the device by anybody; None on a CPU."""
+    memory = await asyncio.to_thread(gpu_memory, device.index) if device.is_cuda else None
+    return memory[0] if memory else None
+
+
+async def wait_memory_back(device: Device, used_before: int | None) -> None:
+    """After a stop: until the GPU has about as much free as before the start, or a deadline passes.
+
+    A driver frees a dead process's memory a moment after the process is gone; on a CPU it is at once.
+    """
+    deadline = time.monotonic() + _MEMORY_BACK_S
+    while used_before is not None and time.monotonic() < deadline:
+        used = await gpu_bytes_used(device)
+        if used is None or used <= used_before + _MEMORY_SLACK_BYTES:
+            return
+        await asyncio.sleep(0.2)
 
 
 def machine_bytes() -> int:

@@ -14,12 +14,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any, assert_never
 
 from sage_contracts.errors import DeviceBusyError, EngineFailedError, SageError, ServiceUnavailableError
-from sage_contracts.inference import EngineState, EngineStatus, HostStatus
+from sage_contracts.inference import EngineState, HostStatus
 from sage_inference import policy, records
 from sage_inference.lifetime import EngineLifetime
 from sage_inference.models import Wanted
 from sage_inference.policy import Action, Limits
-from sage_inference.records import AdapterSlot, Engine, Factory, Grant, Ledger, Waiter
+from sage_inference.records import AdapterSlot, Engine, Factory, Failure, Grant, Ledger, Waiter
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Host:
         self._inbox: asyncio.Queue[records.Event] = asyncio.Queue()
         self._engines: dict[str, Engine] = {}
         self._waiters: list[Waiter] = []
-        self._failures: dict[str, list[tuple[float, SageError]]] = {}
+        self._failures: dict[str, list[Failure]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closing = False
 
@@ -80,21 +80,17 @@ class Host:
         return f"loading {wanted.label}"
 
     def status(self) -> HostStatus:
-        running = [self._status_of(engine) for engine in self._engines.values()]
+        kind = self._factory.kind
+        running = [engine.status(kind, self._clock()) for engine in self._engines.values()]
+        since = self._clock() - policy.CRASH_WINDOW_S
         failed = [
-            EngineStatus(
-                engine_id=key,
-                kind=self._factory.kind,
-                base_model=key,
-                state=EngineState.FAILED,
-                error=failures[-1][1].message,
-            )
+            failures[-1].status(kind)
             for key, failures in self._failures.items()
-            if key not in self._engines and self._clock() - failures[-1][0] < policy.CRASH_WINDOW_S
+            if key not in self._engines and failures[-1].at > since
         ]
         return HostStatus(
             device=self._factory.device.name,
-            engine_kind=self._factory.kind,
+            engine_kind=kind,
             keep_alive_s=self._limits.keep_alive_s,
             engines=running + failed,
         )
@@ -113,21 +109,21 @@ class Host:
         """Apply events until cancelled."""
         while True:
             try:
-                event: records.Event = await asyncio.wait_for(self._inbox.get(), _TICK_S)
+                async with asyncio.timeout(_TICK_S):
+                    event: records.Event = await self._inbox.get()
             except TimeoutError:
                 event = records.Tick()
             try:
                 self._apply(event)
                 self._schedule()
             except Exception:
-                # The one writer must survive its own bugs: requests have deadlines, the engines need an owner.
+                # The one writer must survive its own bugs: the engines need an owner.
                 logger.exception("event %r was not applied", type(event).__name__)
 
     async def close(self) -> None:
         """Refuse what waits, stop every engine and return when no process of any is left."""
         self._is_closing = True
-        for waiter in self._waiters:
-            self._fail(waiter, ServiceUnavailableError("The inference host is shutting down."))
+        self._refuse_waiters()
         for engine in self._engines.values():
             self._stop(engine)
         while self._tasks:
@@ -154,7 +150,9 @@ class Host:
             case records.YieldOrder(engine):
                 engine.must_yield = True
             case records.SessionEnded(key, session, stopped):
-                stopped.set_result(self._end_session(key, session)) if not stopped.done() else None
+                is_stopped = self._end_session(key, session)
+                if not stopped.done():
+                    stopped.set_result(is_stopped)
             case records.Tick():
                 pass
             case _:
@@ -162,6 +160,7 @@ class Host:
 
     def _schedule(self) -> None:
         if self._is_closing:
+            self._refuse_waiters()
             return
         for waiter in list(self._waiters):
             wanted = waiter.wanted
@@ -238,18 +237,22 @@ class Host:
                 self._waiters.remove(waiter)
                 self._fail(waiter, error)
 
+    def _refuse_waiters(self) -> None:
+        while self._waiters:
+            self._fail(self._waiters.pop(), ServiceUnavailableError("The inference host is shutting down."))
+
     def _start(self, waiter: Waiter) -> None:
         base = waiter.wanted.base
         failures = self._failures.get(base.location, [])
-        gate = policy.restart_gate([moment for moment, _ in failures], self._clock())
+        gate = policy.restart_gate([failure.at for failure in failures], self._clock())
         if gate.is_refused:
             minutes = policy.CRASH_WINDOW_S / 60
             self._waiters.remove(waiter)
             self._fail(
                 waiter,
                 EngineFailedError(
-                    f"{failures[-1][1].message} — it failed {policy.CRASHES_ALLOWED} times within {minutes:.0f} "
-                    f"minutes and is not tried again for {gate.wait_s:.0f} s.",
+                    f"{failures[-1].error.message} — it failed {policy.CRASHES_ALLOWED} times within "
+                    f"{minutes:.0f} minutes and is not tried again for {gate.wait_s:.0f} s.",
                     retry_after_s=gate.wait_s,
                 ),
             )
@@ -276,8 +279,11 @@ class Host:
                 self._stop(self._engines[victim])
                 return
         elif isinstance(failure, EngineFailedError):
-            self._failures.setdefault(engine.key, []).append((self._clock(), failure))
+            self._failures.setdefault(engine.key, []).append(Failure(self._clock(), engine, failure))
             del self._failures[engine.key][: -policy.CRASHES_ALLOWED]
+            if engine.state is EngineState.READY:
+                # It worked: those who wait get the next engine, or hear from the gate why there is none.
+                return
         self._fail_all(engine.key, failure)
 
     def _load(self, waiter: Waiter) -> None:
@@ -324,17 +330,3 @@ class Host:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    def _status_of(self, engine: Engine) -> EngineStatus:
-        is_idle = engine.state is EngineState.READY and engine.busy == 0
-        return EngineStatus(
-            engine_id=engine.id,
-            kind=self._factory.kind,
-            base_model=engine.base.served_name,
-            state=engine.state,
-            phase=engine.phase,
-            adapters=[name for name, slot in engine.slots.items() if slot.is_loaded],
-            busy_requests=engine.busy,
-            idle_s=round(self._clock() - engine.last_used, 1) if is_idle else 0,
-            pid=engine.process.pid if engine.process else None,
-        )

@@ -111,9 +111,7 @@ def _place_adapter(name: str, engine: EngineView, limits: Limits) -> Decision:
     return Decision(Action.UNLOAD, min(idle, key=lambda name: idle[name]))
 
 
-def to_stop(
-    engines: Sequence[EngineView], wanted: Collection[str], limits: Limits, now: float
-) -> list[str]:
+def to_stop(engines: Sequence[EngineView], wanted: Collection[str], limits: Limits, now: float) -> list[str]:
     """Idle engines whose time is over, or whose device is wanted by others; never one with requests waiting.
 
     A yield order also ends an engine that requests wait for: they ask the ledger again, and hear who has it.
@@ -123,8 +121,7 @@ def to_stop(
         for engine in engines
         if engine.can_stop
         and (
-            engine.must_yield
-            or (engine.key not in wanted and now - engine.last_used >= limits.keep_alive_s)
+            engine.must_yield or (engine.key not in wanted and now - engine.last_used >= limits.keep_alive_s)
         )
     ]
 

@@ -52,7 +52,13 @@ async def _gone(group: int, timeout_s: float) -> None:
         if time.monotonic() >= deadline:
             raise TimeoutError(f"processes {alive(group)} of group {group} are still alive")
         await asyncio.sleep(_POLL_S)
-    # In a container the agent is process 1, and the orphans of an engine are its children to reap.
+
+
+def reap_orphans(group: int) -> None:
+    """Where the agent is process 1 of a container, an engine's orphans become its children to reap.
+
+    Only after the leader was reaped: its exit code belongs to whoever started it.
+    """
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-group, os.WNOHANG)[0]:
             pass
@@ -101,15 +107,24 @@ class GroupRecord:
 
 async def end_leftovers(folder: Path, grace_s: float) -> list[int]:
     """End the recorded groups of an agent that is gone; returns their ids."""
-    ended = []
+    left = leftovers(folder)
+    for path, group in left.items():
+        logger.warning("ending process group %d, left by an agent that was killed", group)
+        await end(group, grace_s)
+        path.unlink(missing_ok=True)
+    return list(left.values())
+
+
+def leftovers(folder: Path) -> dict[Path, int]:
+    """Records whose group still lives, with it. Records of groups that are gone are removed."""
+    found = {}
     for path in sorted(folder.glob("*.json")):
         group = _recorded_group(path)
         if group is not None and alive(group):
-            logger.warning("ending process group %d, left by an agent that was killed", group)
-            await end(group, grace_s)
-            ended.append(group)
-        path.unlink(missing_ok=True)
-    return ended
+            found[path] = group
+        else:
+            path.unlink(missing_ok=True)
+    return found
 
 
 def _recorded_group(path: Path) -> int | None:
@@ -122,7 +137,7 @@ def _recorded_group(path: Path) -> int | None:
     if boot != _boot_id() or boot is None:
         return None
     leader = _started_ticks(group)
-    # Without its leader the number cannot be given away while a member lives, so the members are the engine's.
+    # Without its leader the number is not given away while a member lives: the members are the engine's.
     return group if leader is None or leader == ticks else None
 
 

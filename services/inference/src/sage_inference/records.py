@@ -10,7 +10,7 @@ import httpx
 
 from sage_contracts.devices import LeaseReply, LeaseRequest
 from sage_contracts.errors import EngineFailedError, SageError
-from sage_contracts.inference import EngineState
+from sage_contracts.inference import EngineState, EngineStatus
 from sage_inference.engines import Kind, Plan
 from sage_inference.hardware import Device
 from sage_inference.models import Adapter, BaseModel, Wanted
@@ -110,6 +110,20 @@ class Engine:
             must_yield=self.must_yield,
         )
 
+    def status(self, kind: Kind, now: float) -> EngineStatus:
+        is_idle = self.state is EngineState.READY and self.busy == 0
+        return EngineStatus(
+            engine_id=self.id,
+            kind=kind,
+            base_model=self.base.served_name,
+            state=self.state,
+            phase=self.phase,
+            adapters=[name for name, slot in self.slots.items() if slot.is_loaded],
+            busy_requests=self.busy,
+            idle_s=round(now - self.last_used, 1) if is_idle else 0,
+            pid=self.process.pid if self.process else None,
+        )
+
     def lease_request(self, device: Device) -> LeaseRequest:
         names = ", ".join(self.slots) or self.base.served_name
         return LeaseRequest(
@@ -120,6 +134,24 @@ class Engine:
             total_bytes=device.total_bytes,
             is_idle=self.state is EngineState.READY and self.busy == 0,
             label=f"serving {names}",
+        )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A start that failed, or a crash."""
+
+    at: float
+    engine: Engine
+    error: SageError
+
+    def status(self, kind: Kind) -> EngineStatus:
+        return EngineStatus(
+            engine_id=self.engine.id,
+            kind=kind,
+            base_model=self.engine.base.served_name,
+            state=EngineState.FAILED,
+            error=self.error.message,
         )
 
 
@@ -199,6 +231,4 @@ class Tick:
     """Time has passed."""
 
 
-Event = (
-    Arrived | Left | Released | Ready | Gone | AdapterIn | AdapterOut | YieldOrder | SessionEnded | Tick
-)
+Event = Arrived | Left | Released | Ready | Gone | AdapterIn | AdapterOut | YieldOrder | SessionEnded | Tick

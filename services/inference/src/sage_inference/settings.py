@@ -44,7 +44,7 @@ class InferenceSettings(ServiceSettings):
     """CPU only; 0: room for four full contexts, at least 64 MiB."""
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
     engine_threads: int = Field(0, ge=0)
-    """0: one for vLLM's single process on up to four cores, else half of them; all of up to eight for ours."""
+    """0: vLLM gets one on up to four cores, else half of them; our engine gets all of up to eight."""
     max_loras: int = Field(4, ge=1)
     """Adapters in one batch."""
     max_cpu_loras: int = Field(16, ge=1)

@@ -33,7 +33,9 @@ def find_folder(name: str, home: Home) -> Path | None:
 def present(home: Home) -> list[str]:
     """Names of the base models under the home, as users say them."""
     # A Hub id's slash is two dashes in its folder's name.
-    return sorted(folder.parent.name.replace("--", "/", 1) for folder in home.base_models.glob("*/config.json"))
+    return sorted(
+        folder.parent.name.replace("--", "/", 1) for folder in home.base_models.glob("*/config.json")
+    )
 
 
 def trainable(home: Home) -> list[str]:

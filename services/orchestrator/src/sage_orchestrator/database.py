@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from sage_contracts.errors import SageError, ServiceUnavailableError, StorageFullError
+from sage_contracts.errors import ConflictError, SageError, ServiceUnavailableError, StorageFullError
 
+HEAD = "0001"
+"""The newest revision under migrations/. Where it is reached already, Alembic (12 MB) is not imported."""
 MIGRATION_WAIT_S = 60.0
 # Any constant will do, so long as every orchestrator on one PostgreSQL uses the same.
 _ADVISORY_LOCK = 0x5A6E0001
@@ -75,14 +77,33 @@ class Database:
 
 
 def _run_migrations(connection: Connection) -> None:
+    if _revision(connection) == HEAD:
+        return
     from alembic import command
     from alembic.config import Config
+    from alembic.util.exc import CommandError
 
     config = Config()
     config.set_main_option("script_location", "sage_orchestrator:migrations")
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise ConflictError(
+            f"The database cannot be brought to revision {HEAD} ({error}). Was it written by a newer version? "
+            "Start that one, or set SAGE_DATABASE_URL or SAGE_HOME to another place."
+        ) from error
     connection.commit()
+
+
+def _revision(connection: Connection) -> str | None:
+    try:
+        revision = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    except (OperationalError, ProgrammingError):
+        # No such table: an empty database.
+        revision = None
+    connection.rollback()
+    return None if revision is None else str(revision)
 
 
 def _prepare_sqlite(engine: Engine) -> None:

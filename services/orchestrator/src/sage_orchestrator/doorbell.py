@@ -10,7 +10,7 @@ from sage_orchestrator.settings import OrchestratorSettings
 
 class Doorbell(Protocol):
     def ring(self, task: str, work_id: str) -> None:
-        """Tell whoever listens that `work_id` waits. Raises the broker's error when it cannot be delivered."""
+        """Tell whoever listens that `work_id` waits. Raises: the broker's error when it cannot deliver."""
 
 
 class CeleryDoorbell:

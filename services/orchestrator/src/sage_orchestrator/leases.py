@@ -1,4 +1,4 @@
-"""Work that one worker holds by lease: what the sweeper does about it, and the guarded UPDATE that changes it.
+"""Work that one worker holds by lease: what the sweeper does about it, and the guarded UPDATE of its row.
 
 Jobs and merges are both such work. `judge` is a function of data and is tested without waiting.
 """
@@ -56,7 +56,7 @@ def judge(work: Work, *, now: float, max_attempts: int) -> Sweep:
 
 
 def next_ring_s(rings: int, backoff_s: float) -> float:
-    """Seconds until a doorbell that was rung `rings` times (from 1) is rung again: 1, 2, 4, 8, 16 backoffs."""
+    """Seconds until a doorbell rung `rings` times (from 1) is rung again: 1, 2, 4, 8, 16 backoffs."""
     return float(backoff_s * 2 ** min(rings - 1, _MOST_DOUBLINGS))
 
 

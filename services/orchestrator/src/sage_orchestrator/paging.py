@@ -17,7 +17,13 @@ PageOrder = Literal["asc", "desc"]
 
 
 def page_rows(
-    session: Session, query: Select[Any], row: Any, *, after: str | None, limit: int, order: PageOrder = "desc"
+    session: Session,
+    query: Select[Any],
+    row: Any,
+    *,
+    after: str | None,
+    limit: int,
+    order: PageOrder = "desc",
 ) -> tuple[Sequence[Any], bool]:
     """At most `limit` rows beyond `after`, and whether there are more. Raises: InvalidRequestError."""
     if after is not None:

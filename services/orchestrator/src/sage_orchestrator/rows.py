@@ -1,10 +1,10 @@
-"""The whole schema. Times are seconds since the epoch; paths are relative to SAGE_HOME where they lie in it."""
+"""The whole schema. Times are seconds since the epoch; paths inside SAGE_HOME are relative to it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Integer, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # SQLite numbers rows by itself only in a column of exactly INTEGER.
@@ -77,10 +77,12 @@ class JobRow(LeasedWork, Base):
 
 class EventRow(Base):
     __tablename__ = "job_events"
+    # One job's events are always read in order.
+    __table_args__ = (Index("ix_job_events_job_id_seq", "job_id", "seq"),)
 
     seq: Mapped[int] = mapped_column(_Sequence, primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(unique=True)
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     created_at: Mapped[float]
     level: Mapped[str]
     message: Mapped[str]
@@ -94,7 +96,7 @@ class CheckpointRow(Base):
 
     seq: Mapped[int] = mapped_column(_Sequence, primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(unique=True)
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     created_at: Mapped[float]
     step: Mapped[int]
     path: Mapped[str]

@@ -43,6 +43,14 @@ class StepMessage(_Said):
     peak_memory_bytes: int | None = None
 
 
+class EvalMessage(_Said):
+    """A held-out loss is known."""
+
+    kind: Literal["eval"] = "eval"
+    of: Literal["base", "tuned"]
+    loss: float
+
+
 class CheckpointMessage(_Said):
     kind: Literal["checkpoint"] = "checkpoint"
     step: int
@@ -88,6 +96,7 @@ class FailedMessage(_Said):
 ChildMessage = Annotated[
     PhaseMessage
     | StepMessage
+    | EvalMessage
     | CheckpointMessage
     | LogMessage
     | DoneMessage

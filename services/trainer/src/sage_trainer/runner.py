@@ -43,6 +43,7 @@ from sage_trainer.messages import (
     CheckpointMessage,
     ChildSpec,
     DoneMessage,
+    EvalMessage,
     FailedMessage,
     LogMessage,
     PhaseMessage,
@@ -155,14 +156,19 @@ class Attempt:
         return ending_of(self._ordered, self._words, exit_code, self._with_log)
 
     def _child_env(self) -> dict[str, str]:
-        settings = self._post.settings
-        return {
+        settings, device = self._post.settings, self._post.device.name
+        env = {
             **os.environ,
             "SAGE_HOME": str(settings.home.root),
             # Unset, every library starts a thread per core of the host, and they spin against each other.
             "OMP_NUM_THREADS": str(settings.train_threads or physical_cores()),
             "TOKENIZERS_PARALLELISM": "false",
         }
+        if device == "cpu":
+            env["CUDA_VISIBLE_DEVICES"] = ""
+        elif "CUDA_VISIBLE_DEVICES" not in env:
+            env["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")
+        return env
 
     def _pump(self, child: Child) -> None:
         """Until the child is dead: pass its news on, its orders back."""
@@ -229,6 +235,10 @@ class Attempt:
                 self._say(message.detail or message.name, is_urgent=True)
             case StepMessage():
                 self._hear_step(message)
+            case EvalMessage():
+                known = {"base_eval_loss" if message.of == "base" else "eval_loss": message.loss}
+                self._metrics = self._metrics.model_copy(update=known)
+                self._say(f"Held-out loss of the {message.of} model: {message.loss:.4f}", is_urgent=True)
             case CheckpointMessage():
                 self._spool.add_checkpoint(
                     CheckpointReport.model_validate(message.model_dump(exclude={"kind"}))

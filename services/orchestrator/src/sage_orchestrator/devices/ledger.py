@@ -18,6 +18,7 @@ RETRY_TRAINING_S = 5.0
 WANT_S = 60.0
 _RETRY_INFERENCE_S = 15.0
 _RETRY_MOST_S = 120.0
+_TRAINING_PREFIX = "train:"
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,19 @@ class Ask:
     job_id: str | None = None
 
 
+def training_holder(job_id: str) -> str:
+    return f"{_TRAINING_PREFIX}{job_id}"
+
+
 def take(session: Session, ask: Ask, *, now: float, expires_at: float) -> DeviceBusyError | None:
     """Grant or resize the lease, or return why not. A refusal is part of the transaction: a training that
     was refused is remembered, so the caller commits and raises afterwards."""
     device = devices.lock_device(session, ask.device, ask.total_bytes)
     # What expired must not come back to life by a renewal: its room may be somebody else's now.
     devices.delete_expired(session, now)
-    wanted_bytes = ask.bytes if ask.bytes is not None else policy.training_bytes(ask.device, device.total_bytes)
+    wanted_bytes = (
+        ask.bytes if ask.bytes is not None else policy.training_bytes(ask.device, device.total_bytes)
+    )
     ledger = ledger_of(session, device, now)
     holding = policy.Holding(ask.holder, ask.purpose, wanted_bytes, ask.label, ask.is_idle)
     verdict = policy.judge(ledger, holding)
@@ -57,10 +64,14 @@ def take(session: Session, ask: Ask, *, now: float, expires_at: float) -> Device
     return None
 
 
-def release(session: Session, holder: str) -> None:
+def release(session: Session, holder: str, now: float) -> None:
     """Give back what the holder has and no longer wait for more."""
-    devices.release(session, holder)
     devices.forget_want(session, holder)
+    device = devices.release(session, holder)
+    waiting = None if device is None else devices.wanted_by(session, device)
+    if waiting is not None:
+        # Its worker may have left empty-handed: ring rather than let the room stay empty.
+        jobs.ring_queued(session, waiting.removeprefix(_TRAINING_PREFIX), now)
 
 
 def ledger_of(session: Session, device: DeviceRow, now: float) -> policy.Ledger:
@@ -108,6 +119,6 @@ def _longest_eta_s(session: Session, verdict: policy.Verdict) -> float | None:
     etas = [
         eta_s
         for blocker in verdict.blockers
-        if (eta_s := jobs.eta_s(session, blocker.holder.removeprefix("train:"))) is not None
+        if (eta_s := jobs.eta_s(session, blocker.holder.removeprefix(_TRAINING_PREFIX))) is not None
     ]
     return max(etas, default=None)

@@ -67,10 +67,9 @@ def judge(ledger: Ledger, ask: Holding) -> Verdict:
     if used_bytes + ask.bytes > ledger.total_bytes:
         return Verdict(False, tuple(sorted(others, key=lambda held: -held.bytes)))
     want = ledger.want
-    grows = ask.bytes > held_bytes
-    if want is not None and want.holder != ask.holder and ask.purpose == "inference" and grows:
-        if used_bytes + ask.bytes + want.bytes > ledger.total_bytes:
-            return Verdict(False, (want,))
+    is_growing_engine = ask.purpose == "inference" and ask.bytes > held_bytes
+    if want is not None and is_growing_engine and used_bytes + ask.bytes + want.bytes > ledger.total_bytes:
+        return Verdict(False, (want,))
     return Verdict(True)
 
 

@@ -53,8 +53,15 @@ def renew(session: Session, holder: str, expires_at: float, *, is_idle: bool = F
     session.execute(update(DeviceLeaseRow).where(DeviceLeaseRow.holder == holder).values(values))
 
 
-def release(session: Session, holder: str) -> None:
-    session.execute(delete(DeviceLeaseRow).where(DeviceLeaseRow.holder == holder))
+def release(session: Session, holder: str) -> str | None:
+    """The device that was given back; None when nothing was held."""
+    return session.scalar(
+        delete(DeviceLeaseRow).where(DeviceLeaseRow.holder == holder).returning(DeviceLeaseRow.device)
+    )
+
+
+def wanted_by(session: Session, device: str) -> str | None:
+    return session.scalar(select(DeviceRow.wanted_by).where(DeviceRow.device == device))
 
 
 def forget_want(session: Session, holder: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sage_contracts.devices import DeviceLease, DeviceState, LeaseReply, LeaseRequest, ReleaseRequest
 from sage_contracts.errors import InvalidRequestError
 from sage_orchestrator.clock import Clock
@@ -11,10 +13,11 @@ from sage_orchestrator.devices import repository as devices
 
 
 class DeviceService:
-    def __init__(self, database: Database, clock: Clock, lease_s: float) -> None:
+    def __init__(self, database: Database, clock: Clock, lease_s: float, wake: Callable[[], None]) -> None:
         self._database = database
         self._clock = clock
         self._lease_s = lease_s
+        self._wake = wake
 
     def lease(self, request: LeaseRequest) -> LeaseReply:
         """Grant, renew or resize.
@@ -23,8 +26,8 @@ class DeviceService:
         """
         if request.bytes < 0 or request.bytes > request.total_bytes:
             raise InvalidRequestError(
-                f"{request.label or request.holder} asks for {request.bytes} bytes of {request.device}, which "
-                f"has {request.total_bytes}: choose a smaller model.",
+                f"{request.label or request.holder} asks for {request.bytes} bytes of {request.device}, "
+                f"which has {request.total_bytes}: choose a smaller model.",
                 param="bytes",
             )
         now = self._clock()
@@ -51,7 +54,8 @@ class DeviceService:
     def release(self, request: ReleaseRequest) -> None:
         """Releasing what is not held is fine: it may have expired."""
         with self._database.write() as session:
-            ledger.release(session, request.holder)
+            ledger.release(session, request.holder, self._clock())
+        self._wake()
 
     def states(self) -> list[DeviceState]:
         now = self._clock()

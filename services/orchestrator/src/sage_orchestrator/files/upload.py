@@ -41,7 +41,9 @@ class UploadReader:
     def __init__(self, content_type: str | None, folder: Path, max_bytes: int) -> None:
         kind, options = parse_options_header(content_type)
         if kind != b"multipart/form-data" or b"boundary" not in options:
-            raise InvalidRequestError("Upload files as multipart/form-data with the parts `file` and `purpose`.")
+            raise InvalidRequestError(
+                "Upload files as multipart/form-data with the parts `file` and `purpose`."
+            )
         self._max_bytes = max_bytes
         self._parser = MultipartParser(
             options[b"boundary"],
@@ -118,7 +120,9 @@ class UploadReader:
         if self._part_name != "file":
             self._text += data[start:end]
             if len(self._text) > _FIELD_LIMIT_BYTES:
-                raise InvalidRequestError(f"The field {self._part_name!r} is too long.", param=self._part_name)
+                raise InvalidRequestError(
+                    f"The field {self._part_name!r} is too long.", param=self._part_name
+                )
             return
         self._pending += data[start:end]
         self.upload.size_bytes += end - start

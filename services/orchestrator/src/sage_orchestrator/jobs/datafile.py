@@ -26,8 +26,8 @@ def check_data(path: Path, filename: str, task: Task) -> None:
         return
     if task is not Task.CODE:
         raise InvalidDataError(
-            f"{filename} is an archive, which only the task `code` takes (a source tree): upload rows as JSON "
-            f"or JSONL, or say sage.task = code instead of {task.value}."
+            f"{filename} is an archive, which only the task `code` takes (a source tree): upload rows as "
+            f"JSON or JSONL, or say sage.task = code instead of {task.value}."
         )
     try:
         names = _zip_names(path) if filename.lower().endswith(".zip") else _tar_names(path)

@@ -23,9 +23,10 @@ def to_job(row: JobRow, now: float) -> FineTuningJob:
     metrics = JobMetrics.model_validate(row.metrics)
     status = JobStatus(row.status)
     config = TrainingConfig.model_validate(row.config)
-    ends_at = None
-    if status is JobStatus.RUNNING and metrics.eta_s is not None:
-        ends_at = int(now + metrics.eta_s)
+    if status is not JobStatus.RUNNING:
+        # The last estimate of an attempt that is over.
+        metrics.eta_s = None
+    ends_at = None if metrics.eta_s is None else int(now + metrics.eta_s)
     return FineTuningJob(
         id=row.id,
         created_at=int(row.created_at),

@@ -22,7 +22,9 @@ def get(session: Session, job_id: str, *, lock: bool = False) -> JobRow:
     query = select(JobRow).where(JobRow.id == job_id)
     row = session.scalar(query.with_for_update() if lock else query)
     if row is None:
-        raise NotFoundError(f"There is no fine-tuning job {job_id!r}: list them with GET /v1/fine_tuning/jobs.")
+        raise NotFoundError(
+            f"There is no fine-tuning job {job_id!r}: list them with GET /v1/fine_tuning/jobs."
+        )
     return row
 
 
@@ -51,9 +53,12 @@ def transition(
 
 def change(session: Session, job_id: str, values: dict[str, Any], *, attempt: int | None = None) -> bool:
     """Change a running job without moving it, if it still runs (and in that attempt)."""
-    return guarded_update(
-        session, JobRow, job_id, values, sources=[JobStatus.RUNNING.value], attempt=attempt
-    )
+    return guarded_update(session, JobRow, job_id, values, sources=[JobStatus.RUNNING.value], attempt=attempt)
+
+
+def change_queued(session: Session, job_id: str, values: dict[str, Any], *, attempt: int) -> bool:
+    """Change a waiting job without moving it, if it still waits since that attempt."""
+    return guarded_update(session, JobRow, job_id, values, sources=[JobStatus.QUEUED.value], attempt=attempt)
 
 
 def page(
@@ -92,6 +97,16 @@ def wake_same_name(session: Session, name: str, now: float) -> None:
     session.execute(
         update(JobRow)
         .where(JobRow.name == name, JobRow.status == JobStatus.QUEUED.value)
+        .values(ring_at=now)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def ring_queued(session: Session, job_id: str, now: float) -> None:
+    """Make the bell of a waiting job due."""
+    session.execute(
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.status == JobStatus.QUEUED.value)
         .values(ring_at=now)
         .execution_options(synchronize_session=False)
     )

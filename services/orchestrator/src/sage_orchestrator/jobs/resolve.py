@@ -36,7 +36,7 @@ def task_of(request: CreateJobRequest) -> Task:
 
 
 def name_of(request: CreateJobRequest, job_id: str) -> str:
-    """What the tuned model will be called: suffix, else the task that was named, else `ft-` and eight digits."""
+    """What the tuned model will be called: suffix, else the task if named, else `ft-` and eight digits."""
     if request.sage.name and request.suffix and request.sage.name != request.suffix:
         raise InvalidRequestError(
             f"suffix says {request.suffix!r} and sage.name says {request.sage.name!r}: give one of them.",
@@ -51,7 +51,9 @@ def name_of(request: CreateJobRequest, job_id: str) -> str:
 def hyperparameters_of(request: CreateJobRequest) -> Hyperparameters:
     """`method` wins over the deprecated field at the top, field by field."""
     top = request.hyperparameters or Hyperparameters()
-    method = request.method.supervised.hyperparameters if request.method and request.method.supervised else None
+    method = (
+        request.method.supervised.hyperparameters if request.method and request.method.supervised else None
+    )
     if method is None:
         return top
     said = {key: value for key, value in method.model_dump().items() if value != "auto"}
@@ -120,4 +122,6 @@ def _overlay(fields: dict[str, Any], sparse: dict[str, Any]) -> dict[str, Any]:
 def _refuse_said_elsewhere(sparse: dict[str, Any]) -> None:
     for field, where in _SAID_ELSEWHERE.items():
         if field in sparse:
-            raise InvalidRequestError(f"sage.config.{field} is not set here: use {where}.", param="sage.config")
+            raise InvalidRequestError(
+                f"sage.config.{field} is not set here: use {where}.", param="sage.config"
+            )

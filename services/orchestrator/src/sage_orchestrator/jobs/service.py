@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sage_contracts.config import TrainingConfig
-from sage_contracts.errors import ConflictError, InvalidRequestError, SageError
+from sage_contracts.config import Task
+from sage_contracts.errors import ConflictError, InvalidDataError, InvalidRequestError, SageError
 from sage_contracts.files import FilePurpose
 from sage_contracts.home import Home
 from sage_contracts.jobs import (
@@ -83,7 +83,9 @@ class JobService:
             session.flush()
             jobs.add_event(session, job_id, now, f"Created fine-tuning job: {job_id}")
             if is_small:
-                jobs.add_event(session, job_id, now, f"Queued: {row.name} on {row.model}, preset {row.preset}")
+                jobs.add_event(
+                    session, job_id, now, f"Queued: {row.name} on {row.model}, preset {row.preset}"
+                )
             else:
                 jobs.add_event(session, job_id, now, f"Validating training file: {row.training_file}")
             job = to_job(row, now)
@@ -176,18 +178,18 @@ class JobService:
             elif status in _WAITING and status.can_become(target):
                 values = ended_values(now) if target.is_terminal else {"ring_at": None}
                 jobs.transition(session, job_id, target, values, sources=[status])
-                ledger.release(session, ledger.training_holder(job_id))
+                ledger.release(session, ledger.training_holder(job_id), now)
                 jobs.add_event(session, job_id, now, f"Job {target.value}")
             elif status is not target:
                 raise ConflictError(f"{job_id} is {status.value}: it cannot become {target.value}.")
             return to_job(jobs.get(session, job_id), now)
 
     def _new_row(self, request: CreateJobRequest, job_id: str, now: float) -> JobRow:
-        if request.method is not None and request.hyperparameters is not None and request.method.supervised is None:
-            request = request.model_copy(update={"method": None})
         for integration in request.integrations or []:
             if integration.get("type") != "wandb":
-                raise InvalidRequestError("integrations: only the type `wandb` is known.", param="integrations")
+                raise InvalidRequestError(
+                    "integrations: only the type `wandb` is known.", param="integrations"
+                )
         task = task_of(request)
         name = name_of(request, job_id)
         trainer = self._training_device()
@@ -227,16 +229,19 @@ class JobService:
                 upload = files.get(session, file_id, param=param)
                 if upload.purpose != FilePurpose.FINE_TUNE.value:
                     raise InvalidRequestError(
-                        f"{file_id} was uploaded for {upload.purpose!r}: upload it with the purpose 'fine-tune'.",
+                        f"{file_id} was uploaded for {upload.purpose!r}: upload it for 'fine-tune'.",
                         param=param,
                     )
                 uploads.append(upload)
         return uploads
 
     def _check(self, row: JobRow, uploads: list[FileRow]) -> None:
-        task = TrainingConfig.model_validate(row.config).task
         for upload in uploads:
-            check_data(self._home.resolve(upload.path), upload.filename, task)
+            try:
+                check_data(self._home.resolve(upload.path), upload.filename, Task(row.task))
+            except InvalidDataError as error:
+                error.param = "training_file" if upload.id == row.training_file else "validation_file"
+                raise
 
     def _fail_validation(self, job_id: str, error: SageError) -> None:
         now = self._clock()

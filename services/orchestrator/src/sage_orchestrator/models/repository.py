@@ -59,7 +59,9 @@ def aliases(session: Session) -> dict[str, int]:
 
 def versions(session: Session, name: str | None = None) -> Sequence[VersionRow]:
     """Newest first."""
-    query = select(VersionRow).order_by(VersionRow.created_at.desc(), VersionRow.name, VersionRow.version.desc())
+    query = select(VersionRow).order_by(
+        VersionRow.created_at.desc(), VersionRow.name, VersionRow.version.desc()
+    )
     return session.scalars(query if name is None else query.where(VersionRow.name == name)).all()
 
 

@@ -42,7 +42,7 @@ class WorkerService:
             return [
                 WorkerSeen(
                     worker_id=row.worker_id,
-                    kind=row.kind,  # type: ignore[arg-type]
+                    kind=row.kind,
                     device=row.device,
                     device_total_bytes=row.device_total_bytes,
                     device_free_bytes=row.device_free_bytes,

@@ -1,8 +1,8 @@
 """Attention over several rows laid end to end, each row seeing itself alone.
 
 Packing rows into one sequence of shape (1, tokens) leaves no padding anywhere; only attention must keep them
-apart. Kernels with variable lengths do that on some GPUs; here scaled_dot_product_attention is called per row,
-which is exact on every device and, with rows of hundreds of tokens, as fast.
+apart. Kernels with variable lengths do that on some GPUs; here scaled_dot_product_attention is called per
+row, which is exact on every device and, with rows of hundreds of tokens, as fast.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ def packed_attention(
         raise NotImplementedError("packed attention does not know windows shorter than a row")
     grouped = query.shape[1] != key.shape[1]
     rows = list(row_lengths)
+    options = {"is_causal": True, "dropout_p": dropout, "scale": scaling, "enable_gqa": grouped}
     attended = [
-        scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, scale=scaling, enable_gqa=grouped)
+        scaled_dot_product_attention(q, k, v, **options)
         for q, k, v in zip(query.split(rows, 2), key.split(rows, 2), value.split(rows, 2), strict=True)
     ]
     return cat(attended, dim=2).transpose(1, 2), None

@@ -127,14 +127,17 @@ def _fetch_from_hub(name: str, target: Path, report: Report) -> None:
                 allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"],
             )
             shutil.rmtree(unfinished / ".cache", ignore_errors=True)
-            card = info.card_data.to_dict() if info.card_data else {}
-            _write_info(unfinished, source=f"hub:{name}", revision=info.sha, license=card.get("license"))
+            licence = getattr(info.card_data, "license", None)
+            _write_info(unfinished, source=f"hub:{name}", revision=info.sha, license=licence)
     except GatedRepoError as error:
         raise ModelNotFoundError(
-            f"The hub wants a login or an accepted licence for {name}. Set HF_TOKEN. {use_instead}", param="model"
+            f"The hub wants a login or an accepted licence for {name}. Set HF_TOKEN. {use_instead}",
+            param="model",
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ModelNotFoundError(f"The model hub knows no model {name}. {use_instead}", param="model") from error
+        raise ModelNotFoundError(
+            f"The model hub knows no model {name}. {use_instead}", param="model"
+        ) from error
     except Exception as error:  # httpx, DNS, proxies, offline mode: all mean the same to the user
         raise ModelNotFoundError(
             f"The base model {name} is not on this machine and no model hub could be reached "

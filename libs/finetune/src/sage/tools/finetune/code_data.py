@@ -1,7 +1,7 @@
 """Function-completion pairs from Python source: signature and docstring -> body. No torch.
 
-Without a folder the source is the standard library of the running interpreter: real, documented code that every
-machine has.
+Without a folder the source is the standard library of the running interpreter: real, documented code that
+every machine has.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ _SKIPPED_FOLDERS = {
     "__pycache__", "site-packages", "dist-packages", "node_modules", "test", "tests", "idle_test", "venv",
     "build", "dist", "lib2to3", "encodings", "pydoc_data", "turtledemo", "_vendor",
 }  # fmt: skip
+
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +70,15 @@ def build_code_pairs(root: Path | None = None) -> list[CodePair]:
 def split_by_module(
     pairs: Sequence[CodePair], validation_fraction: float
 ) -> tuple[list[CodePair], list[CodePair]]:
-    """(training, held-out), no module in both. Modules are taken by the hash of their name until the share is met.
+    """(training, held-out), no module in both.
 
-    A single module cannot be split: then everything is training data.
+    Modules are taken by the hash of their name until the share is met. A single module cannot be split: then
+    everything is training data.
     """
     if validation_fraction <= 0:
         return list(pairs), []
     modules = sorted({pair.module for pair in pairs}, key=lambda name: sha256(name.encode()).digest())
-    sizes = {module: 0 for module in modules}
+    sizes = dict.fromkeys(modules, 0)
     for pair in pairs:
         sizes[pair.module] += 1
     wanted = max(1, round(len(pairs) * validation_fraction))
@@ -116,21 +119,21 @@ def _pairs_of(path: Path, source: Path, *, by_package: bool) -> Iterator[CodePai
     lines = text.split("\n")
     module = _module_of(path, source, by_package=by_package)
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(node, FunctionNode):
             pair = _pair_of(node, lines, module)
             if pair is not None:
                 yield pair
 
 
 def _module_of(path: Path, source: Path, *, by_package: bool) -> str:
-    """The top-level package of a library (its functions know each other's ways), the file of a user's tree."""
+    """The top-level package of a library (its functions are kin), or the file of a user's tree."""
     if source.is_file():
         return path.stem
     inside = path.relative_to(source)
     return inside.parts[0].removesuffix(".py") if by_package else inside.as_posix()
 
 
-def _pair_of(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: Sequence[str], module: str) -> CodePair | None:
+def _pair_of(node: FunctionNode, lines: Sequence[str], module: str) -> CodePair | None:
     if ast.get_docstring(node) is None or len(node.body) < 2:
         return None
     docstring, first = node.body[0], node.body[1]
@@ -150,7 +153,7 @@ def _reindent(body: str) -> str:
     return "\n".join(f"    {line}" if line.strip() else "" for line in dedent(body).split("\n"))
 
 
-def _is_placeholder(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+def _is_placeholder(node: FunctionNode) -> bool:
     statement = node.body[1]
     return len(node.body) == 2 and (
         isinstance(statement, ast.Pass | ast.Raise)

@@ -1,4 +1,4 @@
-"""A llama-architecture GGUF file as a plain Hugging Face folder: config, safetensors, tokenizer, chat template.
+"""A llama-architecture GGUF file as a plain Hugging Face folder: config, weights, tokenizer, chat template.
 
 The tensors are dequantised one by one with the `gguf` package and renamed here, instead of going through
 transformers' own GGUF loader: that one cannot save what it loads, and takes ten times as long.
@@ -50,10 +50,9 @@ def convert_gguf(gguf_path: Path, out_dir: Path) -> None:
         raise InvalidDataError(
             f"{gguf_path.name} holds a {architecture!r} model; only 'llama' files can be imported."
         )
-    if fields.get("tokenizer.ggml.model") != "gpt2" or fields.get("tokenizer.ggml.pre") not in _DIGIT_SPLITTING:
-        raise InvalidDataError(
-            f"{gguf_path.name} has a tokenizer ({fields.get('tokenizer.ggml.pre')!r}) that cannot be imported."
-        )
+    tokenizer = (fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre"))
+    if tokenizer[0] != "gpt2" or tokenizer[1] not in _DIGIT_SPLITTING:
+        raise InvalidDataError(f"{gguf_path.name} has a tokenizer {tokenizer} that cannot be imported.")
     names = _write_weights(reader, out_dir, fields)
     _write_config(out_dir, fields, tied="lm_head.weight" not in names)
     _write_tokenizer(out_dir, fields)
@@ -86,7 +85,7 @@ def _name_of(gguf_name: str) -> str:
 
 
 def _undo_rope_permutation(weight: Any, heads: int) -> Any:
-    """GGUF interleaves the two halves of every rotary head; transformers keeps them apart. Shape (out, in)."""
+    """(out, in) -> (out, in): GGUF interleaves the halves of a rotary head, transformers keeps them apart."""
     out, width = weight.shape
     return weight.reshape(heads, out // heads // 2, 2, width).transpose(1, 2).reshape(out, width)
 
@@ -133,16 +132,16 @@ def _write_tokenizer(out_dir: Path, fields: dict[str, Any]) -> None:
     merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
     vocab = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()
     control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL_TOKEN]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     tokenizer.save(str(out_dir / "tokenizer.json"))
 
     def named(key: str) -> str:
-        return tokens[fields[f"tokenizer.ggml.{key}_token_id"]]
+        return str(tokens[fields[f"tokenizer.ggml.{key}_token_id"]])
 
     template = fields["tokenizer.chat_template"]
     settings = {

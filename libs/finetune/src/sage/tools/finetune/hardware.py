@@ -118,8 +118,9 @@ def memory_errors() -> Iterator[None]:
         text = str(error)
         if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
             raise OutOfMemoryError(
-                "There was not enough memory for this run. In this order, try: load_in_8bit or load_in_4bit, a "
-                "smaller max_length, per_device_train_batch_size=1, gradient_checkpointing, a smaller lora.r. "
+                "There was not enough memory for this run. Try, in this order: load_in_8bit or load_in_4bit, "
+                "a smaller max_length, per_device_train_batch_size=1, gradient_checkpointing, a smaller "
+                "lora.r. "
                 f"({text.splitlines()[0] if text else 'MemoryError'})"
             ) from error
         raise

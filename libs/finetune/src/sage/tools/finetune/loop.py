@@ -22,7 +22,7 @@ from sage_contracts.errors import TrainingFailedError
 RATE_WINDOW = 10  # steps that tokens/s and the remaining time are judged by
 
 
-class RunStopped(Exception):
+class RunStopped(Exception):  # noqa: N818 - nothing went wrong
     """Leaves the run at once: somebody asked for it."""
 
     def __init__(self, mode: StopMode) -> None:
@@ -52,7 +52,10 @@ class TrainingLoop:
     _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=RATE_WINDOW))
 
     def run(self) -> StopMode | None:
-        """Train to the end, or until a callback wishes to save and stop. Raises: RunStopped, TrainingFailedError."""
+        """Train to the end, or until a callback wishes to save and stop.
+
+        Raises: RunStopped, TrainingFailedError.
+        """
         self.model.train()
         saved = self.state.step
         while self.state.step < self.schedule.total_steps:
@@ -76,7 +79,10 @@ class TrainingLoop:
         tokens = sum(len(row.ids) for row in rows)
         labels = sum(row.label_count for row in rows)
         rate = self.config.learning_rate * rate_factor(
-            self.config.lr_scheduler_type, self.state.step, self.schedule.total_steps, self.config.warmup_ratio
+            self.config.lr_scheduler_type,
+            self.state.step,
+            self.schedule.total_steps,
+            self.config.warmup_ratio,
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -109,7 +115,8 @@ class TrainingLoop:
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         if self.config.max_grad_norm > 0:
-            clip_grad_norm_((p for p in self.model.parameters() if p.requires_grad), self.config.max_grad_norm)
+            trained = [p for p in self.model.parameters() if p.requires_grad]
+            clip_grad_norm_(trained, self.config.max_grad_norm)
         if self.scaler:
             self.scaler.step(self.optimizer)
             self.scaler.update()

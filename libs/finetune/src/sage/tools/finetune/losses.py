@@ -80,8 +80,8 @@ class PackedLoss:
 def chunked_head_loss(hidden: Any, head: Any, labels: Any) -> Any:
     """Summed cross-entropy of head(hidden) at labels. hidden (n, width), labels (n,) -> scalar.
 
-    A frozen plain output layer gets its gradient in the forward pass, so that logits of a chunk are dropped as
-    soon as they are used: memory stays at `HEAD_CHUNK` x vocabulary.
+    A frozen plain output layer gets its gradient in the forward pass, so that logits of a chunk are dropped
+    as soon as they are used: memory stays at `HEAD_CHUNK` x vocabulary.
     """
     from torch.nn import Linear
     from torch.nn.functional import cross_entropy
@@ -101,7 +101,7 @@ def _frozen_head_loss() -> Callable[..., Any]:
     if _frozen_head is not None:
         return _frozen_head
 
-    class FrozenHeadLoss(torch.autograd.Function):
+    class FrozenHeadLoss(torch.autograd.Function):  # type: ignore[misc] # torch is untyped here
         @staticmethod
         def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, labels: Any) -> Any:
             wants_gradient = ctx.needs_input_grad[0]
@@ -135,7 +135,7 @@ _frozen_head: Callable[..., Any] | None = None
 
 
 def choose_loss(model: Any, rows: Sequence[Sample], report: Callable[[str], None]) -> LossFunction:
-    """The fast loss where it proves equal to the plain one on two short rows of this model, else the plain one."""
+    """The fast loss where it proves equal to the plain one on two short rows, else the plain one."""
     import torch
 
     was_training = model.training

@@ -17,7 +17,9 @@ def load_tokenizer(base: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(base))
     except (OSError, ValueError) as error:
-        raise ModelNotFoundError(f"{base} has no tokenizer that can be loaded: {error}", param="model") from error
+        raise ModelNotFoundError(
+            f"{base} has no tokenizer that can be loaded: {error}", param="model"
+        ) from error
 
 
 def load_base(base: Path, config: TrainingConfig, device: str, precision: ResolvedPrecision) -> Any:
@@ -36,7 +38,9 @@ def load_base(base: Path, config: TrainingConfig, device: str, precision: Resolv
     try:
         model = AutoModelForCausalLM.from_pretrained(str(base), **options)
     except (OSError, ValueError) as error:
-        raise ModelNotFoundError(f"{base} holds no model that can be trained: {error}", param="model") from error
+        raise ModelNotFoundError(
+            f"{base} holds no model that can be trained: {error}", param="model"
+        ) from error
     if "device_map" not in options:
         model = model.to(device)
     model.requires_grad_(False)
@@ -65,6 +69,10 @@ def add_adapters(model: Any, lora: LoRAConfig) -> Any:
 
     Raises: InvalidRequestError when no module has one of the target names.
     """
+    import logging
+
+    # peft imports it to look for its layers; it then tells everybody about kernels it did not find.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from peft import LoraConfig, get_peft_model
 
     adapters = LoraConfig(

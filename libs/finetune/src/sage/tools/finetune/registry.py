@@ -39,6 +39,10 @@ class Registry(Generic[T]):
             raise KeyError(f"no {self._kind} named {name!r}; there are: {', '.join(self._things)}")
         return self._things[name]
 
+    def remove(self, name: str) -> None:
+        """Raises: KeyError."""
+        del self._things[name]
+
     def __iter__(self) -> Iterator[tuple[str, T]]:
         self._discover()
         return iter(tuple(self._things.items()))

@@ -1,8 +1,8 @@
 """Conversations as token ids with labels, through the model's own chat template.
 
-Loss falls on what the assistant says and on the token that ends its turn, and on nothing else. Where a turn begins
-and ends is found by rendering prefixes of the conversation, so any template works, with or without generation
-markers.
+Loss falls on what the assistant says and on the token that ends its turn, and on nothing else. Where a turn
+begins and ends is found by rendering prefixes of the conversation, so any template works, with or without
+generation markers.
 """
 
 from __future__ import annotations
@@ -77,12 +77,9 @@ class ChatRenderer:
         if not texts:
             return []
         encoded = self._tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-        found = []
-        for ids, offsets, labelled in zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True):
-            sample = self._sample(ids, offsets, labelled)
-            if sample is not None:
-                found.append(sample)
-        return found
+        rows = zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True)
+        found = (self._sample(ids, offsets, labelled) for ids, offsets, labelled in rows)
+        return [sample for sample in found if sample is not None]
 
     def _sample(self, ids: list[int], offsets: list[Span], spans: list[Span]) -> Sample | None:
         labels = [
@@ -123,7 +120,7 @@ class ChatRenderer:
             # A generation prompt with something extra (an opened thought): learn from where they part.
             start = _common_prefix(asked, upto)
             if start < len(self._text(messages[:turn], origin)):
-                raise _refused(origin, "the chat template renders its turns differently when an answer follows")
+                raise _refused(origin, "the chat template changes its turns when an answer follows")
         answer = messages[turn]["content"].strip()
         at = upto.find(answer, start)
         if at < 0:
@@ -131,9 +128,10 @@ class ChatRenderer:
         end = self._turn_end.search(upto, at + len(answer))
         if end is None or upto[at + len(answer) : end.start()].strip():
             raise _refused(
-                origin, "the chat template ends the assistant's turn without a special token, so that the model would "
-                "never learn to stop; choose a base model with a complete chat template"
-            )  # fmt: skip
+                origin,
+                "the chat template ends the assistant's turn without a special token, so that the model "
+                "would never learn to stop; choose a base model with a complete chat template",
+            )
         return upto[: end.end()], (start, end.end())
 
     def _text(self, messages: Sequence[Message], origin: str, *, add_generation_prompt: bool = False) -> str:
@@ -153,4 +151,5 @@ def _refused(origin: str, reason: str) -> InvalidDataError:
 
 
 def _common_prefix(left: str, right: str) -> int:
-    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+    shorter = min(len(left), len(right))
+    return next((i for i in range(shorter) if left[i] != right[i]), shorter)

@@ -61,9 +61,9 @@ class RunParts:
         train, held = self.renderer.samples(conversations), self.renderer.samples(splits.validation)
         stats = self.renderer.stats
         if stats.truncated:
+            left_out = f"; {stats.dropped} lost their whole answer and are left out" if stats.dropped else ""
             self._warn(
-                f"{stats.truncated} rows are longer than max_length={self._config.max_length} tokens and were cut"
-                + (f"; {stats.dropped} of them lost their whole answer and are left out" if stats.dropped else "")
+                f"{stats.truncated} rows were cut at max_length={self._config.max_length} tokens{left_out}"
             )
         if not train:
             raise InvalidDataError(

@@ -71,7 +71,9 @@ def storage_errors(where: Path) -> Iterator[None]:
         yield
     except Exception as error:
         if _is_full(error):
-            raise StorageFullError(f"The disk is full: {where} could not be written. Free some space.") from error
+            raise StorageFullError(
+                f"The disk is full: {where} could not be written. Free some space."
+            ) from error
         raise
 
 

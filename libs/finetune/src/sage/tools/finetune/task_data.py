@@ -34,7 +34,7 @@ class Splits:
         digest = sha256()
         for rows in (self.train, self.validation):
             for row in rows:
-                digest.update(json.dumps(row.messages, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass"))
+                digest.update(json.dumps(row.messages, sort_keys=True).encode())
             digest.update(b"\0")
         return digest.hexdigest()
 
@@ -49,7 +49,7 @@ def prepare(
 ) -> Splits:
     """The rows to train on and to hold out; limited to `max_train_rows` and `max_eval_rows`.
 
-    `training_path` (default: `config.data_path`) is a file of rows, or for the task `code` also a source tree.
+    `training_path` (default: `config.data_path`) is a file of rows; for the task `code` also a source tree.
     Raises: InvalidDataError.
     """
     path = training_path or (Path(config.data_path).expanduser() if config.data_path else None)
@@ -64,7 +64,9 @@ def prepare(
 
 def _from_files(config: TrainingConfig, path: Path, validation_path: Path | None) -> Splits:
     if path.is_dir():
-        raise InvalidDataError(f"{path} is a folder. Only the task 'code' takes one; give a JSON or JSONL file.")
+        raise InvalidDataError(
+            f"{path} is a folder. Only the task 'code' takes one; give a JSON or JSONL file."
+        )
     rows = load_conversations(path)
     if validation_path is None:
         return _split_rows(rows, config, path.name)
@@ -72,7 +74,9 @@ def _from_files(config: TrainingConfig, path: Path, validation_path: Path | None
     known = {conversation_key(row.messages) for row in held}
     train = [row for row in _unique(rows) if conversation_key(row.messages) not in known]
     if not train:
-        raise InvalidDataError(f"Every row of {path.name} is also in {validation_path.name}: nothing to train on.")
+        raise InvalidDataError(
+            f"Every row of {path.name} is also in {validation_path.name}: nothing to train on."
+        )
     description = f"{path.name}: {len(train)} rows; held out: {len(held)} of {validation_path.name}"
     return Splits(train, held, description)
 
@@ -92,13 +96,15 @@ def _split_rows(rows: Sequence[Conversation], config: TrainingConfig, source: st
 def _split_code(pairs: Sequence[CodePair], config: TrainingConfig, source: str) -> Splits:
     train, held = split_by_module(pairs, config.validation_fraction)
     if not held:
-        return _split_rows([pair.conversation() for pair in pairs], config, f"{source} (one module, split by function)")
+        rows = [pair.conversation() for pair in pairs]
+        return _split_rows(rows, config, f"{source} (one module, split by function)")
     order = Random(config.seed)
     order.shuffle(train)
     order.shuffle(held)
     modules = len({pair.module for pair in held})
     description = f"{source}: {len(train)} to train on, {len(held)} held out from {modules} unseen modules"
-    return Splits([pair.conversation() for pair in train], [pair.conversation() for pair in held], description)
+    as_rows = [[pair.conversation() for pair in part] for part in (train, held)]
+    return Splits(as_rows[0], as_rows[1], description)
 
 
 def _unique(rows: Sequence[Conversation]) -> list[Conversation]:
@@ -128,5 +134,6 @@ for _task in (Task.QA, Task.CHAT, Task.INSTRUCTION):
 @TASKS.register("custom")
 def _no_data(config: TrainingConfig) -> Splits:
     raise InvalidDataError(
-        "The task 'custom' has no data of its own: give some with --data (data_path in Python).", param="data_path"
+        "The task 'custom' has no data of its own: give some with --data (data_path in Python).",
+        param="data_path",
     )

@@ -66,7 +66,9 @@ class CurveWriter(TrainingCallback):
 
 
 @contextmanager
-def curves(logs: Path, config: TrainingConfig, resumed_step: int, tell: TrainingCallback) -> Iterator[CallbackList]:
+def curves(
+    logs: Path, config: TrainingConfig, resumed_step: int, tell: TrainingCallback
+) -> Iterator[CallbackList]:
     """`tell` with a curve writer beside it, closed at the end."""
     writer = CurveWriter(logs, config, resumed_step)
     if "wandb" in config.report_to and not writer.has_wandb:
@@ -85,7 +87,7 @@ def _tensorboard(folder: Path, resumed_step: int) -> Any:
 
 def _wandb(folder: Path, config: TrainingConfig) -> Any:
     try:
-        import wandb
+        import wandb  # type: ignore[import-not-found, unused-ignore] # optional
     except ImportError:
         return None
     return wandb.init(project="sage-finetune", dir=str(folder), config=config.model_dump(mode="json"))

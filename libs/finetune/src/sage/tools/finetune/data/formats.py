@@ -1,7 +1,7 @@
 """The row formats: which rows are theirs, and what conversation such a row is.
 
-A new one is a class with `matches` and `to_messages` under `@FORMATS.register("name")`, or an entry point of the
-group `sage.finetune.formats`.
+A new one is an object with `matches` and `to_messages`, given to `FORMATS.register("name")`, or an entry
+point of the group `sage.finetune.formats`.
 """
 
 from __future__ import annotations
@@ -175,7 +175,8 @@ class Alpaca:
         instruction = _text(row, "instruction")
         extra = _optional_text(row, "input")
         answer = _text(row, "output", what=_NO_ANSWER)
-        return _pair(f"{instruction}\n\n{extra}" if extra else instruction, answer, _optional_text(row, "system"))
+        asked = f"{instruction}\n\n{extra}" if extra else instruction
+        return _pair(asked, answer, _optional_text(row, "system"))
 
 
 @_add("qa")
@@ -189,7 +190,8 @@ class QuestionAnswer:
         question = _text(row, "question")
         context = _optional_text(row, "context")
         answer = _text(row, "answer", what=_NO_ANSWER)
-        return _pair(f"{context}\n\n{question}" if context else question, answer, _optional_text(row, "system"))
+        asked = f"{context}\n\n{question}" if context else question
+        return _pair(asked, answer, _optional_text(row, "system"))
 
 
 @_add("prompt_completion")

@@ -1,0 +1,192 @@
+"""From a request to an engine's answer: parked while the engine starts, then the engine's own bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from sage_contracts.errors import (
+    EngineStartingError,
+    ErrorBody,
+    ErrorDetail,
+    InvalidRequestError,
+    SageError,
+    UpstreamError,
+)
+from sage_inference.host import Host
+from sage_inference.models import Wanted
+from sage_inference.records import Grant
+from sage_inference.reply import ReplyWriter, unless_client_leaves
+from sage_inference.settings import InferenceSettings
+
+_CONNECT_TIMEOUT_S = 10.0
+_RETRY_AFTER_S = 10.0
+# After a connection broke: how long the exit of its engine may take to be noticed.
+_EXIT_NOTICE_S = 2.0
+# The gateway's prefix, for those who talk to this service directly.
+_PREFIX = "finetune/"
+_CODES = {
+    400: "invalid_request",
+    404: "model_not_found",
+    413: "payload_too_large",
+    429: "rate_limit_exceeded",
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request body: what we read of it, and all of it."""
+
+    model: str
+    is_stream: bool
+    fields: dict[str, Any]
+
+    @classmethod
+    def parse(cls, body: bytes) -> Call:
+        """Raises: InvalidRequestError."""
+        try:
+            fields = json.loads(body)
+        except ValueError as error:
+            raise InvalidRequestError(f"The body is not JSON: {error}.") from None
+        if not isinstance(fields, dict):
+            raise InvalidRequestError("The body is not a JSON object.")
+        model = fields.get("model")
+        if not isinstance(model, str) or not model:
+            raise InvalidRequestError("model: name the model to ask, for example 'code'.", param="model")
+        return cls(model.removeprefix(_PREFIX), fields.get("stream") is True, fields)
+
+    def for_engine(self, model: str) -> bytes:
+        """The same request with the name that the engine knows."""
+        return json.dumps(self.fields | {"model": model}, ensure_ascii=False).encode()
+
+
+class Answer(Response):
+    """Waits for the engine and relays its answer; ends all of it when the client leaves."""
+
+    def __init__(
+        self, host: Host, settings: InferenceSettings, path: str, call: Call, wanted: Wanted, session: str
+    ) -> None:
+        self.background = None
+        self.status_code = 200
+        self.raw_headers = []
+        self._host = host
+        self._settings = settings
+        self._path = path
+        self._call = call
+        self._wanted = wanted
+        self._session = session
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await unless_client_leaves(receive, self._answer(ReplyWriter(send, "inference")))
+
+    async def _answer(self, reply: ReplyWriter) -> None:
+        try:
+            async with self._granted(reply) as grant:
+                await self._relay(grant, reply)
+        except SageError as error:
+            await reply.fail(error)
+
+    @asynccontextmanager
+    async def _granted(self, reply: ReplyWriter) -> AsyncIterator[Grant]:
+        """Hold the engine, however the block ends."""
+        acquiring = asyncio.create_task(self._host.acquire(self._wanted, self._session))
+        try:
+            yield await self._park(acquiring, reply)
+        finally:
+            acquiring.cancel()
+            await asyncio.gather(acquiring, return_exceptions=True)
+            if not acquiring.cancelled() and acquiring.exception() is None:
+                self._host.release(acquiring.result())
+
+    async def _park(self, acquiring: asyncio.Task[Grant], reply: ReplyWriter) -> Grant:
+        """Wait for the engine; a stream is told every few seconds what it waits for.
+
+        Nothing is sent before the first of these comments, so an early refusal is an ordinary HTTP error.
+        """
+        settings, started = self._settings, time.monotonic()
+        is_stream = self._call.is_stream
+        limit_s = settings.stream_start_timeout_s if is_stream else settings.request_start_timeout_s
+        while True:
+            left_s = limit_s - (time.monotonic() - started)
+            pause_s = min(settings.comment_interval_s, left_s) if is_stream else left_s
+            await asyncio.wait({acquiring}, timeout=max(0, pause_s))
+            if acquiring.done():
+                return acquiring.result()
+            waited_s, progress = time.monotonic() - started, self._host.progress(self._wanted)
+            if waited_s >= limit_s:
+                raise EngineStartingError(
+                    f"{self._wanted.label} is not ready after {waited_s:.0f} s: {progress}. Try again soon.",
+                    retry_after_s=_RETRY_AFTER_S,
+                )
+            await reply.comment(f"{progress} {waited_s:.0f}s")
+
+    async def _relay(self, grant: Grant, reply: ReplyWriter) -> None:
+        client = grant.process.client
+        timeout = httpx.Timeout(self._settings.upstream_silence_s, connect=_CONNECT_TIMEOUT_S, pool=None)
+        request = client.build_request(
+            "POST",
+            self._path,
+            content=self._call.for_engine(grant.model),
+            headers={"content-type": "application/json", "accept-encoding": "identity"},
+            timeout=timeout,
+        )
+        try:
+            response = await client.send(request, stream=True)
+            try:
+                await self._pass_on(response, reply)
+            finally:
+                await response.aclose()
+        except httpx.HTTPError as error:
+            raise await self._explain(grant, error) from error
+
+    async def _pass_on(self, response: httpx.Response, reply: ReplyWriter) -> None:
+        if response.is_error:
+            await reply.refuse(response.status_code, _error_of(response.status_code, await response.aread()))
+            return
+        content_type = response.headers.get("content-type", "application/json")
+        if not self._call.is_stream:
+            # Read whole first: an engine that dies halfway is then still an honest error.
+            await reply.whole(response.status_code, content_type, await response.aread())
+            return
+        await reply.start(response.status_code, content_type)
+        async for chunk in response.aiter_raw():
+            await reply.write(chunk)
+        await reply.end()
+
+    async def _explain(self, grant: Grant, error: httpx.HTTPError) -> SageError:
+        """Why the engine broke off: its own last words where it is dead."""
+        try:
+            async with asyncio.timeout(_EXIT_NOTICE_S):
+                await grant.process.exited.wait()
+        except TimeoutError:
+            what = "sent nothing for too long" if isinstance(error, httpx.TimeoutException) else "broke off"
+            return UpstreamError(f"The engine for {self._wanted.label} {what}: {error!r}", source="engine")
+        return grant.process.failure("died while it answered")
+
+
+def _error_of(status: int, content: bytes) -> ErrorBody:
+    """An engine's error in OpenAI's shape, whose `code` is a word and not the status again."""
+    try:
+        detail = json.loads(content)["error"]
+        message, param = str(detail["message"]), detail.get("param")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        message, param = content[:500].decode(errors="replace") or f"HTTP {status} without a body", None
+    is_clients = 400 <= status < 500
+    return ErrorBody(
+        error=ErrorDetail(
+            message=message,
+            type="invalid_request_error" if is_clients else "server_error",
+            param=param if isinstance(param, str) else None,
+            code=_CODES.get(status, "invalid_request" if is_clients else "upstream_error"),
+        ),
+        source="engine",
+    )

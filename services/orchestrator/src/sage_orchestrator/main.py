@@ -1,0 +1,152 @@
+"""The composition root: builds the orchestrator and serves it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from sage_contracts.errors import NotFoundError, SageError
+from sage_contracts.jobs import JobStatus
+from sage_orchestrator.clock import Clock
+from sage_orchestrator.database import Database
+from sage_orchestrator.devices import endpoints as device_endpoints
+from sage_orchestrator.devices.service import DeviceService
+from sage_orchestrator.doorbell import CeleryDoorbell, Doorbell
+from sage_orchestrator.files import endpoints as file_endpoints
+from sage_orchestrator.files.service import FileService
+from sage_orchestrator.jobs import endpoints as job_endpoints
+from sage_orchestrator.jobs import repository as jobs
+from sage_orchestrator.jobs.attempts import AttemptService
+from sage_orchestrator.jobs.service import JobService
+from sage_orchestrator.merges import endpoints as merge_endpoints
+from sage_orchestrator.merges.service import MergeService
+from sage_orchestrator.models import endpoints as model_endpoints
+from sage_orchestrator.models.service import ModelService
+from sage_orchestrator.settings import OrchestratorSettings
+from sage_orchestrator.sweeper import Periodic, Sweeper
+from sage_orchestrator.workers import endpoints as worker_endpoints
+from sage_orchestrator.workers.service import WorkerService
+from sage_servicekit import logs, serve
+from sage_servicekit.app import create_app
+
+logger = logging.getLogger(__name__)
+
+NAME = "orchestrator"
+_HOUSEKEEPING_S = 60.0
+
+
+class Orchestrator:
+    """All parts, wired. `prepare` brings the state up to date, `start` begins to act on it."""
+
+    def __init__(self, settings: OrchestratorSettings, clock: Clock, doorbell: Doorbell) -> None:
+        home = settings.home
+        self.database = Database(settings.resolved_database_url)
+        self.sweeper = Sweeper(self.database, doorbell, clock, settings)
+        # Two threads: a broker that hangs must not keep lost jobs from being taken back.
+        self._ringer = Periodic("ringer", settings.sweep_interval_s, self.sweeper.ring_due)
+        self._taker = Periodic("sweeper", settings.sweep_interval_s, self._sweep)
+        self._housekeeper = Periodic("housekeeper", _HOUSEKEEPING_S, self._keep_house)
+        self._validator = ThreadPoolExecutor(1, "validator")
+        self.files = FileService(self.database, home, clock)
+        self.workers = WorkerService(self.database, clock, settings.worker_seen_s)
+        self.devices = DeviceService(self.database, clock, settings.device_lease_s, self._ringer.wake)
+        self.models = ModelService(self.database, home)
+        self.jobs = JobService(
+            self.database,
+            home,
+            clock,
+            sync_validation_bytes=settings.sync_validation_bytes,
+            training_device=self.workers.training_device,
+            wake=self._ringer.wake,
+            check_later=self._check_later,
+        )
+        self.attempts = AttemptService(self.database, home, clock, settings.lease_s, self._ringer.wake)
+        self.merges = MergeService(
+            self.database, home, clock, self.models, settings.lease_s, self._ringer.wake
+        )
+
+    def prepare(self) -> None:
+        """Upgrade the schema and take up what the last process left. Raises: SageError."""
+        self.database.upgrade()
+        self.files.remove_stale_uploads()
+        with self.database.read() as session:
+            unchecked = jobs.ids_in(session, JobStatus.VALIDATING_FILES)
+        for job_id in unchecked:
+            self._check_later(job_id)
+
+    def start(self) -> None:
+        for thread in (self._ringer, self._taker, self._housekeeper):
+            thread.start()
+
+    def stop(self) -> None:
+        for thread in (self._ringer, self._taker, self._housekeeper):
+            thread.stop()
+        # A file that is still being checked is checked again after the next start.
+        self._validator.shutdown(wait=True, cancel_futures=True)
+        self.database.close()
+
+    def _sweep(self) -> None:
+        if self.sweeper.take_back():
+            self._ringer.wake()
+
+    def _keep_house(self) -> None:
+        self.files.delete_expired()
+        self.devices.delete_expired()
+        self.workers.forget_unseen()
+
+    def _check_later(self, job_id: str) -> None:
+        self._validator.submit(self._validate, job_id)
+
+    def _validate(self, job_id: str) -> None:
+        try:
+            self.jobs.finish_validation(job_id)
+        except NotFoundError:
+            logger.warning("job %s or its file is gone before it was checked", job_id)
+        except Exception:
+            logger.exception("the check of job %s broke; it is repeated at the next start", job_id)
+
+
+def build_app(
+    settings: OrchestratorSettings, *, clock: Clock = time.time, doorbell: Doorbell | None = None
+) -> FastAPI:
+    """The HTTP app; its lifespan prepares, starts and stops the parts (`app.state.orchestrator`)."""
+    parts = Orchestrator(settings, clock, doorbell or CeleryDoorbell(settings))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        parts.prepare()
+        parts.start()
+        yield
+        parts.stop()
+
+    app = create_app(NAME, settings, lifespan)
+    app.state.orchestrator = parts
+    app.include_router(file_endpoints.make_router(parts.files, settings.max_file_bytes))
+    app.include_router(job_endpoints.make_router(parts.jobs))
+    app.include_router(job_endpoints.make_internal_router(parts.attempts))
+    app.include_router(model_endpoints.make_router(parts.models))
+    app.include_router(merge_endpoints.make_router(parts.merges))
+    app.include_router(device_endpoints.make_router(parts.devices))
+    app.include_router(worker_endpoints.make_router(parts.workers))
+    return app
+
+
+def main() -> None:
+    settings = OrchestratorSettings()
+    logs.configure(NAME, settings.log_level)
+    # Alembic tells of every table it looks at.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    app = build_app(settings)
+    try:
+        # Once here for a message instead of a traceback; the lifespan finds nothing left to do.
+        app.state.orchestrator.database.upgrade()
+    except SageError as error:
+        logger.error("%s", error.message)
+        sys.exit(1)
+    serve.run(app, settings.host, settings.orchestrator_port)

@@ -1,0 +1,161 @@
+"""Merges of an adapter into its base: leased work like a job, only shorter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sage_contracts.errors import InvalidRequestError, NotYoursError
+from sage_contracts.home import Home
+from sage_contracts.models import MergeJob, MergeRequest, MergeStatus
+from sage_contracts.workers import ClaimRequest, MergeClaim, MergeFinish, MergeReport, ReportReply
+from sage_orchestrator.clock import Clock
+from sage_orchestrator.database import Database
+from sage_orchestrator.ids import new_id
+from sage_orchestrator.leases import ended_values, queued_values
+from sage_orchestrator.merges import repository as merges
+from sage_orchestrator.models import repository as models
+from sage_orchestrator.models.service import ModelService
+from sage_orchestrator.rows import MergeRow
+
+
+@dataclass(frozen=True)
+class MergeService:
+    database: Database
+    home: Home
+    clock: Clock
+    models: ModelService
+    lease_s: float
+    wake: Callable[[], None]
+
+    def create(self, model: str, request: MergeRequest) -> MergeJob:
+        """Queue a merge; one that is under way for this version already is returned instead.
+
+        Raises: ModelNotFoundError; InvalidRequestError for a base model.
+        """
+        if model.startswith("base:"):
+            raise InvalidRequestError(f"{model} is a base model: it has no adapter to merge.", param="model")
+        now = self.clock()
+        with self.database.write() as session:
+            version = self.models.find(session, model)
+            # Also keeps two requests for one version apart.
+            alias = models.lock_name(session, version.name)
+            row = merges.unfinished(session, version.name, version.version)
+            if row is None:
+                folder = self.home.finetune_output / version.name
+                # The top of the folder shows the newest version; an older one is merged beside its adapter.
+                if alias.alias_version != version.version:
+                    folder = folder / "versions" / str(version.version)
+                row = MergeRow(
+                    id=new_id("merge"),
+                    name=version.name,
+                    version=version.version,
+                    dtype=request.dtype,
+                    output_dir=self.home.relative(folder),
+                    status=MergeStatus.QUEUED.value,
+                    created_at=now,
+                    attempt=0,
+                    lost_attempts=0,
+                    **queued_values(now),
+                )
+                session.add(row)
+                session.flush()
+            job = to_object(row)
+        self.wake()
+        return job
+
+    def get(self, merge_id: str) -> MergeJob:
+        with self.database.read() as session:
+            return to_object(merges.get(session, merge_id))
+
+    def claim(self, merge_id: str, request: ClaimRequest) -> MergeClaim:
+        """Raises: NotYoursError when it is not there to be taken."""
+        now = self.clock()
+        with self.database.write() as session:
+            row = merges.get(session, merge_id, lock=True)
+            attempt = row.attempt + 1
+            values = {
+                "status": MergeStatus.RUNNING.value,
+                "attempt": attempt,
+                "worker_id": request.worker_id,
+                "lease_expires_at": now + self.lease_s,
+                "ring_at": None,
+            }
+            if not merges.change(
+                session, merge_id, values, sources=[MergeStatus.QUEUED], attempt=attempt - 1
+            ):
+                raise NotYoursError(f"{merge_id} is {row.status}, not queued.")
+            row = merges.get(session, merge_id)
+            version = models.get_version(session, row.name, row.version)
+            if version is None:
+                raise NotYoursError(f"{row.name}@{row.version} is gone.")
+            return MergeClaim(
+                merge_id=merge_id,
+                attempt=attempt,
+                lease_s=self.lease_s,
+                name=row.name,
+                version=row.version,
+                base_model=version.base_model,
+                adapter_path=version.adapter_path,
+                output_dir=row.output_dir,
+                dtype=row.dtype,
+            )
+
+    def report(self, merge_id: str, report: MergeReport) -> ReportReply:
+        """Raises: NotYoursError."""
+        values = {"phase": report.phase, "lease_expires_at": self.clock() + self.lease_s}
+        with self.database.write() as session:
+            merges.get(session, merge_id)
+            if not merges.change(
+                session, merge_id, values, sources=[MergeStatus.RUNNING], attempt=report.attempt
+            ):
+                raise NotYoursError(f"{merge_id}: attempt {report.attempt} is over.")
+        return ReportReply(lease_s=self.lease_s)
+
+    def finish(self, merge_id: str, finish: MergeFinish) -> MergeJob:
+        """The end of an attempt; said twice it counts once. Raises: NotYoursError, InvalidRequestError."""
+        if finish.outcome == "succeeded" and not finish.merged_path:
+            raise InvalidRequestError("A success names its merged_path.", param="merged_path")
+        with self.database.write() as session:
+            row = merges.get(session, merge_id, lock=True)
+            if row.attempt == finish.attempt and row.status != MergeStatus.RUNNING.value:
+                return to_object(row)
+            values = _values_of(finish, self.clock())
+            if not merges.change(
+                session, merge_id, values, sources=[MergeStatus.RUNNING], attempt=finish.attempt
+            ):
+                raise NotYoursError(f"{merge_id}: attempt {finish.attempt} is over.")
+            row = merges.get(session, merge_id)
+            if finish.merged_path and finish.outcome == "succeeded":
+                models.set_merged(session, row.name, row.version, finish.merged_path)
+            job = to_object(row)
+        self.wake()
+        return job
+
+
+def _values_of(finish: MergeFinish, now: float) -> dict[str, Any]:
+    if finish.outcome == "succeeded":
+        return {
+            "status": MergeStatus.SUCCEEDED.value,
+            "phase": None,
+            "merged_path": finish.merged_path,
+            **ended_values(now),
+        }
+    if finish.outcome == "failed":
+        error = finish.error_message or "The merger gave no reason; see its log."
+        return {"status": MergeStatus.FAILED.value, "phase": None, "error": error, **ended_values(now)}
+    return {"status": MergeStatus.QUEUED.value, "phase": None, **queued_values(now)}
+
+
+def to_object(row: MergeRow) -> MergeJob:
+    return MergeJob(
+        id=row.id,
+        model=f"{row.name}@{row.version}",
+        status=MergeStatus(row.status),
+        phase=row.phase,
+        created_at=int(row.created_at),
+        finished_at=None if row.finished_at is None else int(row.finished_at),
+        merged_path=row.merged_path,
+        error=row.error,
+    )

@@ -1,0 +1,135 @@
+"""Tuned models: what there is, what a name means for serving, and forgetting one."""
+
+from __future__ import annotations
+
+from sqlalchemy.orm import Session
+
+from sage_contracts.config import Task
+from sage_contracts.errors import ConflictError, ModelNotFoundError
+from sage_contracts.home import Home
+from sage_contracts.models import ModelCard, ModelInfo, ResolvedModel
+from sage_contracts.paging import Deleted
+from sage_orchestrator import bases
+from sage_orchestrator.database import Database
+from sage_orchestrator.merges import repository as merges
+from sage_orchestrator.models import repository as models
+from sage_orchestrator.rows import VersionRow
+
+_BASE = "base:"
+# What vLLM accepts as its largest rank; small adapters share one value so that they share one engine.
+_SERVED_RANKS = (16, 32, 64, 128, 256, 320, 512)
+
+
+class ModelService:
+    def __init__(self, database: Database, home: Home) -> None:
+        self._database = database
+        self._home = home
+
+    def list_models(self) -> list[ModelCard]:
+        """The bare names first, then every version, newest first."""
+        with self._database.read() as session:
+            aliases = models.aliases(session)
+            rows = models.versions(session)
+        named = {(row.name, row.version): row for row in rows}
+        cards = [_card(named[name, version], is_alias=True) for name, version in aliases.items()]
+        return [*cards, *(_card(row) for row in rows)]
+
+    def get(self, model: str) -> ModelCard:
+        """A name, a version, or `base:<model>`. Raises: ModelNotFoundError, naming what there is."""
+        if model.startswith(_BASE):
+            self._resolve_base(model)
+            return ModelCard(id=model, created=0)
+        with self._database.read() as session:
+            return _card(self._find(session, model), is_alias="@" not in model)
+
+    def resolve(self, model: str) -> ResolvedModel:
+        """What the inference host needs to serve this name. Raises: ModelNotFoundError."""
+        if model.startswith(_BASE):
+            return self._resolve_base(model)
+        with self._database.read() as session:
+            row = self._find(session, model)
+        return ResolvedModel(
+            id=version_id(row),
+            base_model=row.base_model,
+            adapter_path=row.adapter_path,
+            max_lora_rank=next((rank for rank in _SERVED_RANKS if rank >= row.lora_rank), row.lora_rank),
+        )
+
+    def delete(self, model: str) -> Deleted:
+        """Forget a version, or with a bare name all of its versions. Files stay where they are, so nothing
+        that serves them breaks, and numbers are not given again.
+
+        Raises: ModelNotFoundError; ConflictError while one of them is being merged.
+        """
+        with self._database.write() as session:
+            name, _, version = model.partition("@")
+            self._find(session, model)
+            alias = models.lock_name(session, name)
+            doomed = [
+                row for row in models.versions(session, name) if not version or row.version == int(version)
+            ]
+            for row in doomed:
+                if merges.unfinished(session, row.name, row.version) is not None:
+                    raise ConflictError(f"{version_id(row)} is being merged: wait until that is done.")
+                session.delete(row)
+            session.flush()
+            alias.alias_version = models.newest_version(session, name)
+        return Deleted(id=model, object="model")
+
+    def find(self, session: Session, model: str) -> VersionRow:
+        """Raises: ModelNotFoundError."""
+        return self._find(session, model)
+
+    def _find(self, session: Session, model: str) -> VersionRow:
+        name, _, given = model.partition("@")
+        if given.isdecimal():
+            version: int | None = int(given)
+        else:
+            version = None if given else models.alias_version(session, name)
+        row = None if version is None else models.get_version(session, name, version)
+        if row is None:
+            raise self._not_found(session, model)
+        return row
+
+    def _not_found(self, session: Session, model: str) -> ModelNotFoundError:
+        versions = [version_id(row) for row in models.versions(session)]
+        known = [
+            *models.aliases(session),
+            *versions,
+            *(f"{_BASE}{name}" for name in bases.present(self._home)),
+        ]
+        there = ", ".join(bases.closest_first(model, known)[:20])
+        hint = f"There are: {there}." if known else "None yet: `sage finetune quickstart` trains one."
+        return ModelNotFoundError(f"There is no model {model!r}. {hint}", param="model")
+
+    def _resolve_base(self, model: str) -> ResolvedModel:
+        name = model.removeprefix(_BASE)
+        folder = bases.find_folder(name, self._home) if name else None
+        if folder is None:
+            with self._database.read() as session:
+                raise self._not_found(session, model)
+        return ResolvedModel(id=model, base_model=self._home.relative(folder))
+
+
+def version_id(row: VersionRow) -> str:
+    return f"{row.name}@{row.version}"
+
+
+def _card(row: VersionRow, *, is_alias: bool = False) -> ModelCard:
+    return ModelCard(
+        id=row.name if is_alias else version_id(row),
+        created=int(row.created_at),
+        sage=ModelInfo(
+            name=row.name,
+            version=row.version,
+            alias_of=version_id(row) if is_alias else None,
+            task=Task(row.task) if row.task else None,
+            job_id=row.job_id,
+            base_model=row.base_model,
+            adapter_path=row.adapter_path,
+            merged_path=row.merged_path,
+            base_eval_loss=row.base_eval_loss,
+            eval_loss=row.eval_loss,
+            meta=row.meta,
+        ),
+    )

@@ -1,0 +1,187 @@
+"""Rings due doorbells and takes back what lost workers held. What to do is decided in `leases.judge`."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sage_contracts.errors import TrainingFailedError
+from sage_contracts.jobs import EventLevel, JobStatus
+from sage_contracts.models import MergeStatus
+from sage_contracts.workers import MERGE_TASK, TRAIN_TASK, Order
+from sage_orchestrator.clock import Clock
+from sage_orchestrator.database import Database
+from sage_orchestrator.devices import ledger
+from sage_orchestrator.doorbell import Doorbell
+from sage_orchestrator.jobs import repository as jobs
+from sage_orchestrator.leases import Sweep, Work, ended_values, judge, next_ring_s, queued_values
+from sage_orchestrator.merges import repository as merges
+from sage_orchestrator.rows import JobRow, LeasedWork, MergeRow
+from sage_orchestrator.settings import OrchestratorSettings
+
+logger = logging.getLogger(__name__)
+
+_JOB_TARGETS = {
+    Sweep.REQUEUE: JobStatus.QUEUED,
+    Sweep.FAIL: JobStatus.FAILED,
+    Sweep.CANCEL: JobStatus.CANCELLED,
+    Sweep.PAUSE: JobStatus.PAUSED,
+}
+
+
+@dataclass(frozen=True)
+class Sweeper:
+    database: Database
+    doorbell: Doorbell
+    clock: Clock
+    settings: OrchestratorSettings
+
+    def take_back(self) -> bool:
+        """Move work whose lease ran out. Says whether there was any: then there are bells to ring."""
+        now = self.clock()
+        with self.database.read() as session:
+            lost_jobs = [(row, self._judge(row, now)) for row in jobs.due(session, now)]
+            lost_merges = [(row, self._judge(row, now)) for row in merges.due(session, now)]
+        moved = False
+        for job, verdict in lost_jobs:
+            if verdict in _JOB_TARGETS:
+                moved |= self._take_back_job(job, verdict, now)
+        for merge, verdict in lost_merges:
+            if verdict in (Sweep.REQUEUE, Sweep.FAIL):
+                moved |= self._take_back_merge(merge, verdict, now)
+        return moved
+
+    def ring_due(self) -> None:
+        """Ring for what waits. What the broker refuses stays due and is rung again later."""
+        now = self.clock()
+        with self.database.read() as session:
+            due: list[tuple[str, LeasedWork, str]] = [
+                (TRAIN_TASK, row, row.id)
+                for row in jobs.due(session, now)
+                if self._judge(row, now) is Sweep.RING
+            ]
+            due += [
+                (MERGE_TASK, row, row.id)
+                for row in merges.due(session, now)
+                if self._judge(row, now) is Sweep.RING
+            ]
+        for task, row, work_id in due:
+            self._ring(task, row, work_id)
+
+    def _judge(self, row: LeasedWork, now: float) -> Sweep:
+        # Jobs and merges call these two states by the same names.
+        work = Work(
+            is_running=row.status == JobStatus.RUNNING.value,
+            is_queued=row.status == JobStatus.QUEUED.value,
+            lease_expires_at=row.lease_expires_at,
+            ring_at=row.ring_at,
+            lost_attempts=row.lost_attempts,
+            pending_order=jobs.order_of(row) if isinstance(row, JobRow) else Order.CONTINUE,
+        )
+        return judge(work, now=now, max_attempts=self.settings.max_attempts)
+
+    def _ring(self, task: str, row: LeasedWork, work_id: str) -> None:
+        try:
+            self.doorbell.ring(task, work_id)
+        except Exception as error:
+            # Whatever the broker's client raises: the work is safe in the database, only nobody knows yet.
+            logger.warning("doorbell %s(%s) not delivered, ringing again later: %s", task, work_id, error)
+            values: dict[str, Any] = {"ring_at": self.clock() + self.settings.ring_retry_s}
+        else:
+            rings = row.rings + 1
+            wait_s = next_ring_s(rings, self.settings.ring_backoff_s)
+            values = {"ring_at": self.clock() + wait_s, "rings": rings}
+        with self.database.write() as session:
+            # Only while it waits: a worker may have answered the bell already.
+            if task == TRAIN_TASK:
+                jobs.change_queued(session, work_id, values, attempt=row.attempt)
+            else:
+                merges.change(session, work_id, values, sources=[MergeStatus.QUEUED], attempt=row.attempt)
+
+    def _take_back_job(self, row: JobRow, verdict: Sweep, now: float) -> bool:
+        target = _JOB_TARGETS[verdict]
+        values: dict[str, Any] = {
+            "lost_attempts": row.lost_attempts + 1,
+            "pending_order": Order.CONTINUE.value,
+        }
+        values |= ended_values(now) if target.is_terminal else queued_values(now)
+        if target is JobStatus.PAUSED:
+            values["ring_at"] = None
+        message = {
+            Sweep.REQUEUE: "worker lost; resuming",
+            Sweep.FAIL: f"{row.lost_attempts + 1} workers were lost with this job; given up",
+            Sweep.CANCEL: "worker lost; the job was to be cancelled and is",
+            Sweep.PAUSE: "worker lost; the job was to be paused and is",
+        }[verdict]
+        if target is JobStatus.FAILED:
+            values["error"] = {"code": TrainingFailedError.code, "message": message, "param": None}
+        with self.database.write() as session:
+            is_ours = jobs.transition(
+                session,
+                row.id,
+                target,
+                values,
+                sources=[JobStatus.RUNNING],
+                attempt=row.attempt,
+                lease_before=now,
+            )
+            if is_ours:
+                ledger.release(session, ledger.training_holder(row.id), now)
+                jobs.wake_same_name(session, row.name, now)
+                level = EventLevel.ERROR if target is JobStatus.FAILED else EventLevel.WARN
+                jobs.add_event(session, row.id, now, message, level=level)
+                logger.warning("job %s, attempt %d on %s: %s", row.id, row.attempt, row.worker_id, message)
+        return is_ours
+
+    def _take_back_merge(self, row: MergeRow, verdict: Sweep, now: float) -> bool:
+        values: dict[str, Any] = {"lost_attempts": row.lost_attempts + 1, "phase": None}
+        if verdict is Sweep.FAIL:
+            error = f"{row.lost_attempts + 1} mergers were lost with this merge; given up"
+            values |= {"status": MergeStatus.FAILED.value, "error": error, **ended_values(now)}
+        else:
+            values |= {"status": MergeStatus.QUEUED.value, **queued_values(now)}
+        with self.database.write() as session:
+            return merges.change(
+                session,
+                row.id,
+                values,
+                sources=[MergeStatus.RUNNING],
+                attempt=row.attempt,
+                lease_before=now,
+            )
+
+
+class Periodic:
+    """A thread that works every `interval_s`, and at once when woken. An error is logged and survived."""
+
+    def __init__(self, name: str, interval_s: float, work: Callable[[], None]) -> None:
+        self._interval_s = interval_s
+        self._work = work
+        self._woken = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """A ring that hangs in the broker's client is not waited for longer: the thread is a daemon."""
+        self._stopping = True
+        self._woken.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._woken.clear()
+            try:
+                self._work()
+            except Exception:
+                logger.exception("%s failed; trying again in %.0f s", self._thread.name, self._interval_s)
+            self._woken.wait(self._interval_s)

@@ -1,0 +1,217 @@
+"""The process that trains: `python -m sage_trainer.child SPEC.json`.
+
+It says what happens on standard output (see messages.py); everything printed goes to the log. SIGTERM makes
+it save a checkpoint and stop; the end of standard input (its parent is gone) ends it at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import IO, TYPE_CHECKING, Literal
+
+from pydantic import BaseModel
+
+from sage.tools.finetune.callbacks import CheckpointInfo, StepMetrics, TrainingCallback
+from sage_contracts.errors import SageError, TrainingFailedError
+from sage_contracts.home import Home
+from sage_contracts.jobs import EventLevel, JobMetrics
+from sage_servicekit.children import end_with_parent, take_stdout
+from sage_trainer.messages import (
+    CheckpointMessage,
+    ChildSpec,
+    DoneMessage,
+    EvalMessage,
+    FailedMessage,
+    LogMessage,
+    PhaseMessage,
+    StepMessage,
+    StoppedMessage,
+)
+from sage_trainer.unpack import is_archive, unpack_tree
+from sage_trainer.versions import VersionResult, read_result, write_version
+
+if TYPE_CHECKING:
+    from sage.tools.finetune import TrainResult
+
+_SENTENCES = {
+    "data": "Preparing data",
+    "base_model": "Base model: {detail}",
+    "training": "Training: {detail}",
+    "saving": "Saving the adapter",
+}
+_ASKS_FOR_STOP = {"base_eval", "training", "eval"}
+"""Phases in which the engine asks `should_stop` often."""
+_SETTLED = {"saving", "version"}
+"""Phases that are short and better finished than stopped."""
+
+
+class StopNow(BaseException):
+    """SIGTERM arrived while there is nothing to save. Not for `except Exception` to catch."""
+
+
+class Telling(TrainingCallback):
+    """The engine's callbacks, said to the parent; and SIGTERM, said to the engine."""
+
+    def __init__(self, out: IO[str], home: Home) -> None:
+        self._out = out
+        self._home = home
+        self._phase = "start"
+        self._is_stopping = False
+        self.checkpoint_step: int | None = None
+
+    def say(self, message: BaseModel) -> None:
+        self._out.write(message.model_dump_json() + "\n")
+
+    def on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        self._is_stopping = True
+        if self._phase not in _ASKS_FOR_STOP | _SETTLED:
+            raise StopNow
+
+    def should_stop(self) -> Literal["save_and_stop"] | None:
+        return "save_and_stop" if self._is_stopping else None
+
+    def on_phase(self, name: str, detail: str) -> None:
+        self._phase = name
+        text = _SENTENCES.get(name, "{detail}").format(detail=detail)
+        print(text, file=sys.stderr, flush=True)
+        self.say(PhaseMessage(name=name, detail=text))
+        if self._is_stopping and name not in _ASKS_FOR_STOP | _SETTLED:
+            raise StopNow
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        self.say(
+            StepMessage(
+                step=metrics.step,
+                total_steps=metrics.total_steps,
+                epoch=metrics.epoch,
+                loss=metrics.loss,
+                learning_rate=metrics.lr,
+                tokens_per_second=metrics.tokens_per_second,
+                eta_s=metrics.eta_s,
+                trained_tokens=metrics.trained_tokens,
+                peak_memory_bytes=metrics.peak_memory_bytes,
+            )
+        )
+
+    def on_checkpoint(self, checkpoint: CheckpointInfo) -> None:
+        self.checkpoint_step = checkpoint.step
+        self.say(
+            CheckpointMessage(
+                step=checkpoint.step,
+                path=self._home.relative(checkpoint.path),
+                train_loss=checkpoint.train_loss,
+                eval_loss=checkpoint.eval_loss,
+            )
+        )
+
+    def on_eval(self, name: Literal["base", "tuned"], loss: float) -> None:
+        self.say(EvalMessage(of=name, loss=loss))
+
+    def on_log(self, level: Literal["info", "warn", "error"], message: str) -> None:
+        print(message, file=sys.stderr, flush=True)
+        self.say(LogMessage(level=EventLevel(level), message=message))
+
+
+def train(spec: ChildSpec, tell: Telling) -> DoneMessage | StoppedMessage:
+    """Run the job of the spec to its end.
+
+    Raises: SageError; StopNow.
+    """
+    home, claim = Home(Path(spec.home)), spec.claim
+    output_dir = home.resolve(claim.output_dir)
+    version_dir = output_dir / "versions" / str(claim.version)
+    if (done := read_result(version_dir, claim.job_id)) is not None:
+        tell.on_log("info", "An earlier attempt had finished; its result is used")
+        return done
+    own_checkpoints(output_dir / "checkpoints", claim.job_id)
+    source_dir = output_dir / ".source"
+    try:
+        result = _run_engine(spec, tell, output_dir, source_dir)
+    finally:
+        shutil.rmtree(source_dir, ignore_errors=True)
+    if result.stopped:
+        return StoppedMessage(step=tell.checkpoint_step)
+    tell.on_phase("version", f"Writing version {claim.name}@{claim.version}")
+    done = DoneMessage(
+        metrics=_job_metrics(result),
+        base_model=home.relative(result.base_model),
+        adapter_path=home.relative(version_dir / "lora_weights"),
+        meta=result.meta,
+    )
+    write_version(output_dir, version_dir, VersionResult(job_id=claim.job_id, done=done))
+    return done
+
+
+def _run_engine(spec: ChildSpec, tell: Telling, output_dir: Path, source_dir: Path) -> TrainResult:
+    home, claim = Home(Path(spec.home)), spec.claim
+    shutil.rmtree(source_dir, ignore_errors=True)  # of an attempt that was killed
+    training_path = home.resolve(claim.training_path) if claim.training_path else None
+    if training_path is not None and is_archive(training_path):
+        tell.on_phase("data", "")
+        training_path = unpack_tree(training_path, source_dir)
+    from sage.tools.finetune import LoRATrainer
+
+    config = claim.config.model_copy(update={"output_dir": str(output_dir)})
+    return LoRATrainer(
+        config,
+        [tell],
+        home=home.root,
+        training_path=training_path,
+        validation_path=home.resolve(claim.validation_path) if claim.validation_path else None,
+        resume=True,  # own_checkpoints has removed what is not to be resumed
+        run_id=claim.job_id,
+    ).train()
+
+
+def own_checkpoints(folder: Path, job_id: str) -> None:
+    """Keep the checkpoints of this job's earlier attempts; remove those of an earlier version's job."""
+    marker = folder / "job_id"
+    if marker.exists() and marker.read_text() == job_id:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    marker.write_text(job_id)
+
+
+def _job_metrics(result: TrainResult) -> JobMetrics:
+    known = {name: value for name, value in result.metrics.items() if name in JobMetrics.model_fields}
+    known |= {"base_eval_loss": result.base_eval_loss, "eval_loss": result.eval_loss}
+    return JobMetrics.model_validate({**known, "phase": "done", "eta_s": 0})
+
+
+def last_words(spec: ChildSpec, tell: Telling) -> DoneMessage | StoppedMessage | FailedMessage:
+    """`train`, with whatever goes wrong put into words."""
+    try:
+        return train(spec, tell)
+    except StopNow:
+        return StoppedMessage()
+    except SageError as error:
+        traceback.print_exc()
+        return FailedMessage(code=error.code, message=error.message, param=error.param, is_explained=True)
+    except Exception as error:
+        traceback.print_exc()
+        return FailedMessage(code=TrainingFailedError.code, message=f"{type(error).__name__}: {error}")
+
+
+def main() -> int:
+    end_with_parent()
+    out = take_stdout()
+    spec = ChildSpec.model_validate_json(Path(sys.argv[1]).read_bytes())
+    tell = Telling(out, Home(Path(spec.home)))
+    signal.signal(signal.SIGTERM, tell.on_sigterm)
+    words = last_words(spec, tell)
+    tell.say(words)
+    return 1 if isinstance(words, FailedMessage) else 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    # Not `sys.exit`: libraries leave threads behind that would be waited for.
+    os._exit(code)

@@ -1,0 +1,59 @@
+"""A part of the stack that does nothing: answers /healthz, or touches its sign of life, until SIGTERM.
+
+    python tests/fakes/fake_part.py --port 8080 [--orphan FILE]
+    python tests/fakes/fake_part.py --alive run/trainer.alive
+    python tests/fakes/fake_part.py --die "why"
+`--orphan` starts a child in a session of its own that ignores SIGTERM, and writes its pid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+_STUBBORN = (
+    "import signal, threading; signal.signal(signal.SIGTERM, signal.SIG_IGN); threading.Event().wait(120)"
+)
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = b'{"status": "ok", "service": "gateway"}'
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        return
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--alive", type=Path)
+    parser.add_argument("--orphan", type=Path)
+    parser.add_argument("--die")
+    arguments = parser.parse_args()
+    if arguments.die:
+        sys.exit(f"fatal: {arguments.die}")
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    if arguments.orphan:
+        child = subprocess.Popen([sys.executable, "-c", _STUBBORN], start_new_session=True)
+        arguments.orphan.write_text(str(child.pid))
+    if arguments.port:
+        server = ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    while not stop.wait(0.2):
+        if arguments.alive:
+            arguments.alive.touch()
+
+
+if __name__ == "__main__":
+    main()

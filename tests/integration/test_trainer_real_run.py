@@ -1,0 +1,117 @@
+"""The real child trains a tiny random model: what lands on disk, and that a paused run goes on."""
+
+from __future__ import annotations
+
+import json
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.fakes.tiny_llama import make_model
+from tests.fakes.worker_rig import Rig, rig
+
+from sage_contracts.config import LoRAConfig, Task, TrainingConfig
+from sage_contracts.workers import Order, Outcome
+
+TRAINING_S = 120.0
+REAL_CHILD = f'["{sys.executable}", "-m", "sage_trainer.child"]'
+
+
+@pytest.fixture(scope="module")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("base") / "tiny", context=256)
+
+
+@pytest.fixture
+def real(tmp_path: Path, base_model: Path) -> Iterator[Rig]:
+    with rig("folders", tmp_path) as made:
+        (made.home / "base_models").mkdir()
+        (made.home / "base_models/tiny").symlink_to(base_model, target_is_directory=True)
+        (made.home / "files").mkdir()
+        rows = [{"question": f"What is {n} + 1?", "answer": f"It is {n + 1}."} for n in range(40)]
+        (made.home / "files/file-1").write_text("\n".join(json.dumps(row) for row in rows))
+        made.env["SAGE_TRAIN_CHILD_COMMAND"] = REAL_CHILD
+        made.env["SAGE_TRAIN_THREADS"] = "1"
+        yield made
+
+
+def config(max_steps: int, task: Task = Task.CUSTOM, **fields: object) -> TrainingConfig:
+    return TrainingConfig.model_validate(
+        {
+            "model_name": "base_models/tiny",
+            "task": task,
+            "max_steps": max_steps,
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 1,
+            "learning_rate": 1e-2,
+            "max_length": 128,
+            "save_steps": 1000,
+            "lora": LoRAConfig(r=4, lora_alpha=8),
+            "report_to": [],
+            **fields,
+        }
+    )
+
+
+def test_a_real_run_is_paused_resumed_and_versioned(real: Rig) -> None:
+    job = real.records.add_job("job-1", "sums", config=config(300), training_path="files/file-1")
+    real.start_worker()
+    real.ring("job-1")
+    real.records.wait_for(lambda: job.metrics and (job.metrics.step or 0) >= 3, TRAINING_S)
+
+    job.order = Order.PAUSE
+    real.records.wait_for(lambda: job.finishes, TRAINING_S)
+    assert job.finishes[0].outcome is Outcome.PAUSED
+    saved = job.checkpoints[-1]
+    assert 3 <= saved < 300
+
+    real.records.requeue("job-1")
+    real.ring("job-1")
+    real.records.wait_for(lambda: len(job.finishes) == 2, TRAINING_S)
+    finish = job.finishes[1]
+    assert finish.outcome is Outcome.SUCCEEDED, finish
+    assert f"Resuming after step {saved}" in job.messages
+    assert finish.metrics.step == finish.metrics.total_steps == 300
+    assert finish.metrics.eval_loss < finish.metrics.base_eval_loss
+    assert finish.base_model == "base_models/tiny"
+    assert finish.adapter_path == "finetune_output/sums/versions/1/lora_weights"
+    assert finish.meta["data_sha256"]
+    output = real.home / "finetune_output/sums"
+    for folder in (output, output / "versions/1"):
+        assert (folder / "lora_weights/adapter_model.safetensors").is_file()
+        assert (folder / "lora_weights/tokenizer.json").is_file()
+        assert json.loads((folder / "finetune_meta.json").read_text())["task"] == "custom"
+    assert "Preparing data" in (output / "logs/train.log").read_text()
+
+    # The next version starts afresh, though the folder has checkpoints, and leaves the first one as it was.
+    first = (output / "versions/1/lora_weights/adapter_model.safetensors").read_bytes()
+    again = real.records.add_job("job-2", "sums", version=2, config=config(2), training_path="files/file-1")
+    real.ring("job-2")
+    real.records.wait_for(lambda: again.finishes, TRAINING_S)
+    assert again.finishes[0].outcome is Outcome.SUCCEEDED
+    assert not [text for text in again.messages if "Resuming" in text]
+    assert (output / "versions/1/lora_weights/adapter_model.safetensors").read_bytes() == first
+    assert (output / "versions/2/lora_weights/adapter_model.safetensors").read_bytes() != first
+
+
+def test_a_code_tree_comes_as_an_archive_and_a_missing_model_is_named(real: Rig) -> None:
+    function = (
+        'def add_{n}(x):\n    """Return x plus {n}."""\n    result = x + {n}\n    return result + 0 * {n}\n'
+    )
+    with zipfile.ZipFile(real.home / "files/tree", "w") as archive:
+        for n in range(12):
+            archive.writestr(f"project/part_{n}.py", function.format(n=n))
+    code = real.records.add_job("job-1", "adders", config=config(2, Task.CODE), training_path="files/tree")
+    lost = real.records.add_job("job-2", "lost", config=config(2, Task.QA, model_name="./no/such/model"))
+    real.start_worker()
+    real.ring("job-1")
+    real.ring("job-2")
+
+    real.records.wait_for(lambda: code.finishes and lost.finishes, TRAINING_S)
+
+    assert code.finishes[0].outcome is Outcome.SUCCEEDED, code.finishes[0].error_message
+    assert not (real.home / "finetune_output/adders/.source").exists()
+    assert lost.finishes[0].error_code == "model_not_found"
+    assert "no/such/model" in lost.finishes[0].error_message

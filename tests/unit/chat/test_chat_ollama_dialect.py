@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from sage_chat.backend import ChatCall
+from sage_chat.completions import Completion
+from sage_chat.ollama_dialect import StreamTranslator, chat_request, completion_from
+from sage_contracts.errors import InvalidRequestError
+
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+
+
+def translated(**body: Any) -> dict[str, Any]:
+    return chat_request(ChatCall("qwen3", {"messages": [{"role": "user", "content": "hi"}], **body}))
+
+
+def test_sampling_options_get_ollamas_names() -> None:
+    request = translated(
+        temperature=0, top_p=0.9, seed=7, max_tokens=5, frequency_penalty=0.5, stop="END", user="me"
+    )
+    options = {"temperature": 0, "top_p": 0.9, "seed": 7, "num_predict": 5, "frequency_penalty": 0.5}
+    assert request["options"] == {**options, "stop": ["END"]}
+    assert request["stream"] is False and "user" not in request
+
+
+def test_stream_is_always_said_because_ollama_streams_by_default() -> None:
+    assert translated()["stream"] is False
+    assert translated(stream=True)["stream"] is True
+    assert "options" not in translated()
+
+
+def test_structured_outputs() -> None:
+    schema = {"type": "object", "properties": {"age": {"type": "integer"}}}
+    wrapped = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
+    assert translated(response_format=wrapped)["format"] == schema
+    assert translated(response_format={"type": "json_object"})["format"] == "json"
+    assert "format" not in translated(response_format={"type": "text"})
+
+
+@pytest.mark.parametrize(("effort", "think"), [("high", "high"), ("none", False)])
+def test_reasoning_effort(effort: str, think: Any) -> None:
+    assert translated(reasoning_effort=effort)["think"] == think
+
+
+def test_messages_with_parts_images_and_tools() -> None:
+    called = {
+        "id": "call_9",
+        "type": "function",
+        "function": {"name": "weather", "arguments": '{"city": "Wuhan"}'},
+    }
+    parts = [
+        {"type": "text", "text": "What is this?"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}},
+    ]
+    request = translated(
+        messages=[
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": parts},
+            {"role": "assistant", "content": None, "tool_calls": [called]},
+            {"role": "tool", "tool_call_id": "call_9", "content": "31 °C"},
+        ],
+        tools=[TOOL],
+    )
+    assert request["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "What is this?", "images": ["aGk="]},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"function": {"name": "weather", "arguments": {"city": "Wuhan"}}}],
+        },
+        {"role": "tool", "content": "31 °C", "tool_name": "weather"},
+    ]
+    assert request["tools"] == [TOOL]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"n": 2},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://a/b"}}]}
+            ]
+        },
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
+    ],
+)
+def test_what_ollama_cannot_do_is_refused_by_name(body: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        translated(**body)
+    assert caught.value.source == "ollama" and caught.value.param in body
+
+
+def test_a_tool_call_comes_back_as_openais() -> None:
+    message = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": "weather", "arguments": {"a": 1}}}],
+    }
+    answer = json.loads(completion_from({"message": message, "done": True, "done_reason": "stop"}, "m"))
+    (call,) = answer["choices"][0]["message"]["tool_calls"]
+    assert call["function"] == {"name": "weather", "arguments": '{"a": 1}'} and call["type"] == "function"
+    assert answer["choices"][0]["finish_reason"] == "tool_calls"
+    translator = StreamTranslator(Completion("m"), wants_usage=False)
+    events = translator.feed(
+        json.dumps({"message": message, "done": True, "done_reason": "stop"}).encode() + b"\n"
+    )
+    first, last = json.loads(events[0][6:]), json.loads(events[1][6:])
+    assert first["choices"][0]["delta"]["tool_calls"][0]["index"] == 0
+    assert last["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_thinking_is_kept_apart_from_the_answer() -> None:
+    answer = json.loads(completion_from({"message": {"content": "4", "thinking": "2+2"}, "done": True}, "m"))
+    assert answer["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": "4",
+        "refusal": None,
+        "reasoning": "2+2",
+    }
+
+
+@pytest.mark.parametrize("line", [b'{"error": "out of memory"}\n', b"not json\n", b'["list"]\n'])
+def test_an_error_in_the_stream_ends_it(line: bytes) -> None:
+    translator = StreamTranslator(Completion("m"), wants_usage=False)
+    (event,) = translator.feed(line)
+    assert b'"error"' in event and b'"source":"ollama"' in event
+    assert translator.feed(b'{"message": {"content": "more"}, "done": false}\n') == []
+    assert translator.close() == []
+
+
+def test_a_stream_that_was_never_done_says_so() -> None:
+    translator = StreamTranslator(Completion("m"), wants_usage=False)
+    translator.feed(b'{"message": {"content": "a"}, "done": false}\n')
+    assert b"before it was done" in translator.close()[-1]

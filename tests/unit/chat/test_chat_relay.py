@@ -1,0 +1,159 @@
+"""The relay against a transport that hands out bytes in any pieces."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from itertools import pairwise
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sage_chat.backend import ChatCall
+from sage_chat.completions import Completion
+from sage_chat.dialect import Endpoint, Relay
+from sage_chat.ollama_dialect import StreamTranslator
+from sage_chat.upstream import error_body, send
+from sage_contracts.errors import ServiceUnavailableError, UpstreamError
+
+
+class Pieces(httpx.AsyncByteStream):
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+        self.is_closed = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self._pieces:
+            yield piece
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+
+
+class Playback(httpx.AsyncBaseTransport):
+    """Answers with the same pieces each time."""
+
+    def __init__(self, pieces: list[bytes], content_type: str) -> None:
+        self.stream = Pieces(pieces)
+        self._content_type = content_type
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={"content-type": self._content_type}, stream=self.stream)
+
+
+async def relayed(pieces: list[bytes], content_type: str) -> tuple[list[bytes], bool]:
+    transport = Playback(pieces, content_type)
+    async with httpx.AsyncClient(transport=transport) as client:
+        relay = Relay(client, "test", Endpoint("http://server/v1"))
+        reply = await relay.post("/chat/completions", ChatCall("m", {"stream": True}).for_upstream())
+        async with aclosing(reply):
+            return [chunk async for chunk in reply.body], transport.stream.is_closed
+
+
+@given(st.lists(st.binary(max_size=40), max_size=30))
+def test_a_stream_is_relayed_byte_for_byte_in_the_same_pieces(pieces: list[bytes]) -> None:
+    chunks, is_closed = asyncio.run(relayed(pieces, "text/event-stream; charset=utf-8"))
+    assert b"".join(chunks) == b"".join(pieces)
+    assert [chunk for chunk in chunks if chunk] == [piece for piece in pieces if piece]
+    assert is_closed
+
+
+@given(st.lists(st.binary(max_size=40), max_size=30))
+def test_an_answer_in_one_piece_is_relayed_byte_for_byte(pieces: list[bytes]) -> None:
+    chunks, is_closed = asyncio.run(relayed(pieces, "application/json"))
+    assert b"".join(chunks) == b"".join(pieces)
+    assert is_closed
+
+
+class Failing(httpx.AsyncBaseTransport):
+    """Fails with the given errors in turn, then answers."""
+
+    def __init__(self, errors: list[Exception]) -> None:
+        self.errors = errors
+        self.attempts = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.attempts += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return httpx.Response(200, content=b"{}")
+
+
+async def attempt(errors: list[Exception]) -> tuple[httpx.Response | Exception, int]:
+    transport = Failing(errors)
+    async with httpx.AsyncClient(transport=transport) as client:
+        try:
+            response = await send(client, client.build_request("POST", "http://server/v1"), "test")
+            await response.aclose()
+            return response, transport.attempts
+        except (ServiceUnavailableError, UpstreamError) as error:
+            return error, transport.attempts
+
+
+async def test_a_refused_connection_is_tried_once_more() -> None:
+    outcome, attempts = await attempt([httpx.ConnectError("refused")])
+    assert isinstance(outcome, httpx.Response) and attempts == 2
+
+
+async def test_two_refused_connections_are_enough() -> None:
+    outcome, attempts = await attempt([httpx.ConnectError("refused"), httpx.ConnectTimeout("slow")])
+    assert isinstance(outcome, ServiceUnavailableError) and attempts == 2
+
+
+@pytest.mark.parametrize("error", [httpx.ReadTimeout("slow"), httpx.RemoteProtocolError("gone")])
+async def test_a_request_that_may_have_arrived_is_never_sent_twice(error: Exception) -> None:
+    outcome, attempts = await attempt([error])
+    assert isinstance(outcome, UpstreamError) and attempts == 1
+
+
+BUSY = b'{"error": {"message": "busy", "code": "device_busy"}, "source": "inference"}'
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "expected"),
+    [
+        (404, b'{"error": "no x"}', ("no x", "invalid_request_error", "model_not_found", "s")),
+        (
+            401,
+            b'{"error": {"message": "no", "code": 401}}',
+            ("no", "authentication_error", "invalid_api_key", "s"),
+        ),
+        (503, BUSY, ("busy", "server_error", "device_busy", "inference")),
+        (422, b'{"detail": "no field"}', ("no field", "invalid_request_error", "invalid_request", "s")),
+        (500, b"", ("HTTP 500 from s: no text", "server_error", "upstream_error", "s")),
+        (502, b"\xff<p>", ("HTTP 502 from s: \ufffd<p>", "server_error", "upstream_error", "s")),
+        (500, b'["a"]', ('HTTP 500 from s: ["a"]', "server_error", "upstream_error", "s")),
+    ],
+)
+def test_any_error_becomes_openais(status: int, content: bytes, expected: tuple[str, ...]) -> None:
+    body = error_body(status, content, "s")
+    assert (body.error.message, body.error.type, body.error.code, body.source) == expected
+
+
+@given(st.binary(max_size=300), st.integers(300, 599))
+def test_no_error_text_breaks_the_translation(content: bytes, status: int) -> None:
+    body = error_body(status, content, "s")
+    assert body.error.message and body.error.code and body.source
+
+
+ANSWER = [
+    {"message": {"role": "assistant", "content": "Grüße, "}, "done": False},
+    {"message": {"role": "assistant", "content": "世界"}, "done": False},
+    {"message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "length", "eval_count": 2},
+]
+NDJSON = b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in ANSWER)
+
+
+@given(st.lists(st.integers(0, len(NDJSON)), max_size=12))
+def test_ollamas_lines_are_understood_in_any_chunking(cuts: list[int]) -> None:
+    completion = Completion("m", "chatcmpl-1", 1)
+    expected = StreamTranslator(completion, wants_usage=True).feed(NDJSON)
+    borders = [0, *sorted(cuts), len(NDJSON)]
+    translator = StreamTranslator(completion, wants_usage=True)
+    events = [event for start, end in pairwise(borders) for event in translator.feed(NDJSON[start:end])]
+    assert events + translator.close() == expected
+    assert events[-1] == b"data: [DONE]\n\n" and b'"finish_reason":"length"' in b"".join(events)

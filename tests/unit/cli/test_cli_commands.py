@@ -1,0 +1,218 @@
+"""What people type, against a gateway that answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Sage = Callable[..., Any]
+Requests = Callable[[str], list[dict[str, Any]]]
+
+
+def test_quickstart_shows_phases_figures_losses_and_both_answers(online: Sage, requests: Requests) -> None:
+    ran = online("finetune", "quickstart", "code", "--set", "save_steps=2")
+    sent = requests("job body")[0]["body"]["sage"]["config"]
+    # The sizes of a quick start on a CPU; what was said wins.
+    assert sent == {"max_steps": 24, "max_eval_rows": 32, "save_steps": 2}
+    assert ran.exit_code == 0, ran.output
+    for text in (
+        "base model  smollm2-135m",
+        "Preparing data",
+        "step 4/4  loss 2.100  804 tok/s",
+        "base 2.391 → tuned 1.898 (-20.6 %)",
+        "finetune_output/code/",
+        "base:smollm2-135m says: you asked",
+        "code@1 says: you asked",
+        "sage chat --backend finetune --finetune-model code",
+    ):
+        assert text in ran.output
+
+    models = online("models")
+    assert [line.split()[0] for line in models.output.splitlines()] == ["MODEL", "code", "code@1", "mock"]
+    jobs = json.loads(online("finetune", "list", "--json").stdout)
+    assert jobs[0]["fine_tuned_model"] == "code@1"
+    assert "Registered code@1" in online("finetune", "logs", "code").output
+    assert "Step 4/4" in online("finetune", "logs", "code", "--metrics").output
+    assert "held-out loss  base 2.391" in online("finetune", "show", "code@1").output
+
+    merged = online("finetune", "merge", "code")
+    assert merged.exit_code == 0
+    assert "writing weights" in merged.output
+    assert "finetune_output/code/merged_model" in merged.output
+    assert online("finetune", "merge", "code", "--dtype", "fp16").exit_code == 2
+
+
+def test_a_failed_job_ends_with_3_and_its_reason(online: Sage) -> None:
+    ran = online("finetune", "start", "--task", "code", "--name", "fails")
+    assert ran.exit_code == 3
+    assert "The loss became NaN at step 4." in ran.stderr
+    assert "sage finetune logs ftjob-" in ran.stderr
+    assert "Traceback" not in ran.output
+
+
+def test_start_sends_what_was_said_and_says_what_was_chosen(
+    online: Sage, requests: Requests, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "q", "answer": "a"}\n')
+    ran = online(
+        *(
+            "finetune",
+            "start",
+            "--task",
+            "qa",
+            "--data",
+            str(rows),
+            "--preset",
+            "cpu",
+            "--model",
+            "smollm2-135m",
+        ),
+        *("--epochs", "2", "--name", "mine", "--set", "lora.r=4", "--no-watch"),
+    )
+    assert ran.exit_code == 0, ran.output
+    assert "sage finetune watch ftjob-" in ran.output
+    body = requests("job body")[0]["body"]
+    assert body["model"] == "smollm2-135m"
+    assert body["training_file"].startswith("file-")
+    assert body["sage"] == {
+        "name": "mine",
+        "task": "qa",
+        "preset": "cpu",
+        "config": {"num_train_epochs": 2, "lora": {"r": 4}},
+    }
+    assert requests("upload") == [{"path": "upload", "filename": "rows.jsonl", "bytes": rows.stat().st_size}]
+
+
+def test_a_refused_job_leaves_no_uploaded_file(online: Sage, requests: Requests, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "q", "answer": "a"}\n')
+    ran = online("finetune", "start", "--task", "qa", "--data", str(rows), "--model", "nowhere/nothing")
+    assert ran.exit_code == 2
+    assert "nowhere/nothing" in ran.stderr
+    deleted = [entry for entry in requests("/v1/files/file-1") if entry["method"] == "DELETE"]
+    assert len(deleted) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--preset", "rtx_9000"], "Choose one of: rtx_3060"),
+        (["--model", "./not-here"], "no such folder"),
+        (["--data", "not-here.json"], "There is no not-here.json"),
+        (["--name", "../etc"], "cannot be a model's name"),
+        (["--set", "max_step=3"], "Did you mean 'max_steps'"),
+        (["--task", "custom"], "--data FILE"),
+        (["--task", "poetry"], "poetry"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_asked(sage: Sage, words: list[str], told: str) -> None:
+    ran = sage("finetune", "start", *(["--task", "code"] if "--task" not in words else []), *words)
+    assert ran.exit_code == 2
+    assert told in ran.stderr
+    assert len(ran.stderr.splitlines()) < 12
+
+
+def test_jobs_can_be_paused_resumed_and_cancelled_by_name(online: Sage) -> None:
+    online("finetune", "start", "--task", "code", "--name", "endless", "--no-watch")
+    assert "is paused" in online("finetune", "pause", "endless").output
+    assert "Paused. Go on with: sage finetune resume ftjob-" in online("finetune", "watch", "endless").output
+    assert "is queued again" in online("finetune", "resume", "endless").output
+    assert "is cancelled" in online("finetune", "cancel", "endless").output
+    again = online("finetune", "cancel", "endless")
+    assert again.exit_code == 2
+    assert "cannot be told to cancel" in again.stderr
+    assert online("finetune", "watch", "endless").exit_code == 3
+    missing = online("finetune", "show", "nobody")
+    assert missing.exit_code == 2
+    assert "Names that have jobs: endless" in missing.stderr
+
+
+def test_one_question_is_answered_on_standard_output_alone(online: Sage, requests: Requests) -> None:
+    ran = online("chat", "--model", "base:m", "-m", "hello", "--system", "be brief", "--temperature", "0")
+    assert ran.exit_code == 0
+    assert ran.stdout == "base:m says: you asked 'hello' \n"
+    assert "starting the engine" in ran.stderr
+    body = requests("chat body")[0]["body"]
+    assert body == {
+        "model": "base:m",
+        "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}],
+        "temperature": 0,
+        "stream": True,
+    }
+
+
+def test_a_question_through_a_pipe_and_the_environment(
+    online: Sage, requests: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAGE_CHAT_BACKEND", "finetune")
+    monkeypatch.setenv("SAGE_CHAT_FINETUNE_MODEL", "base:m")
+    monkeypatch.setenv("SAGE_API_KEY", "secret")
+    ran = online("chat", "--index", "docs-public", "--keep-alive", "0", stdin="what?\n")
+    assert ran.exit_code == 0, ran.output
+    body = requests("chat body")[0]["body"]
+    assert (body["model"], body["index"]) == ("finetune/base:m", "docs-public")
+    assert "[1] presets.md#cpu" in ran.stderr
+    released = requests("release body")[0]["body"]
+    assert (released["model"], released["keep_alive_s"]) == ("finetune/base:m", 0)
+    assert {entry["key"] for entry in requests("/v1/chat/completions")} == {"Bearer secret"}
+
+
+def test_a_wrong_model_name_lists_the_right_ones(online: Sage) -> None:
+    ran = online("finetune", "chat", "nope", "-m", "hello")
+    assert ran.exit_code == 2
+    assert "Models: mock" in ran.stderr
+
+
+@pytest.mark.parametrize(("question", "told"), [("error", "out of memory"), ("break", "broke off")])
+def test_an_answer_that_fails_ends_with_4(online: Sage, question: str, told: str) -> None:
+    ran = online("chat", "--model", "base:m", "-m", question)
+    assert ran.exit_code == 4
+    assert told in ran.stderr
+    assert "Traceback" not in ran.output
+
+
+def test_an_empty_question_is_refused(online: Sage) -> None:
+    assert online("chat", "--model", "mock", stdin="").exit_code == 2
+
+
+def test_status_shows_parts_engines_devices_and_jobs(online: Sage) -> None:
+    online("finetune", "start", "--task", "code", "--no-watch")
+    ran = online("status")
+    assert ran.exit_code == 0
+    for text in ("trainer", "smollm2-135m", "training code", "ftjob-0001"):
+        assert text in ran.output
+    assert set(json.loads(online("status", "--json").stdout)) == {
+        "gateway_url",
+        "parts",
+        "engines",
+        "devices",
+        "jobs",
+    }
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["models"], ["status"], ["finetune", "list"], ["chat", "-m", "x", "--backend", "mock"]],
+    ids=" ".join,
+)
+def test_a_silent_gateway_ends_with_4_and_says_what_to_do(sage: Sage, words: list[str]) -> None:
+    ran = sage(*words)
+    assert ran.exit_code == 4
+    assert "Nothing answers at http://127.0.0.1:9" in ran.stderr
+    assert "sage up" in ran.stderr
+
+
+def test_debug_shows_the_error_itself(sage: Sage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAGE_DEBUG", "1")
+    assert type(sage("models").exception).__name__ == "ServiceUnavailableError"
+
+
+def test_docker_and_embedded_exclude_each_other(sage: Sage) -> None:
+    ran = sage("up", "--docker", "--embedded")
+    assert ran.exit_code == 2
+    assert "exclude each other" in ran.stderr

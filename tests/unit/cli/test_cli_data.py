@@ -1,0 +1,83 @@
+"""--data: refused before anything starts, or packed for the upload."""
+
+from __future__ import annotations
+
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from sage_cli.jobs import data
+from sage_contracts.config import Task
+from sage_contracts.errors import InvalidDataError
+
+FUNCTION = '''
+def count_words(text):
+    """Return a dictionary from each word of text to its count."""
+    counts = {}
+    for word in text.split():
+        counts[word] = counts.get(word, 0) + 1
+    return counts
+'''
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "project"
+    for name in ("app.py", "lib/words.py", ".venv/lib/x.py", "node_modules/y.py", "env/z.py", "made/gen.py"):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(FUNCTION)
+    (root / "env" / "pyvenv.cfg").touch()
+    (root / "data.bin").write_bytes(bytes(1000))
+    (root / "huge.py").write_bytes(b"#" * 2_000_000)
+    (root / "link.py").symlink_to(root / "app.py")
+    return root
+
+
+def test_a_folder_is_packed_with_its_own_sources_only(tree: Path) -> None:
+    data.check(tree, Task.CODE)
+    with data.packed(tree) as file:
+        assert file.filename == "project.zip"
+        names = zipfile.ZipFile(file.path).namelist()
+    assert sorted(names) == ["app.py", "lib/words.py", "made/gen.py"]
+    assert not file.path.exists()
+
+
+def test_what_git_ignores_is_left_out(tree: Path) -> None:
+    subprocess.run(["git", "init", "-q", str(tree)], check=True, timeout=30)
+    (tree / ".gitignore").write_text("made/\n")
+    names = [str(file.relative_to(tree)) for file in data.source_files(tree)]
+    assert names == ["app.py", "lib/words.py"]
+
+
+def test_a_file_is_sent_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"instruction": "a", "output": "b"}\n')
+    data.check(path, Task.CUSTOM)
+    with data.packed(path) as file:
+        assert (file.path, file.filename) == (path, "rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "task", "told"),
+    [
+        ("missing.json", None, Task.CUSTOM, "There is no"),
+        ("empty.json", "", Task.CUSTOM, "is empty"),
+        ("one.json", '{"instruction": "a", "output": "b"}', Task.CUSTOM, "list"),
+        ("rows.jsonl", '{"instruction": "a"}\n', Task.CUSTOM, "row 1"),
+        ("folder/readme.md", "text", Task.CODE, "no Python source"),
+        ("folder/app.py", "x = 1\n", Task.CODE, "docstring"),
+        ("folder/app.py", FUNCTION, Task.QA, "Only the task code"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused(
+    tmp_path: Path, name: str, content: str | None, task: Task, told: str
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    with pytest.raises(InvalidDataError, match=told):
+        data.check(path.parent if name.startswith("folder") else path, task)

@@ -1,0 +1,47 @@
+"""Exit codes and the error screen."""
+
+from __future__ import annotations
+
+import pytest
+
+from sage_cli.failures import describe, exit_code_of
+from sage_contracts import errors
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.InvalidDataError("x"), 2),
+        (errors.ModelNotFoundError("x"), 2),
+        (errors.ConflictError("x"), 2),
+        (errors.StorageFullError("x"), 2),
+        (errors.OutOfMemoryError("x"), 3),
+        (errors.ServiceUnavailableError("x"), 4),
+        (errors.EngineFailedError("x"), 4),
+        (ValueError("x"), 2),
+        (RuntimeError("x"), 1),
+    ],
+)
+def test_exit_codes(error: Exception, code: int) -> None:
+    assert exit_code_of(error) == code
+
+
+def test_every_error_of_the_tree_has_an_exit_code() -> None:
+    assert {exit_code_of(cls("x")) for cls in errors.all_errors().values()} <= {2, 3, 4}
+
+
+def test_the_screen_says_what_where_and_what_to_do() -> None:
+    error = errors.EngineFailedError("The engine died.", param="model", source="inference")
+    text = "\n".join(describe(error))
+    assert "The engine died." in text
+    assert "in model" in text
+    assert "inference" in text
+    assert "sage status" in text
+
+
+def test_a_retry_time_is_passed_on() -> None:
+    assert "Try again in 12 s." in describe(errors.DeviceBusyError("Busy.", retry_after_s=12))
+
+
+def test_a_fault_of_ours_says_so() -> None:
+    assert "SAGE_DEBUG=1" in "\n".join(describe(KeyError("x")))

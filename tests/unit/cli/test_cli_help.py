@@ -1,0 +1,57 @@
+"""Help answers at once: nothing heavy is imported for it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import get_args
+
+import pytest
+
+from sage_cli.commands import chat, finetune
+from sage_contracts.config import PresetName, Task
+
+HEAVY = ["httpx", "openai", "pydantic", "rich", "sage_contracts", "supervisor", "yaml"]
+
+_PROBE = """
+import json, sys
+from sage_cli.main import app
+try:
+    app(sys.argv[1:], prog_name="sage")
+except SystemExit as end:
+    code = end.code
+print("\\n" + json.dumps({"code": code, "loaded": sorted(sys.modules)}))
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        [],
+        ["--version"],
+        ["finetune", "--help"],
+        ["finetune", "quickstart", "--help"],
+        ["chat", "-h"],
+        ["up", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", _PROBE, *words], capture_output=True, text=True, timeout=30, check=True
+    )
+    seen = json.loads(ran.stdout.splitlines()[-1])
+    assert seen["code"] == 0
+    assert [name for name in HEAVY if name in seen["loaded"]] == []
+
+
+def test_the_commands_name_the_tasks_and_presets_that_exist() -> None:
+    assert get_args(finetune.TaskName) == tuple(task.value for task in Task)
+    help_of_preset = get_args(finetune.PresetOption)[1].help
+    assert all(preset.value in help_of_preset for preset in PresetName)
+
+
+def test_every_backend_of_the_product_page_is_offered() -> None:
+    assert set(get_args(chat.Backend)) == {"mock", "openai", "finetune", "vllm", "ollama"}

@@ -1,0 +1,41 @@
+"""The stream of a chat answer."""
+
+from __future__ import annotations
+
+import pytest
+
+from sage_cli.sse import Finished, Piece, Waiting, read_chat
+from sage_contracts.errors import EngineFailedError, UpstreamError
+
+
+def chunk(text: str, reason: str = "null") -> str:
+    return f'data: {{"choices": [{{"delta": {{"content": "{text}"}}, "finish_reason": {reason}}}]}}'
+
+
+def test_comments_are_what_is_waited_for_and_text_is_the_answer() -> None:
+    lines = [
+        ": loading weights",
+        "",
+        ": ping",
+        chunk("a"),
+        "",
+        "data: {}",
+        chunk("b", '"length"'),
+        "data: [DONE]",
+    ]
+    assert list(read_chat(lines)) == [Waiting("loading weights"), Piece("a"), Piece("b"), Finished("length")]
+
+
+def test_an_error_inside_the_stream_is_the_server_s_own() -> None:
+    lines = [
+        chunk("a"),
+        'data: {"error": {"message": "died", "code": "engine_failed"}, "source": "inference"}',
+    ]
+    with pytest.raises(EngineFailedError, match="died"):
+        list(read_chat(lines))
+
+
+@pytest.mark.parametrize("lines", [[], [chunk("a")], ["data: {"], ["data: 1"]])
+def test_a_stream_that_breaks_off_or_is_garbage_is_no_answer(lines: list[str]) -> None:
+    with pytest.raises(UpstreamError):
+        list(read_chat(lines))

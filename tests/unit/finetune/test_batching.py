@@ -1,0 +1,50 @@
+"""The order of rows and how a step's rows share passes."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sage.tools.finetune.batching import Schedule, micro_batches
+from sage.tools.finetune.learning_rate import rate_factor
+
+
+def schedule(rows: int = 10, batch: int = 4, epochs: float = 2, max_steps: int = -1) -> Schedule:
+    return Schedule(rows=rows, batch_rows=batch, epochs=epochs, max_steps=max_steps, seed=1)
+
+
+def test_every_epoch_takes_every_row_once_in_its_own_order() -> None:
+    plan = schedule()
+    assert (plan.steps_per_epoch, plan.total_steps) == (3, 6)
+    first = [row for step in range(3) for row in plan.rows_of(step)]
+    second = [row for step in range(3, 6) for row in plan.rows_of(step)]
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+    assert plan.rows_of(2) == schedule().rows_of(2)
+    assert plan.epoch_of(3) == 1
+
+
+def test_steps_come_from_epochs_or_from_max_steps() -> None:
+    assert schedule(epochs=0.5).total_steps == 2
+    assert schedule(epochs=0.01).total_steps == 1
+    assert schedule(max_steps=7).total_steps == 7
+    assert schedule(rows=3, batch=8).total_steps == 2
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(1, 600))
+def test_micro_batches_hold_each_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    groups = micro_batches(lengths, budget)
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    for group in groups:
+        assert len(group) == 1 or sum(lengths[index] for index in group) <= budget
+
+
+def test_the_rate_rises_from_above_zero_and_falls_to_zero() -> None:
+    rates = [rate_factor("cosine", step, 20, 0.1) for step in range(20)]
+    assert rates[:2] == [0.5, 1.0]
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert 0 < rates[-1] < 0.02
+    assert rate_factor("linear", 11, 20, 0.1) == 0.5
+    assert rate_factor("constant", 0, 20, 0.1) == 1.0
+    assert rate_factor("constant_with_warmup", 0, 20, 0.1) == 0.5
+    assert rate_factor("cosine", 0, 1, 0.0) == 1.0

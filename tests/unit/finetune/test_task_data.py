@@ -1,0 +1,77 @@
+"""Which rows a run gets, and that nothing is in both splits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sage.tools.finetune.task_data import prepare
+from sage_contracts.config import Task, TrainingConfig
+from sage_contracts.errors import InvalidDataError
+
+
+def write_rows(path: Path, numbers: range) -> Path:
+    path.write_text(json.dumps([{"question": f"Q{n}", "answer": f"A{n}"} for n in numbers]))
+    return path
+
+
+def questions(rows: list) -> set[str]:  # type: ignore[type-arg]
+    return {row.messages[0]["content"] for row in rows}
+
+
+def test_rows_are_split_without_duplicates_in_both(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    rows = [{"question": f"Q{n % 40}", "answer": f"A{n % 40}"} for n in range(80)]
+    path.write_text(json.dumps(rows))
+    config = TrainingConfig(data_path=str(path), validation_fraction=0.25)
+    splits = prepare(config)
+    assert (len(splits.train), len(splits.validation)) == (30, 10)
+    assert questions(splits.train).isdisjoint(questions(splits.validation))
+    assert "40 duplicates removed" in splits.description
+    assert prepare(config).fingerprint() == splits.fingerprint()
+    assert prepare(config.model_copy(update={"seed": 7})).fingerprint() != splits.fingerprint()
+
+
+def test_limits_and_a_validation_file(tmp_path: Path) -> None:
+    train, held = write_rows(tmp_path / "a.json", range(50)), write_rows(tmp_path / "b.json", range(45, 60))
+    config = TrainingConfig(max_train_rows=20, max_eval_rows=5)
+    splits = prepare(config, training_path=train, validation_path=held)
+    assert (len(splits.train), len(splits.validation)) == (20, 5)
+    assert questions(splits.train).isdisjoint(questions(splits.validation))
+    with pytest.raises(InvalidDataError, match="nothing to train on"):
+        prepare(config, training_path=train, validation_path=train)
+
+
+def test_two_rows_are_enough_for_a_split(tmp_path: Path) -> None:
+    splits = prepare(TrainingConfig(), training_path=write_rows(tmp_path / "a.json", range(2)))
+    assert (len(splits.train), len(splits.validation)) == (1, 1)
+    splits = prepare(TrainingConfig(), training_path=write_rows(tmp_path / "a.json", range(1)))
+    assert (len(splits.train), len(splits.validation)) == (1, 0)
+
+
+@pytest.mark.parametrize("task", [Task.QA, Task.CHAT, Task.INSTRUCTION])
+def test_tasks_bring_their_samples(task: Task) -> None:
+    splits = prepare(TrainingConfig(task=task))
+    assert len(splits.train) >= 80
+    assert task.value in splits.description
+
+
+def test_code_learns_from_the_standard_library_or_a_tree(tmp_path: Path) -> None:
+    splits = prepare(TrainingConfig(task=Task.CODE, max_train_rows=50))
+    assert len(splits.train) == 50
+    assert "standard library" in splits.description
+    body = "\n".join(f"    value = value + {n}" for n in range(5))
+    functions = [f'def f{n}(value):\n    """Add."""\n{body}\n    return value * {n}\n' for n in range(10)]
+    (tmp_path / "only.py").write_text("\n\n".join(functions))
+    splits = prepare(TrainingConfig(task=Task.CODE, data_path=str(tmp_path)))
+    assert (len(splits.train), len(splits.validation)) == (9, 1)
+    assert "one module" in splits.description
+
+
+def test_custom_needs_data_and_only_code_takes_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(InvalidDataError, match="give some with --data"):
+        prepare(TrainingConfig(task=Task.CUSTOM))
+    with pytest.raises(InvalidDataError, match="Only the task 'code'"):
+        prepare(TrainingConfig(task=Task.QA, data_path=str(tmp_path)))

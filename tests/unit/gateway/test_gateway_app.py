@@ -1,0 +1,193 @@
+"""The gateway's app in this process, with nothing behind it: what it answers alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from sage_gateway.main import build_app
+from sage_gateway.settings import GatewaySettings
+
+NOWHERE = "http://127.0.0.1:1"
+QUESTION = {"model": "mock", "messages": [{"role": "user", "content": "Which quantisation?"}]}
+
+
+def settings(home: Path, **more: Any) -> GatewaySettings:
+    docs = home / "docs"
+    docs.mkdir(exist_ok=True)
+    (docs / "memory.md").write_text(
+        "# Memory\n\n## Quantisation\n\n" + "8-bit quantisation saves memory. " * 10
+    )
+    parts = {"orchestrator_url": NOWHERE, "inference_url": NOWHERE, "ollama_base_url": NOWHERE}
+    return GatewaySettings(home_dir=home, docs_dir=docs, **parts, **more)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SAGE_API_KEYS", "OPENAI_API_KEY", "SAGE_OPENAI_BASE_URL", "SAGE_VLLM_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+async def client_of(given: GatewaySettings) -> AsyncIterator[httpx.AsyncClient]:
+    app = build_app(given)
+    transport = httpx.ASGITransport(app)
+    client = httpx.AsyncClient(transport=transport, base_url="http://gateway")
+    async with app.router.lifespan_context(app), client:
+        yield client
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    async for client in client_of(settings(tmp_path)):
+        yield client
+
+
+@pytest.fixture
+async def locked(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    async for client in client_of(settings(tmp_path, api_keys="first, second,")):
+        yield client
+
+
+async def test_mock_answers_with_citations_in_text_and_header(gateway: httpx.AsyncClient) -> None:
+    response = await gateway.post("/v1/chat/completions", json=QUESTION | {"index": "docs-public"})
+    assert response.status_code == 200
+    assert "[1] memory.md#quantisation" in response.json()["choices"][0]["message"]["content"]
+    (citation,) = json.loads(response.headers["x-sage-citations"])
+    assert (citation["id"], citation["source"]) == (1, "memory.md#quantisation")
+    assert float(response.headers["x-sage-overhead-ms"]) >= 0
+    assert response.headers["x-sage-backend"] == "mock"
+
+
+async def test_without_an_index_there_is_no_citation_header(gateway: httpx.AsyncClient) -> None:
+    response = await gateway.post("/v1/chat/completions", json=QUESTION)
+    assert "x-sage-citations" not in response.headers
+
+
+async def test_a_question_that_the_index_cannot_answer(gateway: httpx.AsyncClient) -> None:
+    asked = QUESTION | {"messages": [{"role": "user", "content": "weather on Mars"}], "index": "docs-public"}
+    response = await gateway.post("/v1/chat/completions", json=asked)
+    assert "Nothing was found" in response.json()["choices"][0]["message"]["content"]
+    assert response.headers["x-sage-citations"] == "[]"
+
+
+@pytest.mark.parametrize("model", ["", "default", None])
+async def test_no_model_means_the_default(gateway: httpx.AsyncClient, model: str | None) -> None:
+    body = {key: value for key, value in QUESTION.items() if key != "model"}
+    response = await gateway.post(
+        "/v1/chat/completions", json=body if model is None else body | {"model": model}
+    )
+    assert response.json()["model"] == "mock"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "param"),
+    [
+        (b"{", 400, "invalid_request", None),
+        (b"[]", 400, "invalid_request", None),
+        (b'{"model": "mock", "messages": [], "x": NaN}', 400, "invalid_request", None),
+        (b'{"model": "mock", "messages": []}', 400, "invalid_request", "messages"),
+        (b'{"model": "mock"}', 400, "invalid_request", "messages"),
+        (b'{"model": "mock", "messages": [{"role": "king"}]}', 400, "invalid_request", "messages.0.role"),
+        (b'{"model": "vllm/a", "messages": [{"role": "user"}]}', 400, "invalid_request", "model"),
+        (b'{"model": "mock", "messages": [{"role": "user"}], "index": "x"}', 404, "not_found", "index"),
+        (b'{"model": "finetune/code", "messages": [{"role": "user"}]}', 503, "service_unavailable", None),
+        (b'{"model": "code", "messages": [{"role": "user"}]}', 503, "service_unavailable", None),
+    ],
+)
+async def test_bad_requests_are_told_in_openais_shape(
+    gateway: httpx.AsyncClient, body: bytes, status: int, code: str, param: str | None
+) -> None:
+    response = await gateway.post("/v1/chat/completions", content=body)
+    answer = response.json()
+    assert (response.status_code, answer["error"]["code"], answer["error"]["param"]) == (status, code, param)
+    assert answer["error"]["message"] and answer["source"]
+
+
+async def test_a_body_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    async for client in client_of(settings(tmp_path, max_body_bytes=1000)):
+        response = await client.post("/v1/chat/completions", content=b" " * 1001)
+        assert response.status_code == 413
+
+
+async def test_parts_that_do_not_answer_are_down_and_say_why(gateway: httpx.AsyncClient) -> None:
+    parts = {part["name"]: part for part in (await gateway.get("/v1/sage/status")).json()["parts"]}
+    assert set(parts) == {"gateway", "orchestrator", "inference", "trainer", "merger"}
+    assert parts["gateway"]["state"] == "up" and parts["trainer"]["state"] == "down"
+    assert "does not answer" in parts["orchestrator"]["detail"]["error"]
+
+
+async def test_proxied_routes_name_the_part_that_is_missing(gateway: httpx.AsyncClient) -> None:
+    for path, source in [("/v1/files", "orchestrator"), ("/v1/sage/engines", "inference")]:
+        response = await gateway.get(path)
+        assert (response.status_code, response.json()["source"]) == (503, source)
+        assert response.headers["retry-after"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/internal/workers", "/v1/files/%2e%2e/%2e%2e/internal/workers", "/v1/nothing"]
+)
+async def test_nothing_else_is_proxied(gateway: httpx.AsyncClient, path: str) -> None:
+    assert (await gateway.get(path)).status_code == 404
+
+
+async def test_models_and_indexes_of_a_gateway_that_is_alone(gateway: httpx.AsyncClient) -> None:
+    listed = (await gateway.get("/v1/models")).json()
+    assert [card["id"] for card in listed["data"]] == ["mock"] and listed["object"] == "list"
+    assert (await gateway.get("/v1/models/mock")).json()["id"] == "mock"
+    assert (await gateway.get("/v1/models/vllm/nobody")).status_code == 404
+    assert (await gateway.get("/v1/sage/indexes")).json()["data"] == []
+
+
+@pytest.mark.parametrize("header", [None, "Bearer", "Bearer wrong", "Basic first", "first", "Bearer firs"])
+async def test_a_locked_gateway_wants_a_key(locked: httpx.AsyncClient, header: str | None) -> None:
+    headers = {} if header is None else {"authorization": header}
+    for path in ("/v1/models", "/v1/files", "/v1/sage/status", "/v1/sage/indexes"):
+        response = await locked.get(path, headers=headers)
+        assert response.status_code == 401
+        assert response.json()["error"]["type"] == "authentication_error"
+    assert (await locked.post("/v1/chat/completions", json=QUESTION, headers=headers)).status_code == 401
+
+
+@pytest.mark.parametrize("key", ["first", "second"])
+async def test_every_key_opens(locked: httpx.AsyncClient, key: str) -> None:
+    response = await locked.get("/v1/models", headers={"authorization": f"Bearer {key}"})
+    assert response.status_code == 200
+
+
+async def test_health_and_metrics_need_no_key(locked: httpx.AsyncClient) -> None:
+    await locked.post("/v1/chat/completions", json=QUESTION, headers={"authorization": "Bearer first"})
+    assert (await locked.get("/healthz")).json()["status"] == "ok"
+    metrics = (await locked.get("/metrics")).text
+    assert 'sage_chat_answers_total{backend="mock",status="200"} 1.0' in metrics
+    assert "sage_chat_overhead_seconds_count 1.0" in metrics
+
+
+def test_the_seeds_port_moves_the_inference_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SAGE_INFERENCE_URL", raising=False)
+    monkeypatch.setenv("SAGE_CHAT_FINETUNE_PORT", "8123")
+    assert GatewaySettings().addresses.inference_url == "http://127.0.0.1:8123"
+    monkeypatch.setenv("SAGE_INFERENCE_URL", "http://inference:8000/")
+    assert GatewaySettings().addresses.inference_url == "http://inference:8000"
+
+
+def test_empty_variables_are_unset_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SAGE_API_KEYS", "OPENAI_API_KEY", "SAGE_OPENAI_BASE_URL", "SAGE_VLLM_BASE_URL"):
+        monkeypatch.setenv(name, "")
+    given = GatewaySettings()
+    assert given.api_keys == () and given.addresses.openai is None and given.addresses.vllm is None
+
+
+def test_the_gateway_starts_without_heavy_modules() -> None:
+    heavy = ["torch", "transformers", "numpy", "bm25s", "celery", "sqlalchemy", "openai"]
+    code = f"import sys, sage_gateway.main; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "[]"

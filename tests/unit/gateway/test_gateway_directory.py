@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from sage_chat.backend import BackendName, ChatCall, Reply
+from sage_chat.mock import MockBackend
+from sage_contracts.errors import ModelNotFoundError, ServiceUnavailableError
+from sage_contracts.models import ModelCard
+from sage_gateway.directory import ModelDirectory
+
+
+class Listed:
+    """A backend that only lists models, and counts how often it is asked."""
+
+    def __init__(self, name: BackendName, *models: str) -> None:
+        self.name = name
+        self.names: list[str] | None = list(models)
+        self.asked = 0
+
+    async def models(self) -> list[ModelCard]:
+        self.asked += 1
+        await asyncio.sleep(0)
+        if self.names is None:
+            raise ServiceUnavailableError("gone")
+        return [ModelCard(id=name, created=0) for name in self.names]
+
+    async def stream(self, call: ChatCall) -> Reply:
+        raise NotImplementedError
+
+    async def embed(self, call: ChatCall) -> Reply:
+        raise NotImplementedError
+
+
+class Stack:
+    def __init__(self) -> None:
+        self.tuned = Listed(BackendName.FINETUNE, "code", "code@1")
+        self.vllm = Listed(BackendName.VLLM, "qwen")
+        self.openai = Listed(BackendName.OPENAI)
+        self.ollama = Listed(BackendName.OLLAMA, "llama3.2:1b")
+        backends = {backend.name: backend for backend in (self.tuned, self.vllm, self.openai, self.ollama)}
+        self.directory = ModelDirectory(
+            backends | {BackendName.MOCK: MockBackend()},
+            default_model="code",
+            tuned_cache_s=60,
+            served_cache_s=60,
+        )
+
+
+async def test_the_list_has_every_backend_and_each_id_is_routable() -> None:
+    stack = Stack()
+    names = [card.id for card in await stack.directory.listing()]
+    assert names == ["code", "code@1", "vllm/qwen", "ollama/llama3.2:1b", "mock"]
+    routes = [(await stack.directory.route(name)).backend for name in names]
+    assert routes == ["finetune", "finetune", "vllm", "ollama", "mock"]
+
+
+async def test_lists_are_believed_for_a_while_and_asked_for_once() -> None:
+    stack = Stack()
+    await asyncio.gather(*(stack.directory.route("code") for _ in range(20)))
+    assert stack.tuned.asked == 1 and stack.vllm.asked == 0
+
+
+async def test_a_model_that_was_just_trained_is_found_at_once() -> None:
+    stack = Stack()
+    await stack.directory.route("code")
+    assert stack.tuned.names is not None
+    stack.tuned.names.append("qa")
+    assert (await stack.directory.route("qa")).backend is BackendName.FINETUNE
+
+
+async def test_default_and_nothing_mean_the_default_model() -> None:
+    directory = Stack().directory
+    assert (await directory.route("")).model == (await directory.route("default")).model == "code"
+
+
+async def test_a_silent_backend_hides_no_other() -> None:
+    stack = Stack()
+    stack.vllm.names = None
+    assert [card.id for card in await stack.directory.listing()][-2:] == ["ollama/llama3.2:1b", "mock"]
+    with pytest.raises(ModelNotFoundError, match=r"code, code@1, ollama/llama3.2:1b, mock"):
+        await stack.directory.route("zzz")
+
+
+async def test_without_the_registry_bare_names_wait_for_it() -> None:
+    stack = Stack()
+    stack.tuned.names = None
+    with pytest.raises(ServiceUnavailableError):
+        await stack.directory.route("code")
+    assert (await stack.directory.route("qwen")).backend is BackendName.VLLM

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sage_retrieval.splitting import MAX_CHARS, MIN_CHARS, slug, split
+from sage_retrieval.tokens import terms
+
+FILLER = "Words that fill a paragraph so that it is long enough to stand alone. " * 4
+
+
+def test_headings_become_passages_with_a_link() -> None:
+    text = f"# Guide\n\n{FILLER}\n\n## `sage chat`\n\n{FILLER}\n\n## 显存不足 (OOM)\n\n{FILLER}"
+    pieces = split("docs/cli.md", text)
+    assert [piece.source for piece in pieces] == [
+        "docs/cli.md#guide",
+        "docs/cli.md#sage-chat",
+        "docs/cli.md#显存不足-oom",
+    ]
+    assert pieces[1].title == "Guide › `sage chat`"
+
+
+def test_a_bare_title_joins_the_section_below_it() -> None:
+    (piece,) = split("a.md", f"# Title\n\n## Section\n\n{FILLER}")
+    assert piece.source == "a.md#section" and piece.text.startswith("# Title")
+
+
+def test_hash_signs_inside_fences_are_no_headings() -> None:
+    text = f"# Real\n\n{FILLER}\n\n```bash\n# not a heading\n```\n{FILLER}"
+    assert {piece.source for piece in split("a.md", text)} == {"a.md#real"}
+
+
+def test_rst_and_code_have_their_own_headings() -> None:
+    rst = f"Install\n=======\n\n{FILLER}\n\nUse\n---\n\n{FILLER}"
+    assert [piece.source for piece in split("a.rst", rst)] == ["a.rst#install", "a.rst#use"]
+    body = '    """' + FILLER + '"""\n'
+    code = f"import os\n\n\ndef first():\n{body}\n\nclass Second:\n{body}"
+    assert [piece.source for piece in split("a.py", code)] == ["a.py#first", "a.py#second"]
+
+
+def test_a_long_section_is_cut_and_every_part_keeps_the_link() -> None:
+    pieces = split("a.md", "# Long\n\n" + "\n\n".join([FILLER] * 20))
+    assert len(pieces) > 3 and {piece.source for piece in pieces} == {"a.md#long"}
+    assert all(MIN_CHARS <= len(piece.text) <= MAX_CHARS for piece in pieces)
+
+
+@given(st.text(st.sampled_from("ab #\n`世。."), max_size=6000))
+def test_no_passage_is_too_long_and_no_letter_is_lost(text: str) -> None:
+    for path in ("a.md", "a.py", "a.rst"):
+        pieces = split(path, text)
+        assert all(0 < len(piece.text) <= MAX_CHARS for piece in pieces)
+        kept = "".join("".join(piece.text.split()) for piece in pieces)
+        assert kept == "".join(text.split())
+
+
+def test_slugs_are_those_of_rendered_pages() -> None:
+    assert slug("Answers with sources: --index") == "answers-with-sources-index"
+    assert slug("`rtx_3060()`") == "rtx-3060"
+
+
+def test_terms_of_identifiers_plurals_and_chinese() -> None:
+    assert terms("The presets: RTX_3060!") == ["preset", "rtx_3060", "rtx", "3060"]
+    assert terms("显存不足 OOM") == ["显存", "存不", "不足", "oom"]
+    assert terms("量") == ["量"]
+    assert terms("what is the 什么") == []

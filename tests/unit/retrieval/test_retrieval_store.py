@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sage_contracts.errors import InvalidRequestError, NotFoundError
+from sage_retrieval.store import DOCS_INDEX, IndexStore
+
+FILLER = "It is explained here at some length, so that the passage may stand alone in the index. " * 3
+
+
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    root = tmp_path / "project"
+    (root / "docs" / "zh").mkdir(parents=True)
+    (root / "docs" / ".hidden").mkdir()
+    (root / "README.md").write_text(f"# Project\n\nQuickstart begins here. {FILLER}")
+    (root / "docs" / "memory.md").write_text(
+        f"# Memory\n\n## Out of memory\n\nUse quantisation. {FILLER}\n\n## Gradients\n\nCheckpointing. {FILLER}"
+    )
+    (root / "docs" / "zh" / "memory.md").write_text(
+        "# 显存\n\n## 显存不足\n\n请启用量化，并减小批量大小。" + "说明文字。" * 50
+    )
+    (root / "docs" / ".hidden" / "secret.md").write_text("# Secret\n\nquantisation " * 50)
+    (root / "unrelated.md").write_text("# Unrelated\n\nquantisation " * 50)
+    return root
+
+
+@pytest.fixture
+def store(tmp_path: Path, docs: Path) -> IndexStore:
+    return IndexStore(tmp_path / "indexes", docs)
+
+
+def test_docs_are_indexed_at_first_use_and_cited(store: IndexStore) -> None:
+    assert store.cards() == [] and store.names() == [DOCS_INDEX]
+    best, *_ = store.search(DOCS_INDEX, "How do I use quantisation?")
+    assert (best.id, best.source) == (1, "docs/memory.md#out-of-memory") and "quantisation" in best.text
+    (card,) = store.cards()
+    assert card.id == DOCS_INDEX and card.passages == 4
+
+
+def test_only_readmes_and_docs_count_as_documentation(store: IndexStore) -> None:
+    found = store.search(DOCS_INDEX, "quantisation quickstart", limit=20)
+    assert {passage.source.split("#")[0] for passage in found} == {"docs/memory.md", "README.md"}
+
+
+def test_chinese_questions_find_chinese_passages(store: IndexStore) -> None:
+    assert store.search(DOCS_INDEX, "显存不足怎么办？")[0].source == "docs/zh/memory.md#显存不足"
+
+
+@pytest.mark.parametrize("question", ["What is the weather on Mars?", "", "???", "火星"])
+def test_nothing_found_is_an_empty_list(store: IndexStore, question: str) -> None:
+    assert store.search(DOCS_INDEX, question) == []
+
+
+def test_an_index_on_disk_serves_the_next_process(store: IndexStore, docs: Path) -> None:
+    expected = store.search(DOCS_INDEX, "checkpointing gradients")
+    again = IndexStore(store.folder, docs)
+    assert again.search(DOCS_INDEX, "checkpointing gradients") == expected
+    assert again.cards() == store.cards()
+
+
+def test_changed_documentation_is_read_again_by_the_next_process(store: IndexStore, docs: Path) -> None:
+    store.search(DOCS_INDEX, "quantisation")
+    before = store.cards()[0].generation
+    page = docs / "docs" / "memory.md"
+    page.write_text(f"# Memory\n\n## Tuning\n\nUse zeppelins. {FILLER}")
+    os.utime(page, ns=(1, 1))
+    again = IndexStore(store.folder, docs)
+    assert again.search(DOCS_INDEX, "zeppelin")[0].source == "docs/memory.md#tuning"
+    assert again.cards()[0].generation != before
+    assert [path.name for path in (store.folder / DOCS_INDEX).glob("g-*")] == [again.cards()[0].generation]
+
+
+def test_users_add_their_own_folders(store: IndexStore, docs: Path) -> None:
+    card = store.ingest("mine", docs / "docs")
+    assert card.passages == 3 and store.names() == [DOCS_INDEX, "mine"]
+    assert store.search("mine", "quantisation")[0].source == "memory.md#out-of-memory"
+
+
+def test_an_unknown_index_lists_the_right_names(store: IndexStore, docs: Path) -> None:
+    store.ingest("mine", docs / "docs")
+    with pytest.raises(NotFoundError, match=r"no index 'docs'.*docs-public, mine"):
+        store.search("docs", "anything")
+    with pytest.raises(NotFoundError):
+        store.search("../../etc", "anything")
+
+
+def test_a_folder_without_text_is_refused_and_leaves_nothing(store: IndexStore, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "picture.png").write_bytes(b"\x89PNG")
+    with pytest.raises(InvalidRequestError, match="no text to index"):
+        store.ingest("mine", empty)
+    with pytest.raises(InvalidRequestError, match="no folder"):
+        store.ingest("mine", tmp_path / "absent")
+    with pytest.raises(InvalidRequestError, match="no name"):
+        store.ingest("a/b", empty)
+    assert not store.folder.exists()
+
+
+def test_a_docs_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="SAGE_DOCS_DIR"):
+        IndexStore(tmp_path / "indexes", tmp_path / "absent").search(DOCS_INDEX, "anything")
+
+
+def test_a_damaged_index_is_built_again(store: IndexStore, docs: Path) -> None:
+    store.search(DOCS_INDEX, "quantisation")
+    generation = store.folder / DOCS_INDEX / store.cards()[0].generation
+    (generation / "passages.jsonl").unlink()
+    assert IndexStore(store.folder, docs).search(DOCS_INDEX, "quantisation")
+
+
+def test_the_projects_own_documentation_answers(tmp_path: Path) -> None:
+    found = IndexStore(tmp_path / "indexes").search(DOCS_INDEX, "which presets exist")
+    assert any("preset" in passage.source for passage in found)
