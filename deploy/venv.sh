@@ -4,6 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 req=deploy/requirements
+# Compiled once here instead of at the first start of every process: importing torch from source costs seconds.
+export UV_COMPILE_BYTECODE=1
 
 die() { printf '%s\n' "$@" >&2; exit 2; }
 

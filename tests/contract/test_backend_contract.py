@@ -132,7 +132,7 @@ async def test_models_are_listed_by_the_backends_own_names(
 async def test_the_length_limit_arrives(
     backends: dict[BackendName, Backend], name: BackendName, limit_field: str
 ) -> None:
-    answer = json.loads(await read(await backends[name].stream(call(name, **{limit_field: 2}))))
+    answer = json.loads(await read(await backends[name].stream(call(name, None, **{limit_field: 2}))))
     assert answer["choices"][0]["message"]["content"] == "You said:"
     assert answer["choices"][0]["finish_reason"] == "length"
 
@@ -254,7 +254,7 @@ async def test_the_request_is_relayed_untouched_but_for_model_and_index(
     backends: dict[BackendName, Backend], servers: Servers
 ) -> None:
     sent = {"temperature": 0.1, "logit_bias": {"50256": -100}, "x_unknown": [1, {"y": None}], "n": 1}
-    await read(await backends[BackendName.OPENAI].stream(call(BackendName.OPENAI, **sent)))
+    await read(await backends[BackendName.OPENAI].stream(call(BackendName.OPENAI, None, **sent)))
     assert servers.openai.requests[-1] == {"model": "fake-model", "messages": QUESTION, **sent}
     assert servers.openai.headers[-1]["authorization"] == "Bearer sk-test"
 

@@ -1,8 +1,9 @@
-"""The real orchestrator for tests: its app on a temporary SQLite, with a clock and a bell in the test's hand."""
+"""The real orchestrator on a temporary SQLite, with clock and bell in the test's hand."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from sage_contracts.workers import MERGE_TASK, TRAIN_TASK
+from sage_orchestrator.database import Database
 from sage_orchestrator.main import Orchestrator, build_app
+from sage_orchestrator.rows import Base
 from sage_orchestrator.settings import OrchestratorSettings
 
 GIB = 2**30
@@ -65,6 +67,16 @@ class Rig:
     def parts(self) -> Orchestrator:
         parts: Orchestrator = self.app.state.orchestrator
         return parts
+
+    def reset(self) -> None:
+        """As if newly made, at a hundredth of the cost."""
+        empty(self.parts.database)
+        for path in self.home.iterdir():
+            if path.name != "state":
+                shutil.rmtree(path)
+        self.clock.now, self.bell.is_down = HandClock.now, False
+        self.bell.take()
+        self.http.headers.pop("X-Sage-Internal-Token", None)
 
     def sweep(self) -> list[str]:
         """One round of the sweeper; the ids it rang for."""
@@ -145,6 +157,13 @@ class Rig:
         return self.post("/internal/devices/lease", body | fields, status=status)
 
 
+def empty(database: Database) -> None:
+    """Every table as after the first start."""
+    with database.write() as session:
+        for table in reversed(Base.metadata.sorted_tables):
+            session.execute(table.delete())
+
+
 def rows(count: int = 12) -> bytes:
     """JSON Lines in OpenAI's format."""
     lines = (
@@ -174,6 +193,3 @@ def open_rig(home: Path, **settings: Any) -> Iterator[Rig]:
     finally:
         client.close()
         parts.stop()
-
-
-TASKS = {"train": TRAIN_TASK, "merge": MERGE_TASK}

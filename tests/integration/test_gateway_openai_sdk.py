@@ -7,10 +7,12 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import openai
 import pytest
+from pydantic import SecretStr
 from tests.fakes.asgi_server import serving
 from tests.fakes.fake_ollama import FakeOllama
 from tests.fakes.fake_openai import FakeOpenAI
@@ -18,7 +20,7 @@ from tests.fakes.fake_openai import FakeOpenAI
 from sage_gateway.main import build_app
 from sage_gateway.settings import GatewaySettings
 
-QUESTION = [{"role": "user", "content": "one two three"}]
+QUESTION: Any = [{"role": "user", "content": "one two three"}]
 SAID = "You said: one two three"
 KEY = "test-key"
 MODELS = ["code", "vllm/qwen", "openai/gpt-fake", "ollama/fake-llm:latest", "base:anything"]
@@ -48,20 +50,18 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     registry, vllm, ollama = FakeOpenAI(("code", "code@1")), FakeOpenAI(("qwen",)), FakeOllama()
     host = FakeOpenAI(("code", "code@1", "base:anything"))
     cloud = FakeOpenAI(("gpt-fake",), api_key="sk-cloud")
+    apps = {"r": registry.app, "h": host.app, "v": vllm.app, "c": cloud.app, "o": ollama.app}
     with ExitStack() as servers:
-        urls = {
-            name: servers.enter_context(serving(program.app))
-            for name, program in [("r", registry), ("h", host), ("v", vllm), ("c", cloud), ("o", ollama)]
-        }
+        urls = {name: servers.enter_context(serving(app)) for name, app in apps.items()}
         settings = GatewaySettings(
             home_dir=home,
             docs_dir=docs,
-            api_keys=KEY,  # type: ignore[arg-type]  # split by the validator, as from the environment
+            api_keys=(SecretStr(KEY),),
             orchestrator_url=urls["r"],
             inference_url=urls["h"],
             vllm_base_url=urls["v"],
             openai_base_url=f"{urls['c']}/v1",
-            openai_api_key="sk-cloud",  # type: ignore[arg-type]
+            openai_api_key=SecretStr("sk-cloud"),
             ollama_base_url=urls["o"],
         )
         gateway = servers.enter_context(serving(build_app(settings)))
@@ -76,7 +76,7 @@ def sdk(stack: Stack) -> Iterator[openai.OpenAI]:
 
 @pytest.mark.parametrize("model", MODELS + BARE)
 def test_sync_chat_in_one_piece(sdk: openai.OpenAI, model: str) -> None:
-    answer = sdk.chat.completions.create(model=model, messages=QUESTION)  # type: ignore[arg-type]
+    answer = sdk.chat.completions.create(model=model, messages=QUESTION)
     assert answer.choices[0].message.content == SAID
     assert answer.choices[0].finish_reason == "stop" and answer.usage is not None
 
@@ -85,7 +85,7 @@ def test_sync_chat_in_one_piece(sdk: openai.OpenAI, model: str) -> None:
 def test_sync_chat_streamed(sdk: openai.OpenAI, model: str) -> None:
     stream = sdk.chat.completions.create(
         model=model,
-        messages=QUESTION,  # type: ignore[arg-type]
+        messages=QUESTION,
         stream=True,
         stream_options={"include_usage": True},
     )
@@ -98,11 +98,11 @@ async def test_many_async_streams_at_once(stack: Stack) -> None:
     async with openai.AsyncOpenAI(base_url=stack.base_url, api_key=KEY, max_retries=0, timeout=60) as sdk:
 
         async def ask(number: int) -> str:
-            said = [{"role": "user", "content": f"number {number}"}]
+            said: Any = [{"role": "user", "content": f"number {number}"}]
             stream = await sdk.chat.completions.create(
                 model=MODELS[number % len(MODELS)],
                 messages=said,
-                stream=True,  # type: ignore[arg-type]
+                stream=True,
             )
             return "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
 
@@ -120,7 +120,7 @@ def test_models_of_all_backends_in_one_list(sdk: openai.OpenAI) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_wrong_model_is_not_found(sdk: openai.OpenAI, model: str, stream: bool) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
-        sdk.chat.completions.create(model=model, messages=QUESTION, stream=stream)  # type: ignore[call-overload]
+        sdk.chat.completions.create(model=model, messages=QUESTION, stream=stream)
     assert caught.value.code == "model_not_found"
     if "cod" in model:
         assert "Did you mean 'code'?" in caught.value.message and "code@1" in caught.value.message
@@ -135,18 +135,18 @@ def test_a_wrong_key_is_an_authentication_error(stack: Stack) -> None:
 
 def test_upstream_errors_raise_the_sdks_classes(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.RateLimitError) as limited:
-        sdk.chat.completions.create(model="vllm/rate-limited", messages=QUESTION)  # type: ignore[arg-type]
+        sdk.chat.completions.create(model="vllm/rate-limited", messages=QUESTION)
     assert limited.value.response.headers["retry-after"] == "7"
     with pytest.raises(openai.BadRequestError) as refused:
-        sdk.chat.completions.create(model="vllm/bad-request", messages=QUESTION)  # type: ignore[arg-type]
+        sdk.chat.completions.create(model="vllm/bad-request", messages=QUESTION)
     assert refused.value.param == "temperature"
     with pytest.raises(openai.InternalServerError):
-        sdk.chat.completions.create(model="vllm/breaks", messages=QUESTION)  # type: ignore[arg-type]
+        sdk.chat.completions.create(model="vllm/breaks", messages=QUESTION)
 
 
 @pytest.mark.parametrize("model", ["vllm/breaks", "ollama/breaks"])
 def test_a_stream_that_breaks_off_raises_and_does_not_look_complete(sdk: openai.OpenAI, model: str) -> None:
-    stream = sdk.chat.completions.create(model=model, messages=QUESTION, stream=True)  # type: ignore[arg-type]
+    stream = sdk.chat.completions.create(model=model, messages=QUESTION, stream=True)
     with pytest.raises(openai.APIError):
         list(stream)
 
@@ -155,7 +155,7 @@ def test_a_stream_that_breaks_off_raises_and_does_not_look_complete(sdk: openai.
 def test_a_client_that_leaves_a_stream_ends_it_upstream(stack: Stack, sdk: openai.OpenAI, model: str) -> None:
     program = stack.ollama if model.startswith("ollama") else stack.vllm
     program.client_left.clear()
-    stream = sdk.chat.completions.create(model=model, messages=QUESTION, stream=True)  # type: ignore[arg-type]
+    stream = sdk.chat.completions.create(model=model, messages=QUESTION, stream=True)
     assert any(chunk.choices[0].delta.content == "You" for chunk in stream)
     stream.close()
     assert program.client_left.wait(10)
@@ -216,7 +216,7 @@ def test_the_clients_key_stays_here_and_its_session_goes_to_our_host(
 ) -> None:
     session = {"X-Sage-Session": "chat-7"}
     for model, program in (("code", stack.host), ("vllm/qwen", stack.vllm)):
-        sdk.chat.completions.create(model=model, messages=QUESTION, extra_headers=session)  # type: ignore[arg-type]
+        sdk.chat.completions.create(model=model, messages=QUESTION, extra_headers=session)
         assert "authorization" not in program.headers[-1]
         assert program.headers[-1].get("x-sage-session") == ("chat-7" if model == "code" else None)
 

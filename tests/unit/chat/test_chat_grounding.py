@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_chat.grounding import citations_header, grounded, question_of
+from sage_chat.grounding import citations_header, fitting, grounded, question_of
 from sage_chat.mock import answer_from
 from sage_contracts.chat import Passage
 
@@ -44,7 +45,7 @@ def test_no_passage_is_said_to_the_model() -> None:
 
 def test_the_question_is_the_users_last_text() -> None:
     parts = [{"type": "text", "text": "now"}, {"type": "image_url", "image_url": {"url": "data:"}}]
-    messages = [
+    messages: list[Any] = [
         {"role": "user", "content": "before"},
         {"role": "assistant", "content": "yes"},
         {"role": "user", "content": parts},
@@ -60,6 +61,13 @@ def test_the_header_carries_what_a_client_cites() -> None:
         (1, PASSAGES[0].source),
         (2, PASSAGES[1].source),
     ]
+
+
+def test_passages_fit_into_small_contexts_but_one_always_goes() -> None:
+    long = [Passage(id=number, source="a.md", text="字" * 400, score=1) for number in (1, 2, 3)]
+    assert [passage.id for passage in fitting(long, 2400)] == [1, 2]
+    assert [passage.id for passage in fitting(long, 10)] == [1]
+    assert fitting([], 10) == []
 
 
 passages = st.builds(

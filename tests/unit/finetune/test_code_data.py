@@ -84,7 +84,7 @@ def test_held_out_modules_are_unseen_and_always_the_same(tmp_path: Path) -> None
     assert split_by_module(pairs[:1], 0.5) == (pairs[:1], [])
 
 
-def test_the_standard_library_has_plenty(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_standard_library_has_plenty() -> None:
     pairs = build_code_pairs(None)
     assert len(pairs) > 1500
     assert len({pair.body for pair in pairs}) == len(pairs)

@@ -25,7 +25,11 @@ def settings(home: Path, **more: Any) -> GatewaySettings:
     (docs / "memory.md").write_text(
         "# Memory\n\n## Quantisation\n\n" + "8-bit quantisation saves memory. " * 10
     )
-    parts = {"orchestrator_url": NOWHERE, "inference_url": NOWHERE, "ollama_base_url": NOWHERE}
+    parts: dict[str, Any] = {
+        "orchestrator_url": NOWHERE,
+        "inference_url": NOWHERE,
+        "ollama_base_url": NOWHERE,
+    }
     return GatewaySettings(home_dir=home, docs_dir=docs, **parts, **more)
 
 

@@ -1,4 +1,4 @@
-"""A fresh orchestrator for each test, on a copy of one migrated database."""
+"""The orchestrator on an empty state for each test: one shared app, or a home for a test's own settings."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.fakes.orchestrator_rig import Rig, open_rig
 
 from sage_orchestrator.database import Database
-from tests.fakes.orchestrator_rig import Rig, open_rig
 
 
 @pytest.fixture(scope="session")
@@ -23,12 +23,19 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def home(tmp_path: Path, migrated: Path) -> Path:
+    """A home whose database is migrated already."""
     (tmp_path / "state").mkdir()
     shutil.copy(migrated, tmp_path / "state" / "sage.db")
     return tmp_path
 
 
-@pytest.fixture
-def rig(home: Path) -> Iterator[Rig]:
-    with open_rig(home) as opened:
+@pytest.fixture(scope="session")
+def shared_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with open_rig(tmp_path_factory.mktemp("orchestrator")) as opened:
         yield opened
+
+
+@pytest.fixture
+def rig(shared_rig: Rig) -> Rig:
+    shared_rig.reset()
+    return shared_rig

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
 from tests.fakes.orchestrator_rig import Rig, open_rig, rows
 
 MIB = 2**20
@@ -157,11 +156,12 @@ def test_a_full_disk_is_said_and_leaves_nothing(rig: Rig) -> None:
     assert rig.get("/v1/files")["data"] == []
 
 
-def test_what_cannot_fit_is_refused_before_it_is_sent(rig: Rig) -> None:
-    headers = {"content-type": "multipart/form-data; boundary=B", "content-length": str(2**60)}
-    response = rig.http.post("/v1/files", content=iter([b""]), headers=headers)
-    assert response.status_code == 413
-    assert kept(rig.home) == []
+def test_what_cannot_fit_is_refused_before_it_is_sent(home: Path) -> None:
+    with open_rig(home, max_file_bytes=2**62) as rig:
+        headers = {"content-type": "multipart/form-data; boundary=B", "content-length": str(2**60)}
+        response = rig.http.post("/v1/files", content=iter([b""]), headers=headers)
+        assert response.status_code == 507
+        assert kept(home) == []
 
 
 def test_expired_files_go_unless_a_job_needs_them(rig: Rig) -> None:

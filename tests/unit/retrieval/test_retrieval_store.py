@@ -18,7 +18,7 @@ def docs(tmp_path: Path) -> Path:
     (root / "docs" / ".hidden").mkdir()
     (root / "README.md").write_text(f"# Project\n\nQuickstart begins here. {FILLER}")
     (root / "docs" / "memory.md").write_text(
-        f"# Memory\n\n## Out of memory\n\nUse quantisation. {FILLER}\n\n## Gradients\n\nCheckpointing. {FILLER}"
+        f"# Memory\n\n## Out of memory\n\nUse quantisation. {FILLER}\n\n## Gradients\n\nCheckpoint. {FILLER}"
     )
     (root / "docs" / "zh" / "memory.md").write_text(
         "# 显存\n\n## 显存不足\n\n请启用量化，并减小批量大小。" + "说明文字。" * 50
@@ -56,9 +56,9 @@ def test_nothing_found_is_an_empty_list(store: IndexStore, question: str) -> Non
 
 
 def test_an_index_on_disk_serves_the_next_process(store: IndexStore, docs: Path) -> None:
-    expected = store.search(DOCS_INDEX, "checkpointing gradients")
+    expected = store.search(DOCS_INDEX, "checkpoint gradients")
     again = IndexStore(store.folder, docs)
-    assert again.search(DOCS_INDEX, "checkpointing gradients") == expected
+    assert again.search(DOCS_INDEX, "checkpoint gradients") == expected
     assert again.cards() == store.cards()
 
 

@@ -57,6 +57,21 @@ def grounded(messages: Sequence[Mapping[str, Any]], passages: Sequence[Passage])
     return [{"role": "system", "content": sources}, *rest]
 
 
+def fitting(passages: Sequence[Passage], max_bytes: int) -> list[Passage]:
+    """The first passages whose texts fit in together, at least one: small models have small contexts.
+
+    Bytes and not characters, because small vocabularies spell Chinese byte by byte.
+    """
+    taken: list[Passage] = []
+    left_bytes = max_bytes
+    for passage in passages:
+        left_bytes -= len(passage.text.encode())
+        if taken and left_bytes < 0:
+            break
+        taken.append(passage)
+    return taken
+
+
 def sources_text(passages: Sequence[Passage]) -> str:
     if not passages:
         return _NOTHING

@@ -78,4 +78,5 @@ def not_found(
     hint = f" Did you mean {near[0]!r}?" if near else ""
     more = f", … ({len(right)} in all)" if len(right) > _MAX_LISTED else ""
     shown = ", ".join(right[:_MAX_LISTED]) + more
-    return ModelNotFoundError(f"There is no model {name!r}.{hint} Models: {shown}.", param="model")
+    none_yet = "" if tuned else " None is tuned yet: `sage finetune quickstart code` makes one."
+    return ModelNotFoundError(f"There is no model {name!r}.{hint} Models: {shown}.{none_yet}", param="model")

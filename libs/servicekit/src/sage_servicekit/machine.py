@@ -1,4 +1,4 @@
-"""What this process may use of the machine it runs on: memory and devices. Heeds container limits."""
+"""What this process may use of the machine it runs on, and what it need not keep. Heeds container limits."""
 
 from __future__ import annotations
 
@@ -58,6 +58,18 @@ def _nvidia_gpus() -> list[Device]:
         if total_mib.strip().isdecimal() and free_mib.strip().isdecimal():
             gpus.append(Device(f"cuda:{index}", int(total_mib) << 20, int(free_mib) << 20))
     return gpus
+
+
+def return_free_memory() -> None:
+    """Give the allocator's free pages back to the system, once start-up or a burst of work is over.
+
+    glibc keeps what importing and compiling schemas took: 13 MB in an idle worker.
+    """
+    import ctypes
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _read(path: Path) -> str:

@@ -22,6 +22,7 @@ from sage_contracts.errors import (
     from_response,
 )
 from sage_contracts.workers import ClaimRequest, WorkerBeat
+from sage_servicekit.machine import return_free_memory
 from sage_servicekit.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
@@ -196,7 +197,12 @@ def run_worker(celery: Any, queue: str, name: str, *, stopping: threading.Event 
         if stopping is not None:
             stopping.set()
 
+    def on_idle(**_: Any) -> None:
+        return_free_memory()
+
     signals.worker_shutting_down.connect(on_shutdown, weak=False)
+    signals.worker_ready.connect(on_idle, weak=False)
+    signals.task_postrun.connect(on_idle, weak=False)
     # Not `worker_main`: it imports every command that Celery has.
     worker = celery.Worker(
         hostname=f"{name}@{_hostname()}",
@@ -209,10 +215,7 @@ def run_worker(celery: Any, queue: str, name: str, *, stopping: threading.Event 
         without_mingle=True,
         without_heartbeat=True,
     )
-    try:
-        worker.start()
-    finally:
-        signals.worker_shutting_down.disconnect(on_shutdown)
+    worker.start()
     return int(worker.exitcode or 0)
 
 

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from sage_chat.backend import Backend, BackendName, ChatCall, Reply
-from sage_chat.grounding import CITATIONS_HEADER, citations_header, grounded, question_of
+from sage_chat.grounding import CITATIONS_HEADER, citations_header, fitting, grounded, question_of
 from sage_chat.routing import Route
 from sage_contracts.chat import ChatRequest, Passage
 from sage_contracts.errors import InvalidRequestError, PayloadTooLargeError, SageError
@@ -38,6 +38,7 @@ class Chat:
     indexes: IndexStore
     measures: ChatMeasures
     passages: int
+    passages_max_bytes: int
     max_body_bytes: int
 
     async def complete(self, request: Request) -> Response:
@@ -51,7 +52,8 @@ class Chat:
         passages: list[Passage] = []
         if asked.index:
             question = question_of(body["messages"])
-            passages = await asyncio.to_thread(self.indexes.search, asked.index, question, self.passages)
+            found = await asyncio.to_thread(self.indexes.search, asked.index, question, self.passages)
+            passages = fitting(found, self.passages_max_bytes)
             body["messages"] = grounded(body["messages"], passages)
         headers = {CITATIONS_HEADER: citations_header(passages)} if asked.index else {}
         call = ChatCall(route.model, body, tuple(passages), _own_headers(request))

@@ -46,6 +46,7 @@ def build_app(settings: GatewaySettings) -> FastAPI:
         indexes=store,
         measures=ChatMeasures(app.state.metrics_registry),
         passages=settings.default_passages,
+        passages_max_bytes=settings.passages_max_bytes,
         max_body_bytes=settings.max_body_bytes,
     )
     for router in (

@@ -22,7 +22,7 @@ _HOP_HEADERS = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer"}
     | {"transfer-encoding", "upgrade"}
 )
-_NOT_FORWARDED = _HOP_HEADERS | {"host", "authorization", "cookie", "x-sage-internal-token"}
+_NOT_FORWARDED = _HOP_HEADERS | {"host", "expect", "authorization", "cookie", "x-sage-internal-token"}
 _NOT_RETURNED = _HOP_HEADERS | {"server", "date", "x-request-id"}
 
 ORCHESTRATED = (

@@ -29,6 +29,8 @@ class GatewaySettings(ServiceSettings):
     """Answers requests that name no model, or `default`."""
     default_passages: int = Field(4, ge=1, le=20)
     """Passages put in front of a question when the request names an index."""
+    passages_max_bytes: int = Field(3200, ge=1)
+    """Of their text together; the CPU engines' context is 2048 tokens."""
     docs_dir: Path | None = None
     """Where docs-public is read from; empty finds the project's own documentation."""
 
@@ -60,6 +62,12 @@ class GatewaySettings(ServiceSettings):
     def _empty_is_unset(cls, value: Any) -> Any:
         # Compose hands on variables that nobody set as empty ones.
         return None if value == "" else value
+
+    @property
+    def own_url(self) -> str:
+        """Where the gateway is reached: as said, else as it listens."""
+        is_named = "gateway_url" in self.model_fields_set
+        return self.gateway_url if is_named else f"http://{self.host}:{self.gateway_port}"
 
     @property
     def addresses(self) -> Addresses:

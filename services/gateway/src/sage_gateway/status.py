@@ -41,7 +41,7 @@ class StackProbe:
         if self.settings.broker_url.startswith("redis"):
             singles.append(_redis(self.settings.broker_url))
         workers, *parts = await asyncio.gather(self._worker_parts(), *singles)
-        gateway = PartStatus(name="gateway", state="up", detail={"url": self.settings.gateway_url})
+        gateway = PartStatus(name="gateway", state="up", detail={"url": self.settings.own_url})
         return StackStatus(parts=[gateway, *parts, *workers])
 
     async def _http(self, name: str, url: str, describe: Any = None) -> PartStatus:

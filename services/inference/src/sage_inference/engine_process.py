@@ -10,7 +10,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -29,6 +29,8 @@ _PROBE_TIMEOUT_S = 5.0
 # From the first fatal line to giving up on the start: the root cause may be a few lines behind it.
 _FATAL_GRACE_S = 2.0
 _NO_LIMIT = httpx.Limits(max_connections=None, max_keepalive_connections=32)
+# After the child's exit: a grandchild may hold the pipe open, and its lines are not worth a longer wait.
+_LAST_LINES_S = 0.3
 _LOG_LIMIT_BYTES = 20 * 1024 * 1024
 
 
@@ -61,7 +63,9 @@ class Launch:
 class EngineProcess:
     """A running engine. Make one with `start`; `stop` must be called, whatever happened in between."""
 
-    def __init__(self, launch: Launch, address: Address, process: asyncio.subprocess.Process) -> None:
+    def __init__(
+        self, launch: Launch, address: Address, process: asyncio.subprocess.Process, output: int
+    ) -> None:
         self.url = address.url
         self.log = EngineLog()
         self.exited = asyncio.Event()
@@ -72,7 +76,7 @@ class EngineProcess:
         self._process = process
         self._record = process_group.GroupRecord(launch.records, f"{launch.name}-{process.pid}")
         self._record.write(process.pid)
-        self._drain = asyncio.create_task(self._drain_output(), name=f"log of {launch.name}")
+        self._drain = asyncio.create_task(self._drain_output(output), name=f"log of {launch.name}")
         self._reap = asyncio.create_task(self._wait(), name=f"wait for {launch.name}")
 
     @classmethod
@@ -80,16 +84,25 @@ class EngineProcess:
         """Start the child on a port that the system hands out. Returns long before it is ready."""
         address = Address(_free_port(), f"sage-{secrets.token_hex(16)}")
         command = [sys.executable, "-m", "sage_inference.launch", *launch.command(address)]
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            env={**os.environ, **launch.env, "SAGE_ENGINE_PARENT": str(os.getpid())},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-        )
+        # A pipe of our own: with asyncio's, waiting for the child would also wait for whoever inherited the
+        # pipe, and a vLLM whose server was killed would go unnoticed as long as its core lives.
+        output, child_end = os.pipe()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                env={**os.environ, **launch.env, "SAGE_ENGINE_PARENT": str(os.getpid())},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=child_end,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(output)
+            raise
+        finally:
+            os.close(child_end)
         logger.info("engine %s: pid %d, port %d", launch.name, process.pid, address.port)
-        return cls(launch, address, process)
+        return cls(launch, address, process, output)
 
     @property
     def pid(self) -> int:
@@ -156,32 +169,46 @@ class EngineProcess:
         await process_group.end(self._process.pid, self._launch.stop_grace_s)
         await self._reap
         process_group.reap_orphans(self._process.pid)
-        # A grandchild in a group of its own may hold the pipe open: its log is not worth a wait.
-        await asyncio.wait({self._drain}, timeout=2)
+        await asyncio.wait({self._drain}, timeout=_LAST_LINES_S)
         self._drain.cancel()
+        await asyncio.gather(self._drain, return_exceptions=True)
         await self.client.aclose()
         self._record.remove()
 
     async def _wait(self) -> None:
         code = await self._process.wait()
         # The last lines explain the exit: let the reader reach them before anybody asks why.
-        await asyncio.wait({self._drain}, timeout=1)
+        await asyncio.wait({self._drain}, timeout=_LAST_LINES_S)
         logger.info("engine %s: pid %d ended with %d", self._launch.name, self._process.pid, code)
         self.exited.set()
 
-    async def _drain_output(self) -> None:
+    async def _drain_output(self, output: int) -> None:
         """Always read, so that a full pipe never blocks the engine; keep a bounded file and the tail."""
-        assert self._process.stdout is not None
         self._launch.log_path.parent.mkdir(parents=True, exist_ok=True)
         pending = b""
-        with self._launch.log_path.open("wb") as file:
-            while chunk := await self._process.stdout.read(65536):
-                _write_bounded(file, chunk)
-                *lines, pending = (pending + chunk).replace(b"\r", b"\n").split(b"\n")
-                for line in lines:
-                    self.log.add(line.decode(errors="replace"))
-                pending = pending[-65536:]
-            self.log.add(pending.decode(errors="replace"))
+        async with _reading(output) as stream:
+            with self._launch.log_path.open("wb") as file:
+                while chunk := await stream.read(65536):
+                    _write_bounded(file, chunk)
+                    *lines, pending = (pending + chunk).replace(b"\r", b"\n").split(b"\n")
+                    for line in lines:
+                        self.log.add(line.decode(errors="replace"))
+                    pending = pending[-65536:]
+        self.log.add(pending.decode(errors="replace"))
+
+
+@contextlib.asynccontextmanager
+async def _reading(descriptor: int) -> AsyncIterator[asyncio.StreamReader]:
+    """The read end of a pipe as a stream; closed at the end."""
+    loop = asyncio.get_running_loop()
+    stream = asyncio.StreamReader(loop=loop)
+    transport, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(stream, loop=loop), os.fdopen(descriptor, "rb", 0)
+    )
+    try:
+        yield stream
+    finally:
+        transport.close()
 
 
 def _write_bounded(file: BinaryIO, chunk: bytes) -> None:

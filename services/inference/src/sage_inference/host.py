@@ -300,7 +300,7 @@ class Host:
             engine.slots[name].is_loaded = True
             return
         engine.slots.pop(name, None)
-        if engine.process is not None and not engine.process.exited.is_set():
+        if not engine.is_dead:
             # When the engine itself is gone, those who wait are served by the next one.
             self._fail_all(engine.key, failure, adapter=name)
 

@@ -94,6 +94,11 @@ class Engine:
             return ""
         return self.process.phase if self.process else "waiting for the device"
 
+    @property
+    def is_dead(self) -> bool:
+        """Its process ended by itself, and the loop has not heard of it yet."""
+        return self.process is not None and self.process.exited.is_set()
+
     def view(self) -> EngineView:
         slots = {
             name: AdapterView(slot.is_loaded, slot.busy > 0, slot.last_used)
@@ -101,7 +106,7 @@ class Engine:
         }
         return EngineView(
             key=self.key,
-            state=self.state,
+            state=EngineState.STOPPING if self.is_dead else self.state,
             is_busy=self.busy > 0,
             last_used=self.last_used,
             max_rank=self.plan.max_rank,

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sage_contracts.errors import (
+    EngineFailedError,
     EngineStartingError,
     ErrorBody,
     ErrorDetail,
@@ -40,6 +41,10 @@ _CODES = {
     413: "payload_too_large",
     429: "rate_limit_exceeded",
 }
+
+
+class EngineGoneError(EngineFailedError):
+    """The engine was not there any more when a request was sent to it: nothing was answered yet."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +95,17 @@ class Answer(Response):
 
     async def _answer(self, reply: ReplyWriter) -> None:
         try:
-            async with self._granted(reply) as grant:
-                await self._relay(grant, reply)
+            try:
+                await self._try(reply)
+            except EngineGoneError:
+                # It died between two requests and this one noticed first; the next engine has not failed yet.
+                await self._try(reply)
         except SageError as error:
             await reply.fail(error)
+
+    async def _try(self, reply: ReplyWriter) -> None:
+        async with self._granted(reply) as grant:
+            await self._relay(grant, reply)
 
     @asynccontextmanager
     async def _granted(self, reply: ReplyWriter) -> AsyncIterator[Grant]:
@@ -131,6 +143,8 @@ class Answer(Response):
 
     async def _relay(self, grant: Grant, reply: ReplyWriter) -> None:
         client = grant.process.client
+        if grant.process.exited.is_set():
+            raise EngineGoneError(f"The engine for {self._wanted.label} is gone.")
         timeout = httpx.Timeout(self._settings.upstream_silence_s, connect=_CONNECT_TIMEOUT_S, pool=None)
         request = client.build_request(
             "POST",
@@ -145,6 +159,9 @@ class Answer(Response):
                 await self._pass_on(response, reply)
             finally:
                 await response.aclose()
+        except httpx.ConnectError as error:
+            cause = await self._explain(grant, error)
+            raise EngineGoneError(cause.message) from error
         except httpx.HTTPError as error:
             raise await self._explain(grant, error) from error
 

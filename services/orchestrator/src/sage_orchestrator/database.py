@@ -90,8 +90,8 @@ def _run_migrations(connection: Connection) -> None:
         command.upgrade(config, "head")
     except CommandError as error:
         raise ConflictError(
-            f"The database cannot be brought to revision {HEAD} ({error}). Was it written by a newer version? "
-            "Start that one, or set SAGE_DATABASE_URL or SAGE_HOME to another place."
+            f"The database cannot be brought to revision {HEAD} ({error}). Was it written by a newer "
+            "version? Start that one, or set SAGE_DATABASE_URL or SAGE_HOME to another place."
         ) from error
     connection.commit()
 

@@ -22,6 +22,14 @@ from sage_contracts.errors import SageError, TrainingFailedError
 from sage_contracts.home import Home
 from sage_contracts.jobs import EventLevel, JobMetrics
 from sage_servicekit.children import end_with_parent, take_stdout
+from sage_trainer.folders import (
+    VersionResult,
+    give_up_checkpoints,
+    read_result,
+    remove_leftovers,
+    take_checkpoints,
+    write_version,
+)
 from sage_trainer.messages import (
     CheckpointMessage,
     ChildSpec,
@@ -34,7 +42,6 @@ from sage_trainer.messages import (
     StoppedMessage,
 )
 from sage_trainer.unpack import is_archive, unpack_tree
-from sage_trainer.versions import VersionResult, read_result, write_version
 
 if TYPE_CHECKING:
     from sage.tools.finetune import TrainResult
@@ -129,8 +136,9 @@ def train(spec: ChildSpec, tell: Telling) -> DoneMessage | StoppedMessage:
     if (done := read_result(version_dir, claim.job_id)) is not None:
         tell.on_log("info", "An earlier attempt had finished; its result is used")
         return done
-    own_checkpoints(output_dir / "checkpoints", claim.job_id)
     source_dir = output_dir / ".source"
+    remove_leftovers(output_dir, source_dir)
+    take_checkpoints(output_dir, claim.job_id)
     try:
         result = _run_engine(spec, tell, output_dir, source_dir)
     finally:
@@ -145,12 +153,12 @@ def train(spec: ChildSpec, tell: Telling) -> DoneMessage | StoppedMessage:
         meta=result.meta,
     )
     write_version(output_dir, version_dir, VersionResult(job_id=claim.job_id, done=done))
+    give_up_checkpoints(output_dir)
     return done
 
 
 def _run_engine(spec: ChildSpec, tell: Telling, output_dir: Path, source_dir: Path) -> TrainResult:
     home, claim = Home(Path(spec.home)), spec.claim
-    shutil.rmtree(source_dir, ignore_errors=True)  # of an attempt that was killed
     training_path = home.resolve(claim.training_path) if claim.training_path else None
     if training_path is not None and is_archive(training_path):
         tell.on_phase("data", "")
@@ -164,19 +172,9 @@ def _run_engine(spec: ChildSpec, tell: Telling, output_dir: Path, source_dir: Pa
         home=home.root,
         training_path=training_path,
         validation_path=home.resolve(claim.validation_path) if claim.validation_path else None,
-        resume=True,  # own_checkpoints has removed what is not to be resumed
+        resume=True,  # take_checkpoints has left only what is to be resumed
         run_id=claim.job_id,
     ).train()
-
-
-def own_checkpoints(folder: Path, job_id: str) -> None:
-    """Keep the checkpoints of this job's earlier attempts; remove those of an earlier version's job."""
-    marker = folder / "job_id"
-    if marker.exists() and marker.read_text() == job_id:
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    marker.write_text(job_id)
 
 
 def _job_metrics(result: TrainResult) -> JobMetrics:

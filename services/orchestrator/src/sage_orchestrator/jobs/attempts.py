@@ -90,7 +90,7 @@ class AttemptService:
         version = row.version or models.reserve_version(session, row.name, at_least=first_free)
         attempt = row.attempt + 1
         values = {
-            "attempt": attempt,
+            "attempt": row.attempt,
             "version": version,
             "worker_id": request.worker_id,
             "lease_expires_at": now + self.lease_s,
@@ -141,7 +141,8 @@ class AttemptService:
             values = self._values_of(row, finish, target, now)
             name = row.name
             if target is JobStatus.SUCCEEDED:
-                register_version(session, row, finish, now)
+                metrics = JobMetrics.model_validate(values.get("metrics", row.metrics))
+                register_version(session, row, finish, metrics, now)
             if not jobs.transition(
                 session, job_id, target, values, sources=[JobStatus.RUNNING], attempt=finish.attempt
             ):

@@ -12,11 +12,10 @@ from sage_orchestrator.models import repository as models
 from sage_orchestrator.rows import JobRow, VersionRow
 
 
-def register_version(session: Session, job: JobRow, finish: Finish, now: float) -> None:
+def register_version(session: Session, job: JobRow, finish: Finish, metrics: JobMetrics, now: float) -> None:
     """Inside the transaction that ends the job, so that neither is ever seen without the other."""
     name = models.lock_name(session, job.name)
     version = job.version or 0
-    metrics = finish.metrics or JobMetrics.model_validate(job.metrics)
     session.add(
         VersionRow(
             name=job.name,

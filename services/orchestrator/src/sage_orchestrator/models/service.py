@@ -81,11 +81,10 @@ class ModelService:
         return self._find(session, model)
 
     def _find(self, session: Session, model: str) -> VersionRow:
-        name, _, given = model.partition("@")
+        name, at, given = model.partition("@")
+        version = models.alias_version(session, name) if not at else None
         if given.isdecimal():
-            version: int | None = int(given)
-        else:
-            version = None if given else models.alias_version(session, name)
+            version = int(given)
         row = None if version is None else models.get_version(session, name, version)
         if row is None:
             raise self._not_found(session, model)

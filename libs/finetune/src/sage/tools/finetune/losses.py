@@ -51,8 +51,9 @@ class PackedLoss:
 
     name = "packed"
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, head_chunk: int = HEAD_CHUNK) -> None:
         register_packed_attention()
+        self._head_chunk = head_chunk
         causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._decoder = causal.get_decoder()
         self._head = causal.get_output_embeddings()
@@ -74,23 +75,23 @@ class PackedLoss:
             row_lengths=[len(row.ids) for row in rows],
         ).last_hidden_state[0]
         labelled = (nexts != IGNORED).nonzero().squeeze(1)
-        return chunked_head_loss(hidden[labelled], self._head, nexts[labelled])
+        return chunked_head_loss(hidden[labelled], self._head, nexts[labelled], self._head_chunk)
 
 
-def chunked_head_loss(hidden: Any, head: Any, labels: Any) -> Any:
+def chunked_head_loss(hidden: Any, head: Any, labels: Any, chunk: int = HEAD_CHUNK) -> Any:
     """Summed cross-entropy of head(hidden) at labels. hidden (n, width), labels (n,) -> scalar.
 
     A frozen plain output layer gets its gradient in the forward pass, so that logits of a chunk are dropped
-    as soon as they are used: memory stays at `HEAD_CHUNK` x vocabulary.
+    as soon as they are used: memory stays at `chunk` x vocabulary.
     """
     from torch.nn import Linear
     from torch.nn.functional import cross_entropy
 
     frozen = not any(parameter.requires_grad for parameter in head.parameters())
     if frozen and type(head) is Linear:
-        return _frozen_head_loss()(hidden, head.weight, head.bias, labels)
-    chunks = zip(hidden.split(HEAD_CHUNK), labels.split(HEAD_CHUNK), strict=True)
-    return sum(cross_entropy(head(part).float(), wanted, reduction="sum") for part, wanted in chunks)
+        return _frozen_head_loss()(hidden, head.weight, head.bias, labels, chunk)
+    parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
+    return sum(cross_entropy(head(part).float(), wanted, reduction="sum") for part, wanted in parts)
 
 
 def _frozen_head_loss() -> Callable[..., Any]:
@@ -103,12 +104,12 @@ def _frozen_head_loss() -> Callable[..., Any]:
 
     class FrozenHeadLoss(torch.autograd.Function):  # type: ignore[misc] # torch is untyped here
         @staticmethod
-        def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, labels: Any) -> Any:
+        def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, labels: Any, chunk: int) -> Any:
             wants_gradient = ctx.needs_input_grad[0]
             total = hidden.new_zeros((), dtype=torch.float32)
             gradient = torch.empty_like(hidden) if wants_gradient else None
-            for start in range(0, len(labels), HEAD_CHUNK):
-                part = slice(start, start + HEAD_CHUNK)
+            for start in range(0, len(labels), chunk):
+                part = slice(start, start + chunk)
                 logits = torch.nn.functional.linear(hidden[part], weight, bias).float()
                 wanted = labels[part, None]
                 log_norm = logits.logsumexp(1, keepdim=True)
@@ -125,7 +126,7 @@ def _frozen_head_loss() -> Callable[..., Any]:
         @staticmethod
         def backward(ctx: Any, *upstream: Any) -> Any:
             (gradient,) = ctx.saved_tensors
-            return gradient * upstream[0].to(gradient.dtype), None, None, None
+            return gradient * upstream[0].to(gradient.dtype), None, None, None, None
 
     _frozen_head = FrozenHeadLoss.apply
     return _frozen_head

@@ -1,4 +1,7 @@
-"""The immutable copy that every finished run leaves: `<output>/versions/<n>/`."""
+"""The output folder between runs: whose checkpoints lie there, and the versions that runs leave.
+
+Nobody else writes here meanwhile: the orchestrator lets one job of a name run at a time.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,44 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sage_trainer.messages import DoneMessage
 
 RESULT_FILE = "result.json"
+_OWNER_FILE = "job_id"
+_MAX_PARKED = 2
+
+
+def remove_leftovers(output_dir: Path, source_dir: Path) -> None:
+    """What an attempt that was killed had begun to write."""
+    begun = [".lora_weights.*", "checkpoints/.checkpoint-*", "versions/.*"]
+    for left in (source_dir, *(path for pattern in begun for path in output_dir.glob(pattern))):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def take_checkpoints(output_dir: Path, job_id: str) -> None:
+    """Make `checkpoints/` hold those of this job's earlier attempts and no others.
+
+    Those of a job that has not finished are put aside: it may be paused, and take them again.
+    """
+    folder = output_dir / "checkpoints"
+    owner_file = folder / _OWNER_FILE
+    owner = owner_file.read_text() if owner_file.exists() else ""
+    if owner == job_id:
+        return
+    if owner:
+        folder.replace(output_dir / f".checkpoints-{owner}")
+    shutil.rmtree(folder, ignore_errors=True)
+    own = output_dir / f".checkpoints-{job_id}"
+    if own.exists():
+        own.replace(folder)
+    else:
+        folder.mkdir(parents=True)
+        owner_file.write_text(job_id)
+    parked = sorted(output_dir.glob(".checkpoints-*"), key=lambda path: path.stat().st_mtime)
+    for oldest in parked[:-_MAX_PARKED]:
+        shutil.rmtree(oldest, ignore_errors=True)
+
+
+def give_up_checkpoints(output_dir: Path) -> None:
+    """The job is done: its checkpoints stay to be looked at, until the next one starts."""
+    (output_dir / "checkpoints" / _OWNER_FILE).unlink(missing_ok=True)
 
 
 class VersionResult(BaseModel):

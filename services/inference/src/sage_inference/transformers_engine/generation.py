@@ -1,0 +1,307 @@
+"""The model: a base with adapters beside it, one answer at a time. The only file here that needs torch."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sage_contracts.errors import InvalidRequestError
+from sage_inference.transformers_engine.protocol import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    GenerationRequest,
+    Outcome,
+)
+from sage_inference.transformers_engine.text import Detokenizer, StopScanner
+
+# Without a limit in the request: a model that does not stop must not hold the queue for a whole context.
+_DEFAULT_MAX_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Prompt:
+    ids: list[int]
+
+
+class Generator:
+    """Not safe for threads: the server calls it from one."""
+
+    def __init__(self, model: str, *, device: str, dtype: str, max_model_len: int) -> None:
+        # Nothing here is quantised, and importing bitsandbytes (peft does, where it finds it) takes seconds.
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+        import torch
+        from transformers import AutoTokenizer
+
+        print("Loading weights", flush=True)
+        self._torch = torch
+        self._location = model
+        self._device = device
+        self._dtype = _dtype(dtype, device)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        self._base: Any = self._load_base()
+        self._peft: Any = None
+        self._adapters: dict[str, str] = {}
+        self._numbers = itertools.count(1)
+        positions = getattr(self._base.config, "max_position_embeddings", None) or max_model_len
+        self._max_length = min(max_model_len, positions)
+        self._warm_up()
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of prompt and answer together."""
+        return self._max_length
+
+    @property
+    def adapters(self) -> list[str]:
+        return list(self._adapters)
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Raises: InvalidRequestError when the adapter does not fit this base."""
+        # peft makes the name a key of a module, where dots are not allowed: `my.model@3` has one.
+        key = f"adapter{next(self._numbers)}"
+        try:
+            self._add(key, str(path))
+        except Exception as error:
+            # peft raises what it likes, after it has changed the model: undo that.
+            self._drop_half_loaded(key)
+            raise InvalidRequestError(f"Loading lora {name} failed: {error}") from error
+        replaced = self._adapters.get(name)
+        self._adapters[name] = key
+        if replaced is not None:
+            self._delete(replaced)
+
+    def _add(self, key: str, path: str) -> None:
+        from peft import PeftModel
+
+        if self._peft is None:
+            self._peft = PeftModel.from_pretrained(self._base, path, adapter_name=key)
+            self._peft.eval()
+        else:
+            self._peft.load_adapter(path, adapter_name=key, torch_device=self._device)
+
+    def _drop_half_loaded(self, key: str) -> None:
+        if self._peft is None:
+            self._base = self._load_base()
+        elif key in self._peft.peft_config:
+            self._peft.delete_adapter(key)
+
+    def _load_base(self) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(self._location, dtype=self._dtype)
+        return model.to(self._device).eval()
+
+    def unload_adapter(self, name: str) -> None:
+        """Raises: KeyError when it is not loaded."""
+        self._delete(self._adapters.pop(name))
+
+    def _delete(self, key: str) -> None:
+        if self._adapters:
+            # peft warns when the active adapter goes; another is active by then.
+            self._peft.set_adapter(next(iter(self._adapters.values())))
+            self._peft.delete_adapter(key)
+        else:
+            self._base, self._peft = self._peft.unload(), None
+
+    def encode_chat(self, request: ChatCompletionRequest) -> Prompt:
+        """Raises: InvalidRequestError for messages that the model's template refuses."""
+        if not self._tokenizer.chat_template:
+            raise InvalidRequestError(
+                "This base model has no chat template: use an instruct model, or /v1/completions.",
+                param="messages",
+            )
+        messages = [_plain(message.model_dump(exclude_none=True)) for message in request.messages]
+        try:
+            ids = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        except Exception as error:
+            # Templates are programs: they raise what they like, and it is about the messages.
+            raise InvalidRequestError(
+                f"The model's chat template refuses these messages: {error}", param="messages"
+            ) from error
+        return Prompt(list(ids["input_ids"]))
+
+    def encode_text(self, request: CompletionRequest) -> Prompt:
+        if isinstance(request.prompt, list):
+            return Prompt(request.prompt)
+        return Prompt(list(self._tokenizer(request.prompt)["input_ids"]))
+
+    def generate(
+        self,
+        prompt: Prompt,
+        request: GenerationRequest,
+        send: Callable[[str], None],
+        cancelled: threading.Event,
+    ) -> Outcome:
+        """Answer; `send` gets the text as it comes. Ends early when `cancelled` is set.
+
+        Raises: InvalidRequestError when the prompt leaves no room.
+        """
+        limit = self._limit(len(prompt.ids), request.token_limit)
+        ends = _token_ids(self._base.generation_config.eos_token_id, self._tokenizer.eos_token_id)
+        progress = _Progress(
+            Detokenizer(lambda ids: self._tokenizer.decode(ids, skip_special_tokens=True)),
+            StopScanner(request.stop or []),
+            ends,
+            send,
+            cancelled,
+        )
+        torch = self._torch
+        if request.seed is not None:
+            torch.manual_seed(request.seed)
+        ids = torch.tensor([prompt.ids], device=self._device)
+        with torch.inference_mode(), self._using(request.model) as model:
+            model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=self._generation_config(request, limit, sorted(ends)),
+                stopping_criteria=[progress.criterion(torch)],
+            )
+        return progress.finish(len(prompt.ids))
+
+    @contextlib.contextmanager
+    def _using(self, name: str) -> Iterator[Any]:
+        """The base, or the base with one adapter."""
+        key = self._adapters.get(name)
+        if self._peft is None:
+            yield self._base
+        elif key is None:
+            with self._peft.disable_adapter():
+                yield self._base
+        else:
+            self._peft.set_adapter(key, inference_mode=True)
+            yield self._peft
+
+    def _limit(self, prompt_tokens: int, wanted: int | None) -> int:
+        room = self._max_length - prompt_tokens
+        if prompt_tokens == 0:
+            raise InvalidRequestError("The prompt is empty.", param="messages")
+        if room < 1 or (wanted is not None and wanted > room):
+            asked = f" and {wanted} for the answer" if wanted else ""
+            raise InvalidRequestError(
+                f"This model's context is {self._max_length} tokens; the prompt has {prompt_tokens}{asked}. "
+                "Shorten the prompt or lower max_tokens.",
+                param="max_tokens" if room >= 1 else "messages",
+            )
+        return wanted or min(room, _DEFAULT_MAX_TOKENS)
+
+    def _generation_config(self, request: GenerationRequest, limit: int, ends: list[int]) -> Any:
+        """The model's own defaults with the request's wishes on top."""
+        from transformers import GenerationConfig
+
+        defaults = self._base.generation_config
+        given = {
+            name: getattr(request, name) if getattr(request, name) is not None else getattr(defaults, name)
+            for name in ("temperature", "top_p", "top_k", "repetition_penalty")
+        }
+        return GenerationConfig(
+            max_new_tokens=limit,
+            eos_token_id=ends or None,
+            pad_token_id=next(
+                (token for token in (self._tokenizer.pad_token_id, *ends) if token is not None), 0
+            ),
+            use_cache=True,
+            repetition_penalty=given["repetition_penalty"],
+            **_sampling(given["temperature"], given["top_p"], given["top_k"]),
+        )
+
+    def _warm_up(self) -> None:
+        """One token: the first forward pass is the slowest, and this way it is nobody's."""
+        ids = self._torch.tensor([[self._tokenizer.eos_token_id or 0]], device=self._device)
+        with self._torch.inference_mode():
+            self._base(input_ids=ids)
+        # Imported here because the first adapter must not wait for it.
+        import peft  # noqa: F401
+
+
+def _sampling(temperature: float | None, top_p: float | None, top_k: int | None) -> dict[str, Any]:
+    """Greedy at temperature 0. The library's own top_k is 50; this dialect has none unless asked for."""
+    if temperature == 0:
+        return {"do_sample": False}
+    return {
+        "do_sample": True,
+        "temperature": 1.0 if temperature is None else temperature,
+        "top_p": top_p,
+        "top_k": max(top_k or 0, 0),
+    }
+
+
+class _Progress:
+    """Sees each token as it is made, sends its text, and says when to stop."""
+
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        scanner: StopScanner,
+        ends: frozenset[int],
+        send: Callable[[str], None],
+        cancelled: threading.Event,
+    ) -> None:
+        self._detokenizer = detokenizer
+        self._scanner = scanner
+        self._ends = ends
+        self._send = send
+        self._cancelled = cancelled
+        self._count = 0
+        self._saw_end = False
+
+    def criterion(self, torch: Any) -> Callable[..., Any]:
+        """In the form that `generate` calls after every token, with ids of shape (1, seq)."""
+
+        def check(input_ids: Any, scores: Any, **_: Any) -> Any:
+            is_over = self._see(int(input_ids[0, -1]))
+            return torch.full((1,), is_over, dtype=torch.bool, device=input_ids.device)
+
+        return check
+
+    def _see(self, token: int) -> bool:
+        self._count += 1
+        if token in self._ends:
+            self._saw_end = True
+            return True
+        self._say(self._scanner.push(self._detokenizer.push(token)))
+        return self._scanner.is_stopped or self._cancelled.is_set()
+
+    def finish(self, prompt_tokens: int) -> Outcome:
+        self._say(self._scanner.push(self._detokenizer.flush()))
+        self._say(self._scanner.flush())
+        is_stop = self._saw_end or self._scanner.is_stopped
+        return Outcome("stop" if is_stop else "length", prompt_tokens, self._count)
+
+    def _say(self, text: str) -> None:
+        if text:
+            self._send(text)
+
+
+def _token_ids(*values: int | list[int] | None) -> frozenset[int]:
+    found: set[int] = set()
+    for value in values:
+        if value is not None:
+            found |= set(value) if isinstance(value, list) else {value}
+    return frozenset(found)
+
+
+def _plain(message: dict[str, Any]) -> dict[str, Any]:
+    """Templates want text; the dialect also allows a list of parts."""
+    content = message.get("content")
+    if isinstance(content, list):
+        if any(part.get("type") != "text" for part in content):
+            raise InvalidRequestError("This model reads text only.", param="messages")
+        message["content"] = "".join(str(part.get("text", "")) for part in content)
+    return message
+
+
+def _dtype(name: str, device: str) -> Any:
+    """fp32 on a CPU; on a GPU what the chip has."""
+    import torch
+
+    if name != "auto":
+        return getattr(torch, name)
+    if device == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

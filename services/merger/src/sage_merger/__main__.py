@@ -1,0 +1,5 @@
+import sys
+
+from sage_merger.main import main
+
+sys.exit(main())

@@ -1,0 +1,86 @@
+"""The process that merges: `python -m sage_merger.child SPEC.json`.
+
+It says what happens on standard output (see messages.py); everything printed goes to the log. SIGTERM ends
+it, and so does the end of standard input (its parent is gone). What it writes appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from pydantic import BaseModel
+
+from sage_contracts.errors import SageError, TrainingFailedError
+from sage_contracts.home import Home
+from sage_merger.messages import ChildSpec, DoneMessage, FailedMessage, PhaseMessage
+from sage_servicekit.children import end_with_parent, take_stdout
+
+
+class StopNow(BaseException):
+    """SIGTERM arrived. Not for `except Exception` to catch; what is half written is removed on its way."""
+
+
+def merge(spec: ChildSpec, out: IO[str]) -> DoneMessage:
+    """Write `<output>/merged_model/`. Raises: SageError, StopNow."""
+    from sage.tools.finetune.base_models import resolve_base
+    from sage.tools.finetune.merge import merge_adapter
+
+    def phase(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+        say(out, PhaseMessage(text=text))
+
+    home, claim = Home(Path(spec.home)), spec.claim
+    base = resolve_base(claim.base_model, home.root, phase)
+    target = home.resolve(claim.output_dir) / "merged_model"
+    for left in target.parent.glob(f".{target.name}.*"):  # of an attempt that was killed while it wrote
+        shutil.rmtree(left, ignore_errors=True)
+    result = merge_adapter(base, home.resolve(claim.adapter_path), target, claim.dtype, phase)
+    meta = {"parity": asdict(result.parity), "size_bytes": result.size_bytes}
+    return DoneMessage(merged_path=home.relative(result.path), meta=meta)
+
+
+def say(out: IO[str], message: BaseModel) -> None:
+    out.write(message.model_dump_json() + "\n")
+
+
+def last_words(spec: ChildSpec, out: IO[str]) -> DoneMessage | FailedMessage:
+    """`merge`, with whatever goes wrong put into words."""
+    try:
+        return merge(spec, out)
+    except SageError as error:
+        traceback.print_exc()
+        return FailedMessage(code=error.code, message=error.message, is_explained=True)
+    except Exception as error:
+        traceback.print_exc()
+        return FailedMessage(code=TrainingFailedError.code, message=f"{type(error).__name__}: {error}")
+
+
+def on_sigterm(number: int, frame: FrameType | None) -> None:
+    raise StopNow
+
+
+def main() -> int:
+    end_with_parent()
+    out = take_stdout()
+    signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        words = last_words(ChildSpec.model_validate_json(Path(sys.argv[1]).read_bytes()), out)
+    except StopNow:
+        return 1
+    say(out, words)
+    return 1 if isinstance(words, FailedMessage) else 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    # Not `sys.exit`: libraries leave threads behind that would be waited for.
+    os._exit(code)

@@ -1,0 +1,195 @@
+"""Gateway and orchestrator as two processes: what the gateway proxies, seen through the official SDK."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from tests.fakes.asgi_server import serving, unused_url
+from tests.fakes.fake_openai import FakeOpenAI
+
+MIB = 1024 * 1024
+TOKEN = "between-us"
+
+
+@dataclass(frozen=True)
+class Process:
+    url: str
+    pid: int
+
+    def rss_bytes(self) -> int:
+        fields = Path(f"/proc/{self.pid}/statm").read_text().split()
+        return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def running(module: str, url: str, log: Path, **environment: str) -> Iterator[Process]:
+    """A service process of its own group, healthy, and gone afterwards."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("SAGE_", "OPENAI_"))}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            env=clean | environment | {"OMP_NUM_THREADS": "1"},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while not _is_healthy(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{module} did not start:\n{log.read_text()}")
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.05)
+        yield Process(url, process.pid)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _is_healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz", timeout=1).is_success
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    folder = tmp_path_factory.mktemp("stack")
+    orchestrator_url, gateway_url = unused_url(), unused_url()
+    shared = {
+        "SAGE_HOME": str(folder / "home"),
+        "SAGE_INTERNAL_TOKEN": TOKEN,
+        "SAGE_ORCHESTRATOR_URL": orchestrator_url,
+        "SAGE_ORCHESTRATOR_PORT": orchestrator_url.rpartition(":")[2],
+        "SAGE_GATEWAY_PORT": gateway_url.rpartition(":")[2],
+        "SAGE_GATEWAY_URL": gateway_url,
+    }
+    with (
+        serving(FakeOpenAI().app) as inference_url,
+        running("sage_orchestrator", orchestrator_url, folder / "orchestrator.log", **shared),
+        running(
+            "sage_gateway", gateway_url, folder / "gateway.log", SAGE_INFERENCE_URL=inference_url, **shared
+        ) as process,
+    ):
+        beat = {"worker_id": "trainer@test:1", "kind": "trainer", "device": "cpu"}
+        headers = {"X-Sage-Internal-Token": TOKEN}
+        httpx.post(f"{orchestrator_url}/internal/workers/beat", json=beat, headers=headers).raise_for_status()
+        yield process
+
+
+@pytest.fixture
+def sdk(gateway: Process) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="unused", max_retries=0, timeout=60) as client:
+        yield client
+
+
+def rows(count: int) -> bytes:
+    pairs = [{"prompt": f"What is {number}?", "completion": f"It is {number}."} for number in range(count)]
+    return "\n".join(json.dumps(pair) for pair in pairs).encode()
+
+
+def test_a_file_and_a_job_through_the_gateway(sdk: openai.OpenAI) -> None:
+    content = rows(20)
+    uploaded = sdk.files.create(file=("pairs.jsonl", io.BytesIO(content)), purpose="fine-tune")
+    assert uploaded.bytes == len(content) and uploaded.filename == "pairs.jsonl"
+    assert sdk.files.content(uploaded.id).read() == content
+    assert uploaded.id in [file.id for file in sdk.files.list()]
+
+    job = sdk.fine_tuning.jobs.create(model="smollm2-135m", training_file=uploaded.id, suffix="pairs")
+    assert job.status in ("validating_files", "queued")
+    assert sdk.fine_tuning.jobs.retrieve(job.id).training_file == uploaded.id
+    assert job.id in [listed.id for listed in sdk.fine_tuning.jobs.list(limit=5)]
+    assert sdk.fine_tuning.jobs.list_events(job.id, limit=10).data
+    assert sdk.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+
+
+def test_errors_of_the_orchestrator_arrive_as_the_sdks_classes(sdk: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError):
+        sdk.files.retrieve("file-nobody")
+    with pytest.raises(openai.NotFoundError):
+        sdk.fine_tuning.jobs.retrieve("ftjob-nobody")
+    with pytest.raises(openai.NotFoundError) as caught:
+        sdk.models.retrieve("nobody")
+    assert caught.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError):
+        sdk.models.delete("nobody")
+    with pytest.raises(openai.BadRequestError) as refused:
+        sdk.fine_tuning.jobs.create(model="smollm2-135m", training_file="file-nobody", seed="x")  # type: ignore[arg-type]
+    body = refused.value.response.json()
+    assert body["source"] == "orchestrator" and body["error"]["param"] == "seed"
+
+
+def test_uploads_are_streamed_not_kept(gateway: Process, tmp_path: Path) -> None:
+    big = tmp_path / "big.jsonl"
+    line = json.dumps({"prompt": "x" * 1000, "completion": "y"}).encode() + b"\n"
+    with big.open("wb") as stream:
+        for _ in range(96):
+            stream.write(line * (MIB // len(line)))
+    before = gateway.rss_bytes()
+    with big.open("rb") as stream:
+        response = httpx.post(
+            f"{gateway.url}/v1/files",
+            files={"file": ("big.jsonl", stream)},
+            data={"purpose": "fine-tune"},
+            timeout=120,
+        )
+    assert response.status_code == 200 and response.json()["bytes"] == big.stat().st_size
+    assert gateway.rss_bytes() - before < 32 * MIB
+    file_id = response.json()["id"]
+    with httpx.stream("GET", f"{gateway.url}/v1/files/{file_id}/content", timeout=120) as download:
+        assert sum(len(chunk) for chunk in download.iter_bytes()) == big.stat().st_size
+    assert gateway.rss_bytes() - before < 32 * MIB
+    assert httpx.delete(f"{gateway.url}/v1/files/{file_id}").json()["deleted"] is True
+
+
+def test_paging_goes_through(sdk: openai.OpenAI) -> None:
+    ids = [
+        sdk.files.create(file=(f"{number}.jsonl", io.BytesIO(rows(3))), purpose="fine-tune").id
+        for number in range(3)
+    ]
+    page = sdk.files.list(limit=2, order="asc", after=ids[0])
+    assert [file.id for file in page.data] == ids[1:]
+
+
+def test_status_knows_who_is_there(gateway: Process) -> None:
+    parts = {part["name"]: part for part in httpx.get(f"{gateway.url}/v1/sage/status").json()["parts"]}
+    states = {name: part["state"] for name, part in parts.items()}
+    assert states == {
+        "gateway": "up",
+        "orchestrator": "up",
+        "inference": "up",
+        "trainer": "up",
+        "merger": "down",
+    }
+    assert parts["trainer"]["detail"]["worker_id"] == "trainer@test:1"
+    assert "heard" in parts["merger"]["detail"]["error"]
+
+
+def test_devices_are_proxied_and_internal_routes_are_not(gateway: Process) -> None:
+    assert httpx.get(f"{gateway.url}/v1/sage/devices").json()["object"] == "list"
+    for path in ("/internal/workers", "/v1/files/..%2f..%2finternal%2fworkers", "/v1/files/%2e%2e/internal"):
+        response = httpx.get(f"{gateway.url}{path}", headers={"X-Sage-Internal-Token": TOKEN})
+        assert response.status_code == 404
+
+
+def test_an_idle_gateway_is_small(gateway: Process) -> None:
+    assert gateway.rss_bytes() < 80 * MIB

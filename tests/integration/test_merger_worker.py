@@ -1,0 +1,95 @@
+"""The merger as a process: real broker, real Celery worker, a real merge of a tiny random model."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.fakes.tiny_llama import make_adapter, make_model
+from tests.fakes.worker_rig import Rig, is_alive, rig, wait_until
+
+from sage_contracts.workers import MERGE_TASK
+
+MERGING_S = 120.0
+# Says one phase and hangs, as a merge of a large model does.
+SLOW_CHILD = """
+import sys, time
+from sage_servicekit.children import end_with_parent, take_stdout
+end_with_parent()
+out = take_stdout()
+import os
+out.write('{"kind": "phase", "text": "pid %d"}\\n' % os.getpid())
+time.sleep(600)
+"""
+
+
+@pytest.fixture(params=[pytest.param("redis", marks=pytest.mark.redis), "folders"])
+def stack(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
+    with rig(request.param, tmp_path) as made:
+        made.env["SAGE_MERGE_CHILD_COMMAND"] = json.dumps([sys.executable, str(tmp_path / "slow.py")])
+        (tmp_path / "slow.py").write_text(SLOW_CHILD)
+        yield made
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Iterator[Rig]:
+    with rig("folders", tmp_path) as made:
+        made.env["SAGE_MERGE_THREADS"] = "1"
+        yield made
+
+
+def running_child(stack: Rig) -> int:
+    """Starts a merge that hangs, and returns its child's process id once the orchestrator knows its phase."""
+    merge = stack.records.add_merge("merge-1", "code", "base_models/tiny", "nowhere")
+    stack.ring("merge-1", MERGE_TASK)
+    phase = stack.records.wait_for(
+        lambda: next((report.phase for report in merge.reports if report.phase.startswith("pid")), None)
+    )
+    return int(phase.split()[1])
+
+
+def test_a_merge_that_is_not_ours_any_more_is_killed(stack: Rig) -> None:
+    stack.start_worker("sage_merger")
+    pid = running_child(stack)
+
+    stack.records.requeue("merge-1")
+
+    wait_until(lambda: not is_alive(pid), "the stale child is killed")
+    assert not stack.records.works["merge-1"].finishes
+
+
+def test_a_merger_that_is_told_to_stop_releases_its_merge(stack: Rig) -> None:
+    worker = stack.start_worker("sage_merger")
+    pid = running_child(stack)
+
+    worker.send_signal(signal.SIGTERM)
+
+    assert worker.wait(timeout=20) == 0
+    assert [finish.outcome for finish in stack.records.works["merge-1"].finishes] == ["released"]
+    assert not is_alive(pid)
+
+
+def test_an_adapter_is_merged_and_a_missing_one_is_named(folders: Rig) -> None:
+    base = make_model(folders.home / "base_models/tiny", context=256)
+    output = folders.home / "finetune_output/code"
+    make_adapter(output / "versions/1/lora_weights", base)
+    adapter = "finetune_output/code/versions/1/lora_weights"
+    merge = folders.records.add_merge("merge-1", "code", "base_models/tiny", adapter, dtype="fp32")
+    lost = folders.records.add_merge("merge-2", "lost", "base_models/tiny", "finetune_output/lost")
+    folders.start_worker("sage_merger")
+    folders.ring("merge-1", MERGE_TASK)
+    folders.ring("merge-2", MERGE_TASK)
+
+    folders.records.wait_for(lambda: merge.finishes and lost.finishes, MERGING_S)
+
+    finish = merge.finishes[0]
+    assert finish.outcome == "succeeded", finish.error_message
+    assert finish.merged_path == "finetune_output/code/merged_model"
+    assert (output / "merged_model/model.safetensors").is_file()
+    assert finish.meta["parity"]["same"] == finish.meta["parity"]["probes"]
+    assert lost.finishes[0].error_code == "model_not_found"
+    assert "finetune_output/lost" in lost.finishes[0].error_message

@@ -1,0 +1,144 @@
+"""The same orchestrator on a real PostgreSQL server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import text
+from tests.fakes.orchestrator_machine import run_job_machine
+from tests.fakes.orchestrator_rig import GIB, Rig, open_rig, rows
+from tests.fakes.postgres_server import running_postgres
+
+from sage_contracts.errors import NotYoursError, SageError
+from sage_contracts.workers import ClaimRequest
+from sage_orchestrator.database import HEAD, Database
+from sage_orchestrator.rows import Base
+from sage_orchestrator.settings import OrchestratorSettings
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    with running_postgres() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def rig(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    home = tmp_path_factory.mktemp("home")
+    (home / "state").mkdir()
+    with open_rig(home, database_url=postgres) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def emptied(rig: Rig) -> None:
+    rig.reset()
+
+
+def at_once(works: list[Any]) -> list[SageError | Any]:
+    """The results of calls that start together; errors as values."""
+    results: list[SageError | Any] = []
+    together = threading.Barrier(len(works))
+
+    def run(work: Any) -> None:
+        together.wait(10)
+        try:
+            results.append(work())
+        except SageError as error:
+            results.append(error)
+
+    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return results
+
+
+def test_several_starters_upgrade_once(postgres: str, rig: Rig) -> None:
+    url = OrchestratorSettings(database_url=postgres).resolved_database_url
+    with rig.parts.database.write() as session:
+        session.execute(text("DROP SCHEMA public CASCADE"))
+        session.execute(text("CREATE SCHEMA public"))
+    databases = [Database(url) for _ in range(3)]
+    assert at_once([database.upgrade for database in databases]) == [None] * 3
+    with databases[0].engine.connect() as connection:
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == HEAD
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+    for database in databases:
+        database.close()
+
+
+def test_a_job_from_file_to_model(rig: Rig) -> None:
+    file_id = rig.upload(rows())
+    job = rig.create_job(training_file=file_id, suffix="pg", metadata={"team": "a"})
+    assert rig.sweep() == [job["id"]]
+    rig.claim(job["id"])
+    rig.report(job["id"], checkpoints=[{"step": 1, "path": "c"}], metrics={"base_eval_loss": 2.0})
+    assert rig.finish(job["id"])["fine_tuned_model"] == "pg@1"
+    assert rig.get("/internal/models/resolve", name="pg")["id"] == "pg@1"
+    found = rig.get("/v1/fine_tuning/jobs", **{"metadata[team]": "a"})["data"]
+    assert [item["id"] for item in found] == [job["id"]]
+    assert len(rig.messages(job["id"])) == 4
+
+
+def test_of_many_workers_one_gets_the_job(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    asks = [
+        ClaimRequest(worker_id=f"w{number}", device=f"cuda:{number}", device_total_bytes=GIB)
+        for number in range(6)
+    ]
+    results = at_once([lambda ask=ask: rig.parts.attempts.claim(job_id, ask) for ask in asks])
+    assert sum(isinstance(result, NotYoursError) for result in results) == 5
+
+
+def test_of_many_jobs_of_one_name_one_runs(rig: Rig) -> None:
+    ids = [rig.create_job()["id"] for _ in range(4)]
+    asks = {
+        job_id: ClaimRequest(worker_id=job_id, device=f"cuda:{number}", device_total_bytes=GIB)
+        for number, job_id in enumerate(ids)
+    }
+    results = at_once(
+        [lambda job_id=job_id, ask=ask: rig.parts.attempts.claim(job_id, ask) for job_id, ask in asks.items()]
+    )
+    assert sum(isinstance(result, NotYoursError) for result in results) == 3
+    assert [job["status"] for job in rig.get("/v1/fine_tuning/jobs")["data"]].count("running") == 1
+
+
+def test_a_device_is_never_promised_twice(rig: Rig) -> None:
+    ids = [rig.create_job(suffix=f"n{number}")["id"] for number in range(5)]
+    ask = ClaimRequest(worker_id="w", device="cpu", device_total_bytes=8 * GIB)
+    # 40 % of the machine each: two fit, however they race.
+    results = at_once([lambda job_id=job_id: rig.parts.attempts.claim(job_id, ask) for job_id in ids])
+    assert sum(isinstance(result, SageError) for result in results) == 3
+    (device,) = rig.get("/v1/sage/devices")["data"]
+    assert device["leased_bytes"] <= device["total_bytes"]
+
+
+def test_devices_models_and_merges(rig: Rig) -> None:
+    rig.lease("engine:a", 6 * GIB, is_idle=True)
+    job_id = rig.create_job()["id"]
+    rig.claim(job_id, status=503)
+    assert rig.lease("engine:a", 6 * GIB, is_idle=True)["must_yield"] is True
+    rig.http.post("/internal/devices/release", json={"holder": "engine:a"})
+    rig.claim(job_id)
+    rig.finish(job_id)
+    merge_id = rig.post("/v1/sage/models/code/merge")["id"]
+    rig.post(f"/internal/merges/{merge_id}/claim", {"worker_id": "m"})
+    end = {"worker_id": "m", "attempt": 1, "outcome": "succeeded", "merged_path": "x"}
+    assert rig.post(f"/internal/merges/{merge_id}/finish", end)["status"] == "succeeded"
+    beat = {"worker_id": "w1", "kind": "trainer"}
+    assert rig.http.post("/internal/workers/beat", json=beat).status_code == 204
+    assert rig.http.delete("/v1/models/code").status_code == 200
+
+
+def test_a_walk_through_the_state_machine(postgres: str, rig: Rig, tmp_path: Path) -> None:
+    run_job_machine(postgres, examples=10)

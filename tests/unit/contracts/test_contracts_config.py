@@ -1,0 +1,145 @@
+"""Presets and the training configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from sage_contracts.config import LoRAConfig, PresetConfigs, PresetName, Task, TrainingConfig, preset_fields
+from sage_contracts.errors import UnknownPresetError
+
+
+@pytest.mark.parametrize(
+    ("preset", "wanted"),
+    [
+        (
+            PresetConfigs.rtx_3060,
+            {
+                "load_in_8bit": True,
+                "load_in_4bit": False,
+                "precision": "fp16",
+                "per_device_train_batch_size": 1,
+                "gradient_accumulation_steps": 16,
+                "max_length": 1024,
+                "optim": "paged_adamw_8bit",
+            },
+        ),
+        (
+            PresetConfigs.rtx_4090,
+            {
+                "load_in_8bit": False,
+                "load_in_4bit": False,
+                "precision": "fp16",
+                "per_device_train_batch_size": 4,
+                "gradient_accumulation_steps": 4,
+                "max_length": 2048,
+                "optim": "adamw_torch",
+            },
+        ),
+        (
+            PresetConfigs.a100,
+            {
+                "precision": "bf16",
+                "per_device_train_batch_size": 8,
+                "gradient_accumulation_steps": 2,
+                "max_length": 4096,
+                "optim": "adamw_torch",
+            },
+        ),
+        (
+            PresetConfigs.minimal,
+            {
+                "load_in_4bit": True,
+                "load_in_8bit": False,
+                "precision": "fp16",
+                "per_device_train_batch_size": 1,
+                "gradient_accumulation_steps": 32,
+                "max_length": 512,
+                "optim": "paged_adamw_8bit",
+            },
+        ),
+    ],
+)
+def test_presets_are_as_published(preset: Any, wanted: dict[str, Any]) -> None:
+    config = preset()
+    assert {field: getattr(config, field) for field in wanted} == wanted
+
+
+def test_published_ranks() -> None:
+    assert (PresetConfigs.rtx_3060().lora.r, PresetConfigs.rtx_3060().lora.lora_alpha) == (8, 16)
+    assert (PresetConfigs.minimal().lora.r, PresetConfigs.minimal().lora.lora_alpha) == (4, 8)
+
+
+def test_published_defaults() -> None:
+    config = TrainingConfig()
+    assert (config.num_train_epochs, config.learning_rate, config.lr_scheduler_type) == (3, 5e-5, "cosine")
+    assert (config.warmup_ratio, config.max_length, config.seed) == (0.1, 1024, 42)
+    assert config.lora.lora_dropout == 0.05
+    assert config.lora.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def test_the_published_example_constructs() -> None:
+    config = TrainingConfig(
+        model_name="Qwen/Qwen2.5-Coder-7B-Instruct",
+        data_path="./data.json",
+        output_dir="./output",
+        num_train_epochs=3,
+        learning_rate=1e-4,
+        load_in_8bit=True,
+        lora=LoRAConfig(r=16, lora_alpha=32),
+    )
+    assert config.effective_batch_size == 16
+
+
+def test_presets_are_not_shared_between_callers() -> None:
+    first = PresetConfigs.minimal()
+    first.lora.r = 99
+    first.report_to.append("wandb")
+    assert PresetConfigs.minimal().lora.r == 4
+    assert PresetConfigs.minimal().report_to == ["tensorboard"]
+    preset_fields("minimal")["max_length"] = 1
+    assert PresetConfigs.minimal().max_length == 512
+
+
+def test_an_unknown_preset_names_the_known_ones() -> None:
+    with pytest.raises(UnknownPresetError, match="rtx_3060, rtx_4090, a100, minimal, cpu, auto"):
+        preset_fields("rtx_9090")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("learning_rate", -1), ("learning_rat", 1e-4), ("max_length", 0), ("precision", "fp8"), ("task", "x")],
+)
+def test_wrong_fields_are_refused_at_once_and_later(field: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=field):
+        TrainingConfig.model_validate({field: value})
+    with pytest.raises((ValidationError, ValueError), match=field):
+        setattr(TrainingConfig(), field, value)
+
+
+def test_two_quantisations_exclude_each_other() -> None:
+    with pytest.raises(ValidationError, match="exclude each other"):
+        TrainingConfig(load_in_8bit=True, load_in_4bit=True)
+
+
+def test_a_missing_output_folder_is_named() -> None:
+    with pytest.raises(ValueError, match="output_dir"):
+        TrainingConfig().require_output_dir()
+
+
+@given(
+    st.sampled_from([preset for preset in PresetName if preset is not PresetName.AUTO]),
+    st.sampled_from(Task),
+    st.floats(1e-7, 1.0),
+    st.integers(1, 64),
+)
+def test_a_resolved_configuration_survives_json(
+    preset: PresetName, task: Task, learning_rate: float, rank: int
+) -> None:
+    config = PresetConfigs.named(preset, task=task, learning_rate=learning_rate)
+    config.lora.r = rank
+    assert TrainingConfig.model_validate_json(config.model_dump_json()) == config

@@ -1,0 +1,253 @@
+"""Claims, reports and ends: one attempt at a time, and the database has the last word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.fakes.orchestrator_rig import Rig, open_rig, rows
+
+from sage_contracts.jobs import JobStatus
+from sage_contracts.workers import Order, Outcome
+from sage_orchestrator.jobs.attempts import target_of
+
+JOBS = "/v1/fine_tuning/jobs"
+
+
+def test_a_claim_carries_all_that_the_attempt_needs(rig: Rig) -> None:
+    training, validation = rig.upload(rows(), "train.json"), rig.upload(rows())
+    job = rig.create_job(training_file=training, validation_file=validation, suffix="mine")
+    claim = rig.claim(job["id"])
+    assert (claim["attempt"], claim["name"], claim["version"]) == (1, "mine", 1)
+    assert claim["training_path"] == f"files/{training}.json"
+    assert (rig.home / claim["validation_path"]).read_bytes() == rows()
+    assert claim["config"] == job["sage"]["config"]
+    assert claim["output_dir"] == "finetune_output/mine"
+    running = rig.job(job["id"])
+    assert (running["status"], running["sage"]["worker_id"]) == ("running", "w1")
+
+
+def test_a_second_worker_goes_home(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    rig.claim(job_id)
+    assert rig.claim(job_id, "w2", status=409)["error"]["code"] == "not_yours"
+    rig.claim("ftjob-no", status=404)
+
+
+def test_success_registers_a_version_and_moves_the_name(rig: Rig) -> None:
+    job = rig.train()
+    assert (job["status"], job["fine_tuned_model"]) == ("succeeded", "code@1")
+    assert job["finished_at"] == int(rig.clock.now)
+    assert rig.train()["fine_tuned_model"] == "code@2"
+    assert rig.get("/internal/models/resolve", name="code")["id"] == "code@2"
+
+
+def test_metrics_add_up_and_tokens_are_told_at_the_end(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    rig.claim(job_id)
+    rig.report(job_id, metrics={"base_eval_loss": 2.5, "step": 1, "eta_s": 60})
+    running = rig.job(job_id)
+    assert running["estimated_finish"] == int(rig.clock.now + 60)
+    assert running["trained_tokens"] is None
+    done = rig.finish(job_id, metrics={"eval_loss": 1.9, "trained_tokens": 123})
+    metrics = done["sage"]["metrics"]
+    assert (metrics["base_eval_loss"], metrics["eval_loss"], metrics["eta_s"]) == (2.5, 1.9, None)
+    assert done["trained_tokens"] == 123
+    assert rig.get("/v1/models/code@1")["sage"]["base_eval_loss"] == 2.5
+
+
+def test_a_failure_keeps_its_reason(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    rig.claim(job_id)
+    job = rig.finish(job_id, "failed", error_code="out_of_memory", error_message="no room")
+    assert job["status"] == "failed"
+    assert job["error"] == {"code": "out_of_memory", "message": "no room", "param": None}
+    assert rig.get("/v1/models")["data"] == []
+    assert rig.messages(job_id)[-1] == "no room"
+
+
+def test_a_success_without_an_adapter_is_refused(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    rig.claim(job_id)
+    rig.finish(job_id, adapter_path=None, status=400)
+    assert rig.job(job_id)["status"] == "running"
+
+
+def test_the_end_told_twice_counts_once(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    rig.claim(job_id)
+    assert rig.finish(job_id) == rig.finish(job_id)
+    assert len(rig.get("/v1/models")["data"]) == 2
+    assert rig.messages(job_id).count("New fine-tuned model created: code@1") == 1
+
+
+def test_a_lost_worker_is_replaced_and_its_late_words_are_refused(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    rig.sweep()
+    rig.claim(job_id)
+    rig.clock.advance(29)
+    assert rig.sweep() == []
+    rig.clock.advance(1)
+    assert rig.sweep() == [job_id]
+    assert rig.job(job_id)["status"] == "queued"
+    assert "worker lost; resuming" in rig.messages(job_id)
+    rig.report(job_id, status=409)
+    again = rig.claim(job_id, "w2")
+    assert (again["attempt"], again["version"]) == (2, 1)
+    assert rig.report(job_id, status=409)["error"]["code"] == "not_yours"
+    rig.finish(job_id, status=409)
+    # Not even the right number helps somebody else.
+    rig.report(job_id, attempt=2, worker="w1", status=409)
+    assert rig.finish(job_id, attempt=2, worker="w2")["fine_tuned_model"] == "code@1"
+
+
+def test_a_report_renews_the_lease(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    rig.sweep()
+    rig.claim(job_id)
+    for _ in range(4):
+        rig.clock.advance(20)
+        assert rig.report(job_id) == {"order": "continue", "lease_s": 30.0}
+        assert rig.sweep() == []
+
+
+def test_a_job_that_loses_worker_after_worker_fails(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    for attempt in range(1, 6):
+        assert rig.claim(job_id)["attempt"] == attempt
+        rig.clock.advance(31)
+        rig.sweep()
+    job = rig.job(job_id)
+    assert job["status"] == "failed"
+    assert "5 workers were lost" in job["error"]["message"]
+
+
+def test_workers_that_leave_in_good_order_do_not_use_up_a_job(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    for attempt in range(1, 9):
+        rig.claim(job_id)
+        rig.finish(job_id, "released", attempt)
+        assert rig.sweep() == [job_id]
+    assert rig.job(job_id)["status"] == "queued"
+
+
+def test_cancel_is_at_once_while_nobody_works_and_an_order_otherwise(rig: Rig) -> None:
+    waiting, running = rig.create_job(suffix="a")["id"], rig.create_job(suffix="b")["id"]
+    assert rig.post(f"{JOBS}/{waiting}/cancel")["status"] == "cancelled"
+    rig.claim(waiting, status=409)
+    rig.claim(running)
+    assert rig.post(f"{JOBS}/{running}/cancel")["status"] == "running"
+    assert rig.report(running)["order"] == "cancel"
+    assert rig.finish(running, "cancelled")["status"] == "cancelled"
+    # Again is fine; of something that ended otherwise it is not.
+    assert rig.post(f"{JOBS}/{running}/cancel")["status"] == "cancelled"
+    done = rig.train(suffix="c")["id"]
+    rig.post(f"{JOBS}/{done}/cancel", status=409)
+
+
+def test_pause_and_resume(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    rig.sweep()
+    assert rig.post(f"{JOBS}/{job_id}/pause")["status"] == "paused"
+    rig.clock.advance(10_000)
+    assert rig.sweep() == []
+    assert rig.post(f"{JOBS}/{job_id}/resume")["status"] == "queued"
+    assert rig.sweep() == [job_id]
+    rig.claim(job_id)
+    rig.post(f"{JOBS}/{job_id}/pause")
+    assert rig.report(job_id)["order"] == "pause"
+    assert rig.finish(job_id, "paused")["status"] == "paused"
+    rig.post(f"{JOBS}/{job_id}/resume")
+    assert rig.claim(job_id)["attempt"] == 2
+
+
+def test_a_pause_taken_back_in_time_never_happens(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    rig.claim(job_id)
+    rig.post(f"{JOBS}/{job_id}/pause")
+    rig.post(f"{JOBS}/{job_id}/resume")
+    assert rig.report(job_id)["order"] == "continue"
+
+
+def test_orders_to_a_lost_worker_are_carried_out(rig: Rig) -> None:
+    cancelled, paused = rig.create_job(suffix="a")["id"], rig.create_job(suffix="b")["id"]
+    rig.claim(cancelled)
+    rig.claim(paused, "w2")
+    rig.post(f"{JOBS}/{cancelled}/cancel")
+    rig.post(f"{JOBS}/{paused}/pause")
+    rig.clock.advance(31)
+    assert rig.sweep() == []
+    assert [rig.job(job_id)["status"] for job_id in (cancelled, paused)] == ["cancelled", "paused"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "order", "target"),
+    [
+        (Outcome.SUCCEEDED, Order.CANCEL, JobStatus.SUCCEEDED),
+        (Outcome.FAILED, Order.CONTINUE, JobStatus.FAILED),
+        (Outcome.FAILED, Order.CANCEL, JobStatus.CANCELLED),
+        (Outcome.PAUSED, Order.PAUSE, JobStatus.PAUSED),
+        (Outcome.PAUSED, Order.CONTINUE, JobStatus.QUEUED),
+        (Outcome.PAUSED, Order.CANCEL, JobStatus.CANCELLED),
+        (Outcome.RELEASED, Order.CONTINUE, JobStatus.QUEUED),
+        (Outcome.RELEASED, Order.PAUSE, JobStatus.PAUSED),
+        (Outcome.RELEASED, Order.CANCEL, JobStatus.CANCELLED),
+    ],
+)
+def test_the_owners_last_word_decides_where_an_attempt_ends(
+    outcome: Outcome, order: Order, target: JobStatus
+) -> None:
+    assert target_of(outcome, order) is target
+
+
+def test_two_jobs_of_one_name_do_not_write_its_folder_at_once(rig: Rig) -> None:
+    first, second = rig.create_job()["id"], rig.create_job()["id"]
+    rig.sweep()
+    rig.claim(first)
+    assert "named code" in rig.claim(second, "w2", status=409)["error"]["message"]
+    rig.finish(first)
+    # Its worker went home: it is called again.
+    assert rig.sweep() == [second]
+    assert rig.claim(second, "w2")["version"] == 2
+
+
+def test_a_new_database_does_not_write_over_old_versions(rig: Rig) -> None:
+    (rig.home / "finetune_output" / "code" / "versions" / "7").mkdir(parents=True)
+    assert rig.claim(rig.create_job()["id"])["version"] == 8
+
+
+def test_a_broker_that_is_down_loses_nothing(rig: Rig) -> None:
+    rig.bell.is_down = True
+    job_id = rig.create_job()["id"]
+    assert rig.sweep() == []
+    assert rig.job(job_id)["status"] == "queued"
+    rig.bell.is_down = False
+    assert rig.sweep() == []
+    rig.clock.advance(5)
+    assert rig.sweep() == [job_id]
+
+
+def test_an_unanswered_bell_rings_again_less_and_less_often(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    assert rig.sweep() == [job_id]
+    waits = []
+    for _ in range(7):
+        waited = 0
+        while not rig.sweep():
+            rig.clock.advance(30)
+            waited += 30
+        waits.append(waited)
+    assert waits == [30, 60, 120, 240, 480, 480, 480]
+    rig.claim(job_id)
+    rig.report(job_id)
+    assert rig.sweep() == []
+
+
+def test_internal_routes_want_the_token_where_one_is_set(home: Path) -> None:
+    with open_rig(home, internal_token="secret") as rig:
+        job_id = rig.create_job()["id"]
+        assert rig.claim(job_id, status=401)["error"]["type"] == "authentication_error"
+        rig.get("/internal/workers", status=401)
+        rig.get("/internal/models/resolve", status=401, name="x")
+        rig.http.headers["X-Sage-Internal-Token"] = "secret"
+        rig.claim(job_id)

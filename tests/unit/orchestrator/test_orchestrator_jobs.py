@@ -1,0 +1,238 @@
+"""OpenAI's fine-tuning API over HTTP."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.fakes.orchestrator_rig import Rig, open_rig, rows
+
+from sage_contracts.home import Home
+from sage_contracts.jobs import CreateJobRequest, JobStatus
+from sage_orchestrator.jobs.service import JobService
+
+JOBS = "/v1/fine_tuning/jobs"
+
+
+def test_a_new_job_says_how_it_was_resolved(rig: Rig) -> None:
+    file_id = rig.upload(rows())
+    job = rig.post(
+        JOBS,
+        {
+            "model": "smollm2-135m",
+            "training_file": file_id,
+            "suffix": "sums",
+            "hyperparameters": {"n_epochs": 2},
+            "metadata": {"team": "a"},
+            "sage": {"preset": "cpu"},
+        },
+    )
+    assert job["object"] == "fine_tuning.job"
+    assert job["status"] == "queued"
+    assert job["training_file"] == file_id
+    assert job["hyperparameters"]["n_epochs"] == 2
+    assert job["metadata"] == {"team": "a"}
+    assert job["finished_at"] is None and job["fine_tuned_model"] is None and job["error"] is None
+    info = job["sage"]
+    assert (info["name"], info["task"], info["preset"]) == ("sums", "custom", "cpu")
+    assert info["config"]["num_train_epochs"] == 2
+    assert info["output_dir"] == "finetune_output/sums"
+    assert rig.job(job["id"]) == job
+    assert rig.sweep() == [job["id"]]
+
+
+def test_own_data_needs_no_file(rig: Rig) -> None:
+    job = rig.create_job()
+    assert (job["training_file"], job["sage"]["name"]) == ("builtin:code", "code")
+
+
+def test_bad_rows_are_named_and_nothing_is_queued(rig: Rig) -> None:
+    file_id = rig.upload(rows(2) + b'\n{"messages": [{"role": "user", "content": "and?"}]}')
+    error = rig.post(JOBS, {"model": "smollm2-135m", "training_file": file_id}, status=400)["error"]
+    assert error["code"] == "invalid_training_file"
+    assert error["param"] == "training_file"
+    assert "row 3" in error["message"] and "messages" in error["message"]
+    assert rig.get(JOBS)["data"] == []
+    assert rig.sweep() == []
+
+
+def test_the_validation_file_is_checked_too(rig: Rig) -> None:
+    good, bad = rig.upload(rows()), rig.upload(b'{"what": 1}')
+    body = {"model": "smollm2-135m", "training_file": good, "validation_file": bad}
+    assert rig.post(JOBS, body, status=400)["error"]["param"] == "validation_file"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ({"model": "smollm2-135m"}, 400, "training_file"),
+        ({"model": "smollm2-135m", "training_file": "file-no"}, 404, "file-no"),
+        ({"model": "smolm2", "sage": {"task": "code"}}, 404, "There are: smollm2-135m"),
+        ({"model": "/no/such/model", "sage": {"task": "code"}}, 404, "/no/such/model"),
+        ({"model": "code@1", "sage": {"task": "code"}}, 400, "tuned model"),
+        ({"model": "auto", "sage": {"task": "code", "preset": "rtx_9090"}}, 400, "rtx_4090"),
+        ({"model": "auto", "suffix": "a/b", "sage": {"task": "code"}}, 400, "suffix"),
+        ({"model": "auto", "sage": {"task": "code"}, "method": {"type": "dpo"}}, 400, "supervised"),
+        ({"model": "auto", "sage": {"task": "code"}, "integrations": [{"type": "x"}]}, 400, "wandb"),
+    ],
+)
+def test_a_wrong_request_is_explained(rig: Rig, body: dict[str, Any], status: int, said: str) -> None:
+    assert said in rig.post(JOBS, body, status=status)["error"]["message"]
+    assert rig.get(JOBS)["data"] == []
+
+
+def test_base_models_can_be_named_in_every_way(rig: Rig) -> None:
+    for folder in (rig.home / "base_models" / "Org--Tiny", rig.home / "mine"):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    for model in ("Org/Tiny", "base:Org/Tiny", str(rig.home / "mine"), "Other/NotYetHere", "auto"):
+        rig.create_job(model=model)
+    models = [job["model"] for job in rig.get(JOBS)["data"]]
+    assert models == ["smollm2-135m", "Other/NotYetHere", str(rig.home / "mine"), "Org/Tiny", "Org/Tiny"]
+
+
+def test_auto_fits_the_machine_of_the_trainer(rig: Rig) -> None:
+    beat = {"worker_id": "t", "kind": "trainer", "device": "cuda:0", "device_total_bytes": 24 * 2**30}
+    rig.http.post("/internal/workers/beat", json=beat)
+    job = rig.create_job(model="auto")
+    assert job["model"] == "Qwen/Qwen2.5-Coder-1.5B-Instruct"
+    assert job["sage"]["preset"] == "rtx_4090"
+
+
+def archive_zip(names: list[str]) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name in names:
+            archive.writestr(name, "def f():\n    return 1\n")
+    return stream.getvalue()
+
+
+def archive_tar(names: list[str]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for name in names:
+            archive.addfile(tarfile.TarInfo(name))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(("make", "name"), [(archive_zip, "src.zip"), (archive_tar, "src.tar.gz")])
+def test_a_source_tree_may_come_as_an_archive(rig: Rig, make: Any, name: str) -> None:
+    body = {"model": "smollm2-135m", "sage": {"task": "code"}}
+    good = rig.upload(make(["pkg/a.py", "README"]), filename=name)
+    job = rig.post(JOBS, {**body, "training_file": good})
+    assert rig.claim(job["id"])["training_path"].endswith(name.removeprefix("src"))
+    for names, said in ((["README"], "no Python file"), (["../../a.py"], "outside")):
+        bad = rig.upload(make(names), filename=name)
+        error = rig.post(JOBS, {**body, "training_file": bad}, status=400)["error"]
+        assert said in error["message"]
+    broken = rig.upload(make(["a.py"])[:40], filename=name)
+    error = rig.post(JOBS, {**body, "training_file": broken}, status=400)["error"]
+    assert "cannot be read as an archive" in error["message"]
+    error = rig.post(JOBS, {"model": "smollm2-135m", "training_file": good}, status=400)["error"]
+    assert "task `code`" in error["message"]
+
+
+def until(condition: Any, deadline_s: float = 10.0) -> None:
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.01)
+
+
+def test_large_files_are_checked_in_the_background(home: Path) -> None:
+    with open_rig(home, sync_validation_bytes=100) as rig:
+        good, bad = rig.upload(rows(50)), rig.upload(rows(50) + b'\n{"question": "why?"}')
+        # Both at once: the first answer must not wait for the check.
+        jobs = [rig.post(JOBS, {"model": "smollm2-135m", "training_file": one}) for one in (good, bad)]
+        assert [job["status"] for job in jobs] == ["validating_files"] * 2
+        until(lambda: all(rig.job(job["id"])["status"] != "validating_files" for job in jobs))
+        queued, failed = (rig.job(job["id"]) for job in jobs)
+        assert queued["status"] == "queued" and rig.sweep() == [queued["id"]]
+        assert failed["status"] == "failed"
+        assert failed["error"]["code"] == "invalid_training_file"
+        assert "row 51" in failed["error"]["message"]
+
+
+def test_a_check_that_a_restart_interrupted_is_taken_up(home: Path) -> None:
+    with open_rig(home) as rig:
+        file_id = rig.upload(rows(50))
+        dies_before_the_check = JobService(
+            rig.parts.database,
+            Home(home),
+            rig.clock,
+            sync_validation_bytes=100,
+            training_device=lambda: None,
+            wake=lambda: None,
+            check_later=lambda job_id: None,
+        )
+        request = CreateJobRequest(model="smollm2-135m", training_file=file_id)
+        job = dies_before_the_check.create(request)
+        assert job.status is JobStatus.VALIDATING_FILES
+    with open_rig(home) as rig:
+        until(lambda: rig.job(job.id)["status"] == "queued")
+
+
+def test_lists_are_paged_newest_first(rig: Rig) -> None:
+    ids = [rig.create_job(suffix=f"job{number}")["id"] for number in range(5)]
+    page = rig.get(JOBS, limit=2)
+    assert [job["id"] for job in page["data"]] == [ids[4], ids[3]]
+    assert page["object"] == "list" and page["has_more"] is True
+    page = rig.get(JOBS, limit=10, after=page["last_id"])
+    assert [job["id"] for job in page["data"]] == [ids[2], ids[1], ids[0]]
+    assert page["has_more"] is False
+    assert rig.get(JOBS, after="ftjob-none", status=400)["error"]["param"] == "after"
+
+
+def test_jobs_are_found_by_metadata(rig: Rig) -> None:
+    rig.create_job(suffix="a", metadata={"team": "red"})
+    blue = rig.create_job(suffix="b", metadata={"team": "blue"})
+    found = rig.get(JOBS, **{"metadata[team]": "blue"})["data"]
+    assert [job["id"] for job in found] == [blue["id"]]
+
+
+def test_events_can_be_followed_forwards(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    rig.claim(job_id)
+    seen = rig.get(f"{JOBS}/{job_id}/events", order="asc")
+    rig.report(
+        job_id, events=[{"created_at": 5.0, "message": "Step 1/4", "type": "metrics", "data": {"step": 1}}]
+    )
+    news = rig.get(f"{JOBS}/{job_id}/events", order="asc", after=seen["last_id"])["data"]
+    assert [(event["message"], event["type"], event["data"]) for event in news] == [
+        ("Step 1/4", "metrics", {"step": 1})
+    ]
+    newest_first = rig.get(f"{JOBS}/{job_id}/events", limit=1)
+    assert newest_first["data"] == news and newest_first["has_more"]
+
+
+def test_checkpoints_are_listed_once_per_step(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    rig.claim(job_id)
+    for loss in (2.0, 1.5):
+        rig.report(job_id, checkpoints=[{"step": 10, "path": "c/10", "train_loss": loss}])
+    rig.report(job_id, checkpoints=[{"step": 20, "path": "c/20", "train_loss": 1.0, "eval_loss": 1.1}])
+    listed = rig.get(f"{JOBS}/{job_id}/checkpoints")["data"]
+    assert [item["step_number"] for item in listed] == [20, 10]
+    assert listed[0]["metrics"] == {"step": 20, "train_loss": 1.0, "full_valid_loss": 1.1}
+    assert listed[1]["metrics"]["train_loss"] == 1.5
+    assert listed[0]["fine_tuned_model_checkpoint"] == "code@1:ckpt-step-20"
+
+
+def test_unknown_jobs_are_not_found(rig: Rig) -> None:
+    for path in ("", "/events", "/checkpoints"):
+        assert rig.get(f"{JOBS}/ftjob-no{path}", status=404)["error"]["code"] == "not_found"
+    for verb in ("cancel", "pause", "resume"):
+        rig.post(f"{JOBS}/ftjob-no/{verb}", status=404)
+
+
+def test_the_stored_configuration_survives_a_restart(home: Path) -> None:
+    with open_rig(home) as rig:
+        job = rig.create_job(suffix="kept")
+    with open_rig(home) as rig:
+        assert json.dumps(rig.job(job["id"])) == json.dumps(job)

@@ -1,0 +1,210 @@
+"""Names, versions, merges."""
+
+from __future__ import annotations
+
+import pytest
+from tests.fakes.orchestrator_rig import Rig
+
+
+def add_base(rig: Rig, name: str) -> None:
+    folder = rig.home / "base_models" / name
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+
+
+def resolve(rig: Rig, name: str, *, status: int = 200) -> dict[str, object]:
+    answer: dict[str, object] = rig.get("/internal/models/resolve", name=name, status=status)
+    return answer
+
+
+def test_names_and_versions_are_listed(rig: Rig) -> None:
+    rig.train()
+    rig.clock.advance(5)
+    rig.train()
+    rig.clock.advance(5)
+    rig.train(suffix="other")
+    listed = rig.get("/v1/models")["data"]
+    assert [card["id"] for card in listed] == ["code", "other", "other@1", "code@2", "code@1"]
+    alias = listed[0]
+    assert (alias["object"], alias["owned_by"]) == ("model", "sage")
+    assert (alias["sage"]["alias_of"], alias["sage"]["version"]) == ("code@2", 2)
+    assert rig.get("/v1/models/code")["sage"]["alias_of"] == "code@2"
+    assert rig.get("/v1/models/code@1")["sage"]["alias_of"] is None
+
+
+def test_names_resolve_to_what_serving_needs(rig: Rig) -> None:
+    job = rig.train(sage={"task": "code", "config": {"lora": {"r": 24}}})
+    assert resolve(rig, "code") == {
+        "id": "code@1",
+        "base_model": "base_models/smollm2-135m",
+        "adapter_path": f"adapters/{job['id']}",
+        "max_lora_rank": 32,
+    }
+    rig.train()
+    assert resolve(rig, "code@1")["adapter_path"] == f"adapters/{job['id']}"
+    assert resolve(rig, "code@2")["max_lora_rank"] == 16
+
+
+def test_base_models_resolve_to_the_folder_that_adapters_stand_on(rig: Rig) -> None:
+    add_base(rig, "smollm2-135m")
+    add_base(rig, "Org--Tiny")
+    plain = {"adapter_path": None, "max_lora_rank": 16}
+    assert resolve(rig, "base:smollm2-135m") == {
+        "id": "base:smollm2-135m",
+        "base_model": "base_models/smollm2-135m",
+        **plain,
+    }
+    assert resolve(rig, "base:Org/Tiny")["base_model"] == "base_models/Org--Tiny"
+    assert rig.get("/v1/models/base:Org/Tiny")["id"] == "base:Org/Tiny"
+
+
+@pytest.mark.parametrize("wrong", ["cod", "code@7", "code@", "code@x", "base:", "base:smollm2-153m"])
+def test_a_wrong_name_lists_the_right_ones(rig: Rig, wrong: str) -> None:
+    add_base(rig, "smollm2-135m")
+    rig.train()
+    rig.train(suffix="zebra")
+    answer = rig.get("/internal/models/resolve", name=wrong, status=404)["error"]
+    assert answer["code"] == "model_not_found"
+    for right in ("code", "code@1", "zebra", "base:smollm2-135m"):
+        assert right in answer["message"]
+    close = "base:smollm2-135m" if wrong.startswith("base:s") else "code"
+    if wrong != "base:":
+        assert answer["message"].split("There are: ")[1].startswith(close)
+
+
+def test_without_models_the_way_to_one_is_said(rig: Rig) -> None:
+    assert "sage finetune quickstart" in rig.get("/v1/models/code", status=404)["error"]["message"]
+
+
+def test_deleting_a_version_moves_the_name_back_and_keeps_the_files(rig: Rig) -> None:
+    adapter = rig.home / "finetune_output" / "code" / "versions" / "2"
+    rig.train()
+    rig.train()
+    adapter.mkdir(parents=True)
+    assert rig.http.delete("/v1/models/code@2").json() == {"id": "code@2", "object": "model", "deleted": True}
+    assert resolve(rig, "code")["id"] == "code@1"
+    assert adapter.is_dir()
+    # The number is not given again: somebody may still serve what it meant.
+    assert rig.train()["fine_tuned_model"] == "code@3"
+
+
+def test_deleting_a_name_forgets_all_its_versions(rig: Rig) -> None:
+    rig.train()
+    rig.train()
+    rig.train(suffix="other")
+    assert rig.http.delete("/v1/models/code").status_code == 200
+    assert [card["id"] for card in rig.get("/v1/models")["data"]] == ["other", "other@1"]
+    assert rig.http.delete("/v1/models/code").status_code == 404
+
+
+def test_a_job_that_ends_late_does_not_pull_the_name_back(rig: Rig) -> None:
+    old = rig.create_job()["id"]
+    rig.claim(old)
+    rig.post(f"/v1/fine_tuning/jobs/{old}/pause")
+    rig.finish(old, "paused")
+    assert rig.train()["fine_tuned_model"] == "code@2"
+    rig.post(f"/v1/fine_tuning/jobs/{old}/resume")
+    rig.claim(old)
+    assert rig.finish(old, attempt=2)["fine_tuned_model"] == "code@1"
+    assert resolve(rig, "code")["id"] == "code@2"
+
+
+def merge(rig: Rig, name: str = "code", **body: str) -> str:
+    return str(rig.post(f"/v1/sage/models/{name}/merge", body or None)["id"])
+
+
+def claim_merge(rig: Rig, merge_id: str, *, status: int = 200) -> dict[str, object]:
+    body = {"worker_id": "m1"}
+    answer: dict[str, object] = rig.post(f"/internal/merges/{merge_id}/claim", body, status=status)
+    return answer
+
+
+def end_merge(
+    rig: Rig, merge_id: str, outcome: str, attempt: int = 1, *, status: int = 200, **fields: str
+) -> dict[str, object]:
+    body = {"worker_id": "m1", "attempt": attempt, "outcome": outcome, **fields}
+    answer: dict[str, object] = rig.post(f"/internal/merges/{merge_id}/finish", body, status=status)
+    return answer
+
+
+def test_a_merge_from_request_to_record(rig: Rig) -> None:
+    rig.sweep()
+    rig.train()
+    merge_id = merge(rig, dtype="fp16")
+    assert rig.sweep() == [merge_id]
+    assert claim_merge(rig, merge_id) == {
+        "merge_id": merge_id,
+        "attempt": 1,
+        "lease_s": 30.0,
+        "name": "code",
+        "version": 1,
+        "base_model": "base_models/smollm2-135m",
+        "adapter_path": rig.get("/v1/models/code")["sage"]["adapter_path"],
+        "output_dir": "finetune_output/code",
+        "dtype": "fp16",
+    }
+    claim_merge(rig, merge_id, status=409)
+    rig.post(f"/internal/merges/{merge_id}/events", {"worker_id": "m1", "attempt": 1, "phase": "writing"})
+    assert rig.get(f"/v1/sage/merges/{merge_id}")["phase"] == "writing"
+    assert rig.http.delete("/v1/models/code").status_code == 409
+    end_merge(rig, merge_id, "succeeded", status=400)
+    done = end_merge(rig, merge_id, "succeeded", merged_path="finetune_output/code/merged_model")
+    assert (done["status"], done["merged_path"]) == ("succeeded", "finetune_output/code/merged_model")
+    assert end_merge(rig, merge_id, "succeeded", merged_path="again") == done
+    assert rig.get("/v1/models/code@1")["sage"]["merged_path"] == "finetune_output/code/merged_model"
+
+
+def test_asked_twice_a_version_is_merged_once(rig: Rig) -> None:
+    rig.train()
+    first = merge(rig)
+    assert merge(rig, "code@1") == first
+    claim_merge(rig, first)
+    end_merge(rig, first, "failed", error_message="no room")
+    assert rig.get(f"/v1/sage/merges/{first}")["error"] == "no room"
+    assert merge(rig) != first
+
+
+def test_only_the_newest_version_owns_the_merged_folder(rig: Rig) -> None:
+    where = "finetune_output/code/merged_model"
+    rig.train()
+    first = merge(rig)
+    claim_merge(rig, first)
+    end_merge(rig, first, "succeeded", merged_path=where)
+    rig.train()
+    second = merge(rig)
+    claim_merge(rig, second)
+    end_merge(rig, second, "succeeded", merged_path=where)
+    assert rig.get("/v1/models/code@1")["sage"]["merged_path"] is None
+    assert rig.get("/v1/models/code@2")["sage"]["merged_path"] == where
+    old = merge(rig, "code@1")
+    assert claim_merge(rig, old)["output_dir"] == "finetune_output/code/versions/1"
+
+
+def test_a_lost_merger_is_replaced_and_given_up_after_five(rig: Rig) -> None:
+    rig.train()
+    rig.sweep()
+    merge_id = merge(rig)
+    for attempt in range(1, 6):
+        assert rig.sweep() == [merge_id]
+        assert claim_merge(rig, merge_id)["attempt"] == attempt
+        rig.clock.advance(31)
+    assert rig.sweep() == []
+    assert "5 mergers" in rig.get(f"/v1/sage/merges/{merge_id}")["error"]
+    assert end_merge(rig, merge_id, "succeeded", 4, status=409, merged_path="late")
+
+
+def test_a_merger_that_leaves_gives_the_merge_back(rig: Rig) -> None:
+    rig.train()
+    rig.sweep()
+    merge_id = merge(rig)
+    rig.sweep()
+    claim_merge(rig, merge_id)
+    assert end_merge(rig, merge_id, "released")["status"] == "queued"
+    assert rig.sweep() == [merge_id]
+    assert claim_merge(rig, merge_id)["attempt"] == 2
+
+
+def test_what_cannot_be_merged_is_said(rig: Rig) -> None:
+    rig.post("/v1/sage/models/base:smollm2-135m/merge", {}, status=400)
+    rig.post("/v1/sage/models/nope/merge", {}, status=404)
+    rig.get("/v1/sage/merges/merge-no", status=404)

@@ -1,0 +1,117 @@
+"""From a sparse request to the one stored configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sage_contracts.config import PresetName, Task, TrainingConfig
+from sage_contracts.errors import InvalidRequestError
+from sage_contracts.jobs import CreateJobRequest
+from sage_orchestrator.jobs.resolve import name_of, preset_for, resolve_config, task_of
+
+GIB = 2**30
+PRESETS = [preset for preset in PresetName if preset is not PresetName.AUTO]
+
+
+def resolve(preset: PresetName = PresetName.CPU, **fields: Any) -> TrainingConfig:
+    request = CreateJobRequest.model_validate({"model": "m", "training_file": "file-1", **fields})
+    return resolve_config(request, task=Task.CUSTOM, preset=preset, model="m", output_dir="out")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_without_wishes_the_preset_decides(preset: PresetName) -> None:
+    from sage_contracts.config import PresetConfigs
+
+    config = resolve(preset)
+    wanted = PresetConfigs.named(preset, task=Task.CUSTOM, model_name="m", output_dir="out")
+    assert config == wanted
+
+
+def test_the_multiplier_scales_the_presets_learning_rate() -> None:
+    config = resolve(hyperparameters={"learning_rate_multiplier": 5})
+    assert config.learning_rate == pytest.approx(resolve().learning_rate * 5)
+
+
+@given(st.sampled_from(PRESETS), st.integers(1, 256))
+def test_a_batch_size_is_met_exactly_and_never_needs_more_memory(preset: PresetName, size: int) -> None:
+    config = resolve(preset, hyperparameters={"batch_size": size})
+    assert config.effective_batch_size == size
+    assert config.per_device_train_batch_size <= resolve(preset).per_device_train_batch_size
+
+
+def test_later_words_win() -> None:
+    config = resolve(
+        hyperparameters={"n_epochs": 2, "learning_rate_multiplier": 3},
+        seed=7,
+        sage={"config": {"num_train_epochs": 4, "lora": {"r": 4}}},
+    )
+    assert (config.num_train_epochs, config.seed, config.lora.r) == (4, 7, 4)
+    assert config.learning_rate == pytest.approx(6e-4)
+
+
+def test_one_word_about_lora_keeps_the_presets_other_words() -> None:
+    config = resolve(PresetName.MINIMAL, sage={"config": {"lora": {"lora_dropout": 0.0}}})
+    assert (config.lora.r, config.lora.lora_alpha, config.lora.lora_dropout) == (4, 8, 0.0)
+
+
+def test_method_wins_over_the_deprecated_field_where_it_says_something() -> None:
+    config = resolve(
+        hyperparameters={"n_epochs": 2, "batch_size": 4},
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 5}}},
+    )
+    assert (config.num_train_epochs, config.effective_batch_size) == (5, 4)
+
+
+@pytest.mark.parametrize(
+    ("sparse", "said"),
+    [
+        ({"learning_rat": 1}, "learning_rat"),
+        ({"learning_rate": -1}, "learning_rate"),
+        ({"lora": {"r": 0}}, "lora.r"),
+        ({"load_in_8bit": True, "load_in_4bit": True}, "exclude each other"),
+        ({"model_name": "x"}, "`model`"),
+        ({"data_path": "x"}, "`training_file`"),
+    ],
+)
+def test_a_wrong_field_is_named(sparse: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidRequestError, match=said):
+        resolve(sage={"config": sparse})
+
+
+def request_for(**fields: Any) -> CreateJobRequest:
+    return CreateJobRequest.model_validate({"model": "m", **fields})
+
+
+def test_a_file_alone_is_a_custom_task_and_no_file_needs_a_task() -> None:
+    assert task_of(request_for(training_file="file-1")) is Task.CUSTOM
+    assert task_of(request_for(sage={"task": "qa"})) is Task.QA
+    with pytest.raises(InvalidRequestError, match="code, qa, chat or instruction"):
+        task_of(request_for())
+    with pytest.raises(InvalidRequestError, match="custom"):
+        task_of(request_for(sage={"task": "custom"}))
+
+
+def test_names_come_from_suffix_then_task_then_the_job() -> None:
+    assert name_of(request_for(suffix="mine", sage={"task": "code"}), "ftjob-0123456789ab") == "mine"
+    assert name_of(request_for(sage={"task": "code"}), "ftjob-0123456789ab") == "code"
+    assert name_of(request_for(training_file="f"), "ftjob-0123456789ab") == "ft-456789ab"
+    with pytest.raises(InvalidRequestError, match="suffix"):
+        name_of(request_for(suffix="a", sage={"name": "b"}), "ftjob-0123456789ab")
+
+
+@pytest.mark.parametrize(
+    ("device", "gib", "preset"),
+    [
+        ("cpu", 512, "cpu"),
+        ("cuda:0", 6, "minimal"),
+        ("cuda:0", 12, "rtx_3060"),
+        ("cuda:1", 24, "rtx_4090"),
+        ("cuda:0", 80, "a100"),
+    ],
+)
+def test_the_preset_fits_the_device(device: str, gib: int, preset: str) -> None:
+    assert preset_for(device, gib * GIB) == preset

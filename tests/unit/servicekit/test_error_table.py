@@ -1,0 +1,150 @@
+"""Every error leaves a service with its own status, in OpenAI's shape, and comes back as itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.testclient import TestClient
+from pydantic import BaseModel, ConfigDict
+
+from sage_contracts import errors
+from sage_contracts.workers import INTERNAL_TOKEN_HEADER
+from sage_servicekit.app import create_app, require_internal
+from sage_servicekit.errors import STATUS, status_of
+from sage_servicekit.settings import ServiceSettings
+
+TREE = errors.all_errors()
+EXPECTED = {
+    "internal_error": 500,
+    "invalid_request": 400,
+    "invalid_training_file": 400,
+    "unknown_preset": 400,
+    "not_found": 404,
+    "model_not_found": 404,
+    "conflict": 409,
+    "not_yours": 409,
+    "invalid_api_key": 401,
+    "rate_limit_exceeded": 429,
+    "payload_too_large": 413,
+    "service_unavailable": 503,
+    "device_busy": 503,
+    "engine_starting": 503,
+    "engine_failed": 502,
+    "upstream_error": 502,
+    "insufficient_storage": 507,
+    "training_failed": 500,
+    "out_of_memory": 500,
+}
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    count: int
+
+
+def build(token: str | None) -> FastAPI:
+    app = create_app("probe", ServiceSettings(home_dir=Path("/nowhere"), internal_token=token))
+    router = APIRouter(prefix="/internal", dependencies=[Depends(require_internal)])
+
+    @app.get("/raise/{code}")
+    def fail(code: str) -> None:
+        raise TREE[code]("it went wrong: do this", param="field", retry_after_s=1.2)
+
+    @app.get("/bug")
+    def bug() -> None:
+        raise ZeroDivisionError("secret detail")
+
+    @app.post("/echo")
+    def echo(body: Body) -> Body:
+        return body
+
+    @router.get("/ping")
+    def ping() -> str:
+        return "pong"
+
+    app.include_router(router)
+    return app
+
+
+@pytest.fixture
+def client() -> Iterator[TestClient]:
+    with TestClient(build(None), raise_server_exceptions=False) as made:
+        yield made
+
+
+def test_every_class_has_its_status() -> None:
+    assert {code: status_of(cls("x")) for code, cls in TREE.items()} == EXPECTED
+    assert set(STATUS) <= set(TREE.values())
+
+
+def test_a_new_subclass_inherits_the_status_of_its_base() -> None:
+    class Special(errors.NotFoundError):
+        code = "special"
+
+    try:
+        assert status_of(Special("x")) == 404
+    finally:
+        del Special
+
+
+@pytest.mark.parametrize("code", sorted(EXPECTED))
+def test_an_error_crosses_http_as_itself(client: TestClient, code: str) -> None:
+    response = client.get(f"/raise/{code}")
+
+    assert response.status_code == EXPECTED[code]
+    assert response.headers["retry-after"] == "2"
+    body = response.json()
+    assert body["source"] == "probe"
+    assert body["error"]["code"] == code
+    assert body["error"]["param"] == "field"
+    back = errors.from_response(
+        response.status_code, response.content, retry_after=response.headers["retry-after"]
+    )
+    assert type(back) is TREE[code]
+    assert (back.message, back.retry_after_s) == ("it went wrong: do this", 2.0)
+
+
+def test_a_bug_is_reported_without_its_details(client: TestClient) -> None:
+    response = client.get("/bug")
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "internal_error"
+    assert "secret" not in response.text
+
+
+@pytest.mark.parametrize(("body", "param"), [({}, "count"), ({"count": 1, "extra": 2}, "extra")])
+def test_a_wrong_body_names_its_field(client: TestClient, body: dict[str, int], param: str) -> None:
+    response = client.post("/echo", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+
+
+def test_an_unknown_route_answers_in_the_same_shape(client: TestClient) -> None:
+    response = client.get("/nothing")
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "not_found"
+
+
+def test_health_metrics_and_request_ids(client: TestClient) -> None:
+    response = client.get("/healthz", headers={"x-request-id": "mine"})
+    assert response.json() == {"status": "ok", "service": "probe"}
+    assert response.headers["x-request-id"] == "mine"
+    assert (
+        'sage_http_requests_total{method="GET",service="probe",status="200"}' in client.get("/metrics").text
+    )
+
+
+@pytest.mark.parametrize(("token", "given", "status"), [
+    (None, None, 200),
+    ("s3cret", "s3cret", 200),
+    ("s3cret", "wrong", 401),
+    ("s3cret", None, 401),
+])  # fmt: skip
+def test_the_internal_token(token: str | None, given: str | None, status: int) -> None:
+    with TestClient(build(token)) as client:
+        headers = {} if given is None else {INTERNAL_TOKEN_HEADER: given}
+        assert client.get("/internal/ping", headers=headers).status_code == status
+        assert client.get("/healthz").status_code == 200

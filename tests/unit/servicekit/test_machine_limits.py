@@ -1,0 +1,88 @@
+"""What a process may use: container limits, devices, whole files."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from sage_contracts.home import Home, write_whole
+from sage_servicekit.machine import find_device, return_free_memory, total_memory_bytes
+from sage_servicekit.settings import ServiceSettings, worker_id
+
+NVIDIA_SMI = "#!/bin/sh\necho '24564, 20000'\necho '81559, 81000'\n"
+
+
+def test_memory_is_the_containers_where_that_is_less(tmp_path: Path) -> None:
+    machine = total_memory_bytes(tmp_path)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert total_memory_bytes(tmp_path) == machine
+    (tmp_path / "memory.max").write_text("1073741824\n")
+    assert total_memory_bytes(tmp_path) == 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("wanted", "name", "total_mib"),
+    [("auto", "cuda:0", 24564), ("cuda:1", "cuda:1", 81559), ("cpu", "cpu", None), ("cuda:7", "cpu", None)],
+)
+def test_devices_as_nvidia_smi_lists_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, name: str, total_mib: int | None
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(NVIDIA_SMI)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    device = find_device(wanted)
+    assert device.name == name
+    assert device.total_bytes == (total_memory_bytes() if total_mib is None else total_mib << 20)
+
+
+def test_without_nvidia_smi_there_is_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_device().name == "cpu"
+
+
+def test_returning_memory_is_harmless() -> None:
+    return_free_memory()
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "file"
+    write_whole(target, "one")
+    write_whole(target, b"two")
+    assert target.read_text() == "two"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o644
+    blocked = tmp_path / "folder"
+    blocked.mkdir()
+    with pytest.raises(OSError, match="folder"):
+        write_whole(blocked, "three")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "folder"]
+    assert [path.name for path in target.parent.iterdir()] == ["file"]
+
+
+def test_settings_read_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SAGE_HOME", str(tmp_path))
+    monkeypatch.setenv("SAGE_BROKER_URL", "redis://elsewhere/1")
+    monkeypatch.setenv("SAGE_INTERNAL_TOKEN", "s3cret")
+    monkeypatch.delenv("SAGE_RUN_DIR", raising=False)
+    settings = ServiceSettings()
+    assert settings.home == Home(tmp_path)
+    assert settings.home.run == tmp_path / "run"
+    assert settings.broker_url == "redis://elsewhere/1"
+    assert settings.internal_headers == {"X-Sage-Internal-Token": "s3cret"}
+    assert "s3cret" not in repr(settings)
+
+
+def test_paths_are_stored_relative_to_the_home(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    assert home.relative(tmp_path / "finetune_output/code") == "finetune_output/code"
+    assert home.resolve("finetune_output/code") == tmp_path / "finetune_output/code"
+    assert home.relative(Path("/elsewhere/model")) == "/elsewhere/model"
+    assert home.resolve("/elsewhere/model") == Path("/elsewhere/model")
+
+
+def test_worker_ids_name_host_and_process() -> None:
+    assert worker_id("trainer").startswith("trainer@")
+    assert worker_id("trainer").endswith(f":{os.getpid()}")

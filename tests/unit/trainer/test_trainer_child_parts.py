@@ -1,0 +1,172 @@
+"""The parts of the training child that need no model: its folders, and its words."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from sage.tools.finetune.callbacks import CheckpointInfo, StepMetrics
+from sage_contracts.config import TrainingConfig
+from sage_contracts.home import Home
+from sage_contracts.jobs import JobMetrics
+from sage_contracts.workers import TrainClaim
+from sage_trainer.child import StopNow, Telling, last_words
+from sage_trainer.folders import (
+    VersionResult,
+    give_up_checkpoints,
+    read_result,
+    remove_leftovers,
+    take_checkpoints,
+    write_version,
+)
+from sage_trainer.messages import CHILD_MESSAGE, ChildSpec, DoneMessage, FailedMessage, StepMessage
+
+
+def spec_of(home: Path, **fields: object) -> ChildSpec:
+    claim = TrainClaim(
+        job_id="job-1",
+        attempt=1,
+        lease_s=30,
+        name="code",
+        version=2,
+        config=TrainingConfig(model_name="./no/such/model"),
+        output_dir="finetune_output/code",
+    )
+    return ChildSpec(home=str(home), device="cpu", claim=claim.model_copy(update=fields))
+
+
+def telling(home: Path) -> tuple[Telling, io.StringIO]:
+    out = io.StringIO()
+    return Telling(out, Home(home)), out
+
+
+def said(out: io.StringIO) -> list[object]:
+    return [CHILD_MESSAGE.validate_json(line) for line in out.getvalue().splitlines()]
+
+
+def test_checkpoints_are_of_one_job_and_a_paused_one_finds_its_own_again(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "checkpoint-900").mkdir(parents=True)  # of nobody any more
+    take_checkpoints(tmp_path, "paused")
+    assert not (checkpoints / "checkpoint-900").exists()
+    (checkpoints / "checkpoint-5").mkdir()
+    take_checkpoints(tmp_path, "paused")
+    assert (checkpoints / "checkpoint-5").exists()
+
+    take_checkpoints(tmp_path, "other")
+    assert not (checkpoints / "checkpoint-5").exists()
+    (checkpoints / "checkpoint-7").mkdir()
+    give_up_checkpoints(tmp_path)
+    assert (checkpoints / "checkpoint-7").exists()
+
+    take_checkpoints(tmp_path, "paused")
+    assert (checkpoints / "checkpoint-5").exists()
+    assert not (checkpoints / "checkpoint-7").exists()
+    assert not list(tmp_path.glob(".checkpoints-*"))
+
+
+def test_few_put_aside_checkpoints_are_kept(tmp_path: Path) -> None:
+    for number in range(6):
+        take_checkpoints(tmp_path, f"job-{number}")
+    assert len(list(tmp_path.glob(".checkpoints-*"))) == 2
+
+
+def test_what_a_killed_attempt_had_begun_is_removed(tmp_path: Path) -> None:
+    begun = [".lora_weights.x1", "checkpoints/.checkpoint-5.x1", "versions/.2.x1", ".source"]
+    kept = ["lora_weights", "checkpoints/checkpoint-5", "versions/1", "logs"]
+    for name in begun + kept:
+        (tmp_path / name).mkdir(parents=True)
+    remove_leftovers(tmp_path, tmp_path / ".source")
+    assert not [name for name in begun if (tmp_path / name).exists()]
+    assert all((tmp_path / name).exists() for name in kept)
+
+
+def finished_output(home: Path) -> Path:
+    output = home / "finetune_output/code"
+    (output / "lora_weights").mkdir(parents=True)
+    (output / "lora_weights/adapter_model.safetensors").write_bytes(b"weights")
+    for name in ("training_config.json", "finetune_meta.json"):
+        (output / name).write_text("{}")
+    return output
+
+
+def test_a_version_is_a_copy_that_stays(tmp_path: Path) -> None:
+    output = finished_output(tmp_path)
+    done = DoneMessage(metrics=JobMetrics(eval_loss=1.5), base_model="b", adapter_path="a")
+    write_version(output, output / "versions/2", VersionResult(job_id="job-1", done=done))
+
+    # As the engine writes: a new file takes the place of the old one.
+    (output / "lora_weights/new").write_bytes(b"other")
+    (output / "lora_weights/new").replace(output / "lora_weights/adapter_model.safetensors")
+
+    assert (output / "versions/2/lora_weights/adapter_model.safetensors").read_bytes() == b"weights"
+    assert sorted(path.name for path in (output / "versions").iterdir()) == ["2"]
+    assert read_result(output / "versions/2", "job-1") == done
+    assert read_result(output / "versions/2", "job-9") is None
+    assert read_result(output / "versions/3", "job-1") is None
+
+
+def test_a_result_that_could_not_be_reported_is_not_trained_again(tmp_path: Path) -> None:
+    output = finished_output(tmp_path)
+    done = DoneMessage(metrics=JobMetrics(), base_model="b", adapter_path="a")
+    write_version(output, output / "versions/2", VersionResult(job_id="job-1", done=done))
+    tell, _ = telling(tmp_path)
+    assert last_words(spec_of(tmp_path, attempt=2), tell) == done
+
+
+def test_an_error_of_ours_keeps_its_code(tmp_path: Path) -> None:
+    tell, _ = telling(tmp_path)
+    words = last_words(spec_of(tmp_path, training_path="files/none"), tell)
+    assert isinstance(words, FailedMessage)
+    assert words.is_explained
+    assert words.code == "invalid_training_file"
+
+
+def test_the_engines_news_becomes_messages(tmp_path: Path) -> None:
+    tell, out = telling(tmp_path)
+    tell.on_phase("data", "whatever the engine says")
+    tell.on_step(
+        StepMetrics(
+            step=1,
+            total_steps=2,
+            loss=0.5,
+            lr=1e-4,
+            tokens_per_second=9,
+            eta_s=3,
+            epoch=0.5,
+            peak_memory_bytes=7,
+            trained_tokens=11,
+        )
+    )
+    tell.on_checkpoint(CheckpointInfo(1, tmp_path / "finetune_output/code/checkpoints/checkpoint-1", 0.5))
+    tell.on_eval("base", 2.5)
+    tell.on_log("warn", "careful")
+
+    phase, step, checkpoint, evaluated, log = said(out)
+    assert phase.detail == "Preparing data"  # type: ignore[attr-defined]
+    assert isinstance(step, StepMessage)
+    assert (step.learning_rate, step.eta_s) == (1e-4, 3)
+    assert checkpoint.path == "finetune_output/code/checkpoints/checkpoint-1"  # type: ignore[attr-defined]
+    assert (evaluated.of, evaluated.loss) == ("base", 2.5)  # type: ignore[attr-defined]
+    assert log.level == "warn"  # type: ignore[attr-defined]
+    assert all(json.loads(line) for line in out.getvalue().splitlines())
+
+
+def test_sigterm_is_a_request_while_training_and_an_end_before(tmp_path: Path) -> None:
+    tell, _ = telling(tmp_path)
+    tell.on_phase("training", "")
+    assert tell.should_stop() is None
+    tell.on_sigterm(signal.SIGTERM, None)
+    assert tell.should_stop() == "save_and_stop"
+    tell.on_phase("saving", "")
+
+    early, _ = telling(tmp_path)
+    early.on_phase("loading", "")
+    with pytest.raises(StopNow):
+        early.on_sigterm(signal.SIGTERM, None)
+    with pytest.raises(StopNow):
+        early.on_phase("base_model", "")

@@ -1,0 +1,74 @@
+"""How an attempt ended, from what was ordered, said and seen."""
+
+from __future__ import annotations
+
+import pytest
+
+from sage_contracts.jobs import JobMetrics
+from sage_contracts.workers import Outcome
+from sage_trainer.ending import LastWords, ending_of, stronger_order
+from sage_trainer.messages import DoneMessage, FailedMessage, StoppedMessage
+
+DONE = DoneMessage(metrics=JobMetrics(), base_model="base", adapter_path="adapter")
+STOPPED = StoppedMessage(step=3)
+FAILED = FailedMessage(code="training_failed", message="ValueError: no")
+EXPLAINED = FailedMessage(code="invalid_training_file", message="Row 7", param="data", is_explained=True)
+CANCELLED, PAUSED, RELEASED = Outcome.CANCELLED, Outcome.PAUSED, Outcome.RELEASED
+
+
+def with_log(message: str) -> str:
+    return f"{message} [log]"
+
+
+@pytest.mark.parametrize(
+    ("ordered", "words", "exit_code", "outcome"),
+    [
+        (None, DONE, 0, Outcome.SUCCEEDED),
+        (None, DONE, -11, Outcome.FAILED),
+        (None, STOPPED, 0, RELEASED),
+        (CANCELLED, STOPPED, 0, CANCELLED),
+        (CANCELLED, DONE, 0, CANCELLED),
+        (CANCELLED, None, -9, CANCELLED),
+        (PAUSED, STOPPED, 0, PAUSED),
+        (PAUSED, DONE, 0, Outcome.SUCCEEDED),
+        (PAUSED, None, -9, PAUSED),
+        (RELEASED, None, -15, RELEASED),
+        (RELEASED, DONE, 0, Outcome.SUCCEEDED),
+        (None, None, 0, Outcome.FAILED),
+    ],
+)
+def test_outcomes(ordered: Outcome | None, words: LastWords | None, exit_code: int, outcome: Outcome) -> None:
+    assert ending_of(ordered, words, exit_code, with_log).outcome is outcome
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "code", "message"),
+    [
+        (FAILED, 1, "training_failed", "ValueError: no [log]"),
+        (EXPLAINED, 1, "invalid_training_file", "Row 7"),
+        (None, -9, "out_of_memory", "signal SIGKILL"),
+        (None, 137, "out_of_memory", "exit code 137"),
+        (None, -11, "training_failed", "signal SIGSEGV"),
+        (None, 3, "training_failed", "exit code 3"),
+    ],
+)
+def test_failures(words: LastWords | None, exit_code: int, code: str, message: str) -> None:
+    ending = ending_of(None, words, exit_code, with_log)
+    assert ending.error_code == code
+    assert ending.error_message is not None
+    assert message in ending.error_message
+    assert ending.error_param == ("data" if words is EXPLAINED else None)
+
+
+@pytest.mark.parametrize(
+    ("known", "new", "counts"),
+    [
+        (None, RELEASED, RELEASED),
+        (RELEASED, PAUSED, PAUSED),
+        (PAUSED, CANCELLED, CANCELLED),
+        (CANCELLED, RELEASED, CANCELLED),
+        (PAUSED, RELEASED, PAUSED),
+    ],
+)
+def test_the_stronger_order_counts(known: Outcome | None, new: Outcome, counts: Outcome) -> None:
+    assert stronger_order(known, new) is counts
