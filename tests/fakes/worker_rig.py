@@ -46,24 +46,42 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class RedisServer:
+    """A real redis-server on a free port; can be stopped and started again there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        binary = shutil.which("redis-server")
+        assert binary is not None
+        self._folder.mkdir(exist_ok=True)
+        command = [binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
+        self._process = subprocess.Popen([*command, "--save", ""], stdout=subprocess.DEVNULL)
+        wait_until(lambda: _answers(self.port), "redis-server answers")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(timeout=15)
+            self._process = None
+
+
 @contextlib.contextmanager
-def broker(kind: str, folder: Path) -> Iterator[str]:
+def broker(kind: str, folder: Path) -> Iterator[tuple[str, RedisServer | None]]:
     """The broker's URL: a real redis-server of its own, or folders below the home."""
     if kind == "folders":
-        yield "filesystem://"
+        yield "filesystem://", None
         return
-    port = free_port()
-    binary = shutil.which("redis-server")
-    assert binary is not None
-    folder.mkdir()
-    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    server = RedisServer(folder)
+    server.start()
     try:
-        wait_until(lambda: _answers(port), "redis-server answers")
-        yield f"redis://127.0.0.1:{port}/0"
+        yield server.url, server
     finally:
-        server.terminate()
-        server.wait(timeout=15)
+        server.stop()
 
 
 def _answers(port: int) -> bool:
@@ -83,6 +101,7 @@ class Rig:
     broker_url: str
     records: Records
     server: StubServer
+    redis: RedisServer | None = None
     env: dict[str, str] = field(default_factory=dict)
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -140,9 +159,9 @@ def rig(kind: str, folder: Path) -> Iterator[Rig]:
     home.mkdir()
     records = Records()
     server = StubServer(records, home, TOKEN)
-    with broker(kind, folder / "redis") as url:
+    with broker(kind, folder / "redis") as (url, redis):
         server.start()
-        made = Rig(home, url, records, server)
+        made = Rig(home, url, records, server, redis)
         try:
             yield made
         finally:

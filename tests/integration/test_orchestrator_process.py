@@ -189,4 +189,4 @@ def test_a_long_walk_through_the_state_machine(tmp_path: Path) -> None:
     database = Database(url)
     database.upgrade()
     database.close()
-    run_job_machine(url, examples=40)
+    run_job_machine(url, examples=20)

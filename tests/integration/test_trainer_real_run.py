@@ -48,6 +48,7 @@ def config(max_steps: int, task: Task = Task.CUSTOM, **fields: object) -> Traini
             "learning_rate": 1e-2,
             "max_length": 128,
             "save_steps": 1000,
+            "logging_steps": 10,
             "lora": LoRAConfig(r=4, lora_alpha=8),
             "report_to": [],
             **fields,
@@ -74,6 +75,8 @@ def test_a_real_run_is_paused_resumed_and_versioned(real: Rig) -> None:
     assert finish.outcome is Outcome.SUCCEEDED, finish
     assert f"Resuming after step {saved}" in job.messages
     assert finish.metrics.step == finish.metrics.total_steps == 300
+    steps = [text for text in job.messages if text.startswith("Step ")]
+    assert [text.split("/")[0] for text in steps] == [f"Step {number}" for number in range(10, 301, 10)]
     assert finish.metrics.eval_loss < finish.metrics.base_eval_loss
     assert finish.base_model == "base_models/tiny"
     assert finish.adapter_path == "finetune_output/sums/versions/1/lora_weights"

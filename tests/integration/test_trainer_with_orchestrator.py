@@ -78,7 +78,7 @@ def stack(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stack]:
     home = tmp_path / "home"
     home.mkdir()
     port = free_port()
-    with broker(request.param, tmp_path / "redis") as broker_url:
+    with broker(request.param, tmp_path / "redis") as (broker_url, _):
         env = {
             **os.environ,
             "SAGE_HOME": str(home),

@@ -201,7 +201,7 @@ def test_training_outlives_a_restart_of_the_orchestrator(folders: Rig) -> None:
     folders.records.wait_for(lambda: job.metrics and job.metrics.step)
 
     folders.server.stop()
-    before = len(job.messages)
+    heard = len(job.messages)
     (folders.home / "finetune_output/steady/go").touch()
     wait_until(lambda: not is_alive(pid), "the child finishes while nobody listens")
     folders.server.start()
@@ -209,8 +209,31 @@ def test_training_outlives_a_restart_of_the_orchestrator(folders: Rig) -> None:
     (finish,) = folders.records.wait_for(lambda: job.finishes)
     assert finish.outcome is Outcome.SUCCEEDED
     steps = [int(text.split()[1].split("/")[0]) for text in job.messages if text.startswith("Step ")]
-    assert len(job.messages) > before
+    assert len(job.messages) > heard
     assert steps == list(range(1, len(steps) + 1))
+
+
+@pytest.mark.redis
+def test_a_job_and_the_worker_outlive_a_restart_of_redis(tmp_path: Path) -> None:
+    with rig("redis", tmp_path) as stack:
+        assert stack.redis is not None
+        job = stack.records.add_job("job-1", "steady")
+        stack.start_worker()
+        stack.ring("job-1")
+        stack.records.wait_for(lambda: job.metrics and job.metrics.step)
+
+        stack.redis.stop()
+        seen = len(job.reports)
+        stack.records.wait_for(lambda: len(job.reports) > seen + 3)
+        stack.redis.start()
+        (stack.home / "finetune_output/steady/go").touch()
+        stack.records.wait_for(lambda: job.finishes)
+        other = stack.records.add_job("job-2", "quick")
+        stack.ring("job-2")
+
+        stack.records.wait_for(lambda: other.finishes)
+        assert job.finishes[0].outcome is other.finishes[0].outcome is Outcome.SUCCEEDED
+        assert job.claims == 1
 
 
 def test_a_busy_device_is_asked_for_again(folders: Rig) -> None:

@@ -25,7 +25,7 @@ Sage = Callable[..., Any]
 
 @pytest.fixture(scope="session")
 def gateway_process() -> Iterator[str]:
-    """The URL of a fake gateway that all tests share; in a thread, because a process costs seconds to import."""
+    """The URL of a fake gateway that all tests share, in a thread: a process costs seconds to import."""
     server = uvicorn.Server(uvicorn.Config(build_app(), port=0, log_config=None))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))

@@ -47,7 +47,7 @@ def test_what_teaches_nothing_is_left_out(tmp_path: Path) -> None:
         'def abstract(self):\n    """Must be implemented by each and every subclass of this."""\n'
         '    raise NotImplementedError("implement this in the subclass, please")\n\n'
         'def short(x):\n    """Short."""\n    return x\n\n'
-        f'def undocumented(x):\n    {"y = x + 1; " * 10}return y\n\n'
+        f"def undocumented(x):\n    {'y = x + 1; ' * 10}return y\n\n"
         f'def long(x):\n    """Long."""\n' + "    x = x + 1\n" * 300
     )
     (tmp_path / "broken.py").write_text("def broken(:\n")

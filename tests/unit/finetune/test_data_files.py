@@ -64,7 +64,9 @@ def test_the_report_counts_and_names_every_bad_row(tmp_path: Path) -> None:
     report = validate_file(path)
     assert (report.format, report.rows, report.good, report.duplicates) == ("qa", 5, 3, 1)
     assert [(bad.row, bad.field) for bad in report.bad] == [(2, "answer"), (5, "row")]
-    with pytest.raises(InvalidDataError, match=r"mixed\.jsonl: 2 of 5 rows .* row 2, field answer: is missing"):
+    with pytest.raises(
+        InvalidDataError, match=r"mixed\.jsonl: 2 of 5 rows .* row 2, field answer: is missing"
+    ):
         report.require_all_good()
     with pytest.raises(InvalidDataError, match="row 5, field row"):
         load_conversations(path)

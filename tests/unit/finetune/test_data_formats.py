@@ -45,7 +45,10 @@ def turns(row: dict[str, Any]) -> list[tuple[str, str]]:
             {
                 "messages": [
                     {"role": "developer", "content": "S"},
-                    {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+                    {
+                        "role": "user",
+                        "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+                    },
                     {"role": "assistant", "content": "c"},
                 ]
             },

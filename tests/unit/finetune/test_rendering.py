@@ -14,8 +14,9 @@ from sage.tools.finetune.rendering import IGNORED, ChatRenderer
 from sage_contracts.errors import InvalidDataError
 
 CHATML = (
-    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nBe good<|im_end|>\n"
-    "{% endif %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% for m in messages %}"
+    "{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nBe good<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 # The answer trimmed, the turn closed by a token and followed by the end of the text unless it goes on.
@@ -32,7 +33,8 @@ BRACKETS = (
 THINKING = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
-    "{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 ENDLESS = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 
@@ -103,7 +105,7 @@ def test_a_template_that_never_ends_a_turn_is_refused(tokenizer: Any) -> None:
 
 
 def test_templates_may_refuse_and_are_quoted(tokenizer: Any) -> None:
-    with pytest.raises(InvalidDataError, match="row 1: the chat template refuses it .*no systems"):
+    with pytest.raises(InvalidDataError, match=r"row 1: the chat template refuses it .*no systems"):
         learned(tokenizer, "{{ raise_exception('no systems here') }}", TALK)
     with pytest.raises(InvalidDataError, match="no chat template"):
         learned(tokenizer, "", TALK)
@@ -114,8 +116,14 @@ def test_templates_may_refuse_and_are_quoted(tokenizer: Any) -> None:
 def test_long_rows_are_cut_and_those_without_an_answer_left_out(tokenizer: Any) -> None:
     tokenizer.chat_template = BRACKETS
     renderer = ChatRenderer(tokenizer, 20)
-    long_answer: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 50}]
-    long_question: list[Message] = [{"role": "user", "content": "a" * 50}, {"role": "assistant", "content": "b"}]
+    long_answer: list[Message] = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b" * 50},
+    ]
+    long_question: list[Message] = [
+        {"role": "user", "content": "a" * 50},
+        {"role": "assistant", "content": "b"},
+    ]
     (sample,) = renderer.samples([Conversation(long_answer, "row 1"), Conversation(long_question, "row 2")])
     assert len(sample.ids) == len(sample.labels) == 20
     assert (renderer.stats.truncated, renderer.stats.dropped) == (2, 1)

@@ -9,4 +9,4 @@ from tests.fakes.orchestrator_machine import run_job_machine
 
 
 def test_random_workers_owners_and_losses(tmp_path: Path, migrated: Path) -> None:
-    run_job_machine(f"sqlite:///{shutil.copy(migrated, tmp_path)}", examples=6)
+    run_job_machine(f"sqlite:///{shutil.copy(migrated, tmp_path)}", examples=8)

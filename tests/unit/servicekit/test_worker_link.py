@@ -20,7 +20,7 @@ from sage_contracts.errors import (
 )
 from sage_contracts.workers import ClaimRequest, ReportReply, WorkerBeat
 from sage_servicekit.settings import ServiceSettings
-from sage_servicekit.worker import OrchestratorLink, SignOfLife, claim, deliver
+from sage_servicekit.worker import OrchestratorLink, SignOfLife, claim, until_accepted
 
 REQUEST = ClaimRequest(worker_id="w")
 
@@ -93,7 +93,8 @@ def test_an_answer_that_is_none_of_ours_is_an_error_not_a_crash() -> None:
 )
 def test_delivering_ends(answer: BaseModel | SageError, arrived: bool) -> None:
     link = ScriptedLink(answer)
-    assert deliver(link, "/finish", REQUEST, stopping=threading.Event(), patience_s=0) is arrived
+    sent = until_accepted(lambda: link.tell("/x", REQUEST), "it", stopping=threading.Event(), patience_s=0)
+    assert sent is arrived
     assert link.asked == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from types import TracebackType
 from typing import Any, Self
@@ -12,6 +13,9 @@ from rich.status import Status
 from sage_cli import render
 from sage_cli.client import Client
 from sage_cli.sse import Finished, Piece, Waiting
+
+# "loading weights 16s"
+_SECONDS = re.compile(r"\s+\d+(\.\d+)?\s?s$")
 
 
 class Printer:
@@ -41,9 +45,12 @@ class Printer:
     def waiting(self, text: str) -> None:
         if self._status is not None:
             self._status.update(text)
-        elif text != self._last_wait:
-            self._last_wait = text
-            render.line(render.error_console(), "wait", text)
+            return
+        # Lines stay: one for each phase, not one for each second of it.
+        phase = _SECONDS.sub("", text)
+        if phase != self._last_wait:
+            self._last_wait = phase
+            render.line(render.error_console(), "wait", phase)
 
     def piece(self, text: str) -> None:
         self._end_status()

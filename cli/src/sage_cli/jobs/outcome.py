@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from sage_cli import locate, render
@@ -41,11 +42,18 @@ def own_data_text(task: str) -> str:
 
 
 def facts(console: Console, rows: list[tuple[str, str]]) -> None:
-    """Names and values, one a line, values indented alike."""
+    """Names and values, one a line; on a terminal long values continue under themselves."""
     width = max(len(name) for name, _ in rows)
+    if not console.is_terminal:
+        for name, value in rows:
+            console.print(Text(f"  {name.ljust(width)}  {value}"), soft_wrap=True)
+        return
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
     for name, value in rows:
-        text = Text.assemble("  ", (name.ljust(width), "dim"), "  ", value)
-        console.print(text, soft_wrap=True)
+        grid.add_row(Text(f"  {name}"), Text(value))
+    console.print(grid)
 
 
 def require_success(job: FineTuningJob) -> None:

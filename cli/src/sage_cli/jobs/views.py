@@ -9,6 +9,7 @@ from typing import Self
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from sage_cli import render
@@ -68,8 +69,8 @@ class LiveView:
         columns: list[ProgressColumn] = [
             SpinnerColumn("dots" if render.can_show("⠋", console) else "line"),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=None if is_wide else 12),
-            _Figures(),
+            BarColumn(bar_width=None if is_wide else 8),
+            _Figures(is_wide=is_wide),
         ]
         self._bar = Progress(*columns, console=console, transient=True, expand=is_wide)
         self._task: TaskID | None = None
@@ -103,11 +104,18 @@ class LiveView:
 
 
 class _Figures(ProgressColumn):
-    """Loss, speed and time left, as many as fit beside the bar."""
+    """Loss, speed and time left; on a narrow terminal without the speed."""
+
+    def __init__(self, *, is_wide: bool) -> None:
+        super().__init__(Column(no_wrap=True))
+        self._is_wide = is_wide
 
     def render(self, task: Task) -> Text:
         metrics = task.fields.get("metrics")
-        return Text(" · ".join(figures(metrics)) if isinstance(metrics, JobMetrics) else "", style="cyan")
+        if not isinstance(metrics, JobMetrics):
+            return Text()
+        shown = [text for text in figures(metrics) if self._is_wide or not text.endswith("tok/s")]
+        return Text(" · ".join(shown), style="cyan")
 
 
 def figures(metrics: JobMetrics) -> list[str]:

@@ -130,7 +130,8 @@ def _choose(wanted: Kind | None, home: Home) -> tuple[Kind, str]:
             )
         if not files:
             raise InvalidRequestError(
-                "No compose.yaml of SAGE was found here or above. Go to the source tree or set SAGE_COMPOSE_FILE."
+                "No compose.yaml of SAGE was found here or above. Go to the source tree, or name it with"
+                " SAGE_COMPOSE_FILE."
             )
         return "compose", ""
     if not problem and files:

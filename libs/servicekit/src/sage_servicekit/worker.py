@@ -110,8 +110,8 @@ def claim(
     return None
 
 
-def deliver(
-    link: OrchestratorLink, path: str, message: BaseModel, *, stopping: threading.Event, patience_s: float
+def until_accepted(
+    send: Callable[[], object], what: str, *, stopping: threading.Event, patience_s: float
 ) -> bool:
     """Send how an attempt ended until the orchestrator has it. False: it is not wanted, or never got through.
 
@@ -120,19 +120,19 @@ def deliver(
     left_s = patience_s
     while True:
         try:
-            link.tell(path, message)
+            send()
             return True
         except SageError as error:
             if stopping.is_set():
                 left_s = min(left_s, _LEAVING_S)
             # The base class is what an orchestrator in trouble answers: worth another try.
             if not error.retryable and type(error) is not SageError:
-                logger.warning("%s: refused: %s", path, error)
+                logger.warning("%s refused: %s", what, error)
                 return False
             if left_s <= 0:
-                logger.error("%s: given up: %s", path, error)
+                logger.error("%s given up: %s", what, error)
                 return False
-            logger.warning("%s: trying again in %.0f s: %s", path, _RETRY_S, error)
+            logger.warning("%s, trying again in %.0f s: %s", what, _RETRY_S, error)
         time.sleep(_RETRY_S)
         left_s -= _RETRY_S
 

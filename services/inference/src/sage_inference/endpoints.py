@@ -61,9 +61,8 @@ def make_router(host: Host, orchestrator: Orchestrator, settings: InferenceSetti
 
     @router.post("/v1/sage/release")
     async def release(request: ReleaseSessionRequest) -> ReleaseSessionReply:
-        if request.keep_alive_s > 0:
-            return ReleaseSessionReply(stopped=False)
         wanted = await find(request.model.removeprefix("finetune/"))
-        return ReleaseSessionReply(stopped=await host.end_session(wanted, request.session))
+        may_stop = request.keep_alive_s <= 0
+        return ReleaseSessionReply(stopped=await host.end_session(wanted, request.session, may_stop=may_stop))
 
     return router

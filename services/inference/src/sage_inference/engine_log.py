@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import deque
+from collections.abc import Callable
 
 _TAIL_LINES = 400
+# Errors further apart than this have different causes.
+_BURST_S = 10.0
 
 # Decoration in front of the message: "(EngineCore pid=12) ERROR 11-24 09:14:06 [core.py:866] ".
 _PREFIX = re.compile(
@@ -23,7 +27,7 @@ _PHASES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"non-default args"), "reading the configuration"),
     (re.compile(r"Resolved architecture"), "preparing the engine"),
     (re.compile(r"Starting to load model|Loading (safetensors|weights|model)"), "loading weights"),
-    (re.compile(r"torch\.compile|Compiling a graph"), "compiling"),
+    (re.compile(r"Dynamo bytecode transform|Compiling a graph"), "compiling"),
     (re.compile(r"KV cache"), "reserving the cache"),
     (re.compile(r"[Cc]apturing (CUDA )?graph"), "capturing graphs"),
     (re.compile(r"Starting vLLM (API )?server|Application startup complete"), "opening its port"),
@@ -33,12 +37,15 @@ _PHASES: tuple[tuple[re.Pattern[str], str], ...] = (
 class EngineLog:
     """Reads an engine's lines as they come and keeps what explains them: phase, first error, the tail."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.phase = "importing libraries"
         self.first_error: str | None = None
         self.is_fatal = False
         """The engine said that it cannot start, though its process may linger."""
         self.is_port_taken = False
+        self._clock = clock
+        self._is_serving = False
+        self._error_at = 0.0
         self._in_traceback = False
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
 
@@ -52,23 +59,33 @@ class EngineLog:
         self.is_port_taken = self.is_port_taken or bool(PORT_TAKEN.search(line))
         self._look_for_error(line.strip())
 
+    def start_serving(self) -> None:
+        """From here on, errors may belong to requests that the engine refused and survived."""
+        self._is_serving = True
+        self.first_error = None
+
     def _look_for_error(self, line: str) -> None:
         """The first error is the cause: what follows it in a chain only reports that it happened."""
-        if self.first_error is not None:
+        error = self._error_in(line)
+        if error is None:
             return
+        is_new_burst = self._is_serving and self._clock() - self._error_at > _BURST_S
+        self._error_at = self._clock()
+        if self.first_error is None or is_new_burst:
+            self.first_error = error
+
+    def _error_in(self, line: str) -> str | None:
         if extension := _EXTENSION.search(line):
-            self.first_error = extension.group()
-            return
+            return extension.group()
         if line.startswith("Traceback (most recent call last)"):
             self._in_traceback = True
-            return
+            return None
         exception = _EXCEPTION.match(line)
         if exception and (self._in_traceback or exception["text"]):
-            self.first_error = line
-            return
+            self._in_traceback = False
+            return line
         usage = _USAGE.search(line)
-        if usage and not self._in_traceback:
-            self.first_error = usage["text"]
+        return usage["text"] if usage and not self._in_traceback else None
 
     @property
     def tail(self) -> list[str]:
@@ -76,7 +93,9 @@ class EngineLog:
 
     def root_cause(self, exit_code: int | None) -> str:
         """One line that says why the engine is gone."""
-        if self.first_error is not None:
+        is_signal = exit_code is not None and exit_code < 0
+        is_recent = self._clock() - self._error_at <= _BURST_S
+        if self.first_error is not None and (not self._is_serving or (is_recent and not is_signal)):
             return self.first_error
         if exit_code is not None and exit_code < 0:
             hint = "; the machine may be out of memory" if exit_code == -9 else ""

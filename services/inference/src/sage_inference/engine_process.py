@@ -31,6 +31,8 @@ _FATAL_GRACE_S = 2.0
 _NO_LIMIT = httpx.Limits(max_connections=None, max_keepalive_connections=32)
 # After the child's exit: a grandchild may hold the pipe open, and its lines are not worth a longer wait.
 _LAST_LINES_S = 0.3
+# An engine runs code that models and their templates bring along: it gets none of our keys.
+_SECRETS = frozenset({"SAGE_INTERNAL_TOKEN", "SAGE_API_KEYS", "SAGE_DATABASE_URL", "OPENAI_API_KEY"})
 _LOG_LIMIT_BYTES = 20 * 1024 * 1024
 
 
@@ -90,7 +92,7 @@ class EngineProcess:
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
-                env={**os.environ, **launch.env, "SAGE_ENGINE_PARENT": str(os.getpid())},
+                env=_environment(launch),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=child_end,
                 stderr=asyncio.subprocess.STDOUT,
@@ -123,6 +125,7 @@ class EngineProcess:
         fatal_since: float | None = None
         while not self.exited.is_set():
             if await self._answers():
+                self.log.start_serving()
                 return
             now = time.monotonic()
             if self.log.is_fatal:
@@ -184,10 +187,13 @@ class EngineProcess:
 
     async def _drain_output(self, output: int) -> None:
         """Always read, so that a full pipe never blocks the engine; keep a bounded file and the tail."""
-        self._launch.log_path.parent.mkdir(parents=True, exist_ok=True)
-        pending = b""
+        path, pending = self._launch.log_path, b""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            # What a crashed engine said must survive the start of the next one.
+            path.replace(path.with_name(f"{path.name}.1"))
         async with _reading(output) as stream:
-            with self._launch.log_path.open("wb") as file:
+            with path.open("wb") as file:
                 while chunk := await stream.read(65536):
                     _write_bounded(file, chunk)
                     *lines, pending = (pending + chunk).replace(b"\r", b"\n").split(b"\n")
@@ -219,6 +225,11 @@ def _write_bounded(file: BinaryIO, chunk: bytes) -> None:
             file.truncate()
         file.write(chunk)
         file.flush()
+
+
+def _environment(launch: Launch) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+    return {**inherited, **launch.env, "SAGE_ENGINE_PARENT": str(os.getpid())}
 
 
 def _free_port() -> int:

@@ -22,7 +22,7 @@ Kind = Literal["vllm", "transformers"]
 _MIB = 2**20
 _GIB = 2**30
 # What a process needs besides weights and cache, as measured: libraries, activations, two processes for vLLM.
-_OVERHEAD_BYTES: dict[Kind, int] = {"vllm": 1200 * _MIB, "transformers": 700 * _MIB}
+_OVERHEAD_BYTES: dict[Kind, int] = {"vllm": 1400 * _MIB, "transformers": 700 * _MIB}
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _DEFAULT_RANK = 16
 _UNLIMITED_RANK = 2**31
@@ -65,7 +65,9 @@ class EngineFactory:
             name=slug,
             command=lambda address: self._command(base, max_rank, address),
             env=self._env(base),
-            start_deadline_s=settings.engine_start_deadline_s,
+            start_deadline_s=(
+                settings.engine_start_deadline_s if base.is_local else settings.engine_download_deadline_s
+            ),
             stop_grace_s=settings.engine_stop_grace_s,
             log_path=self._home.logs / f"engine-{slug}.log",
             records=self.records,

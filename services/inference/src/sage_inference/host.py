@@ -62,10 +62,10 @@ class Host:
         """Give a grant back; exactly once, also when the request was cancelled."""
         self.post(records.Released(grant))
 
-    async def end_session(self, wanted: Wanted, session: str) -> bool:
-        """A chat was left: stop its engine now if nobody else uses it. Returns whether it stops."""
+    async def end_session(self, wanted: Wanted, session: str, *, may_stop: bool = True) -> bool:
+        """The end of a chat: its engine stops if it may and nobody else uses it. Returns whether it does."""
         stopped: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self.post(records.SessionEnded(wanted.base.location, session, stopped))
+        self.post(records.SessionEnded(wanted.base.location, session, may_stop, stopped))
         return await stopped
 
     def progress(self, wanted: Wanted) -> str:
@@ -149,8 +149,8 @@ class Host:
                 engine.slots.pop(name, None)
             case records.YieldOrder(engine):
                 engine.must_yield = True
-            case records.SessionEnded(key, session, stopped):
-                is_stopped = self._end_session(key, session)
+            case records.SessionEnded(key, session, may_stop, stopped):
+                is_stopped = self._end_session(key, session, may_stop)
                 if not stopped.done():
                     stopped.set_result(is_stopped)
             case records.Tick():
@@ -309,14 +309,14 @@ class Host:
         engine.busy += 1
         self._spawn(self._lifetime.unload(engine, name))
 
-    def _end_session(self, key: str, session: str) -> bool:
+    def _end_session(self, key: str, session: str, may_stop: bool) -> bool:
         engine = self._engines.get(key)
         if engine is None:
             return True
         engine.sessions.pop(session, None)
         since = self._clock() - max(self._limits.keep_alive_s, 1)
         others = [moment for moment in engine.sessions.values() if moment >= since]
-        if others or not engine.view().can_stop:
+        if not may_stop or others or not engine.view().can_stop:
             return False
         self._stop(engine)
         return True

@@ -55,4 +55,4 @@ def build_app(settings: InferenceSettings) -> FastAPI:
 def main() -> None:
     settings = InferenceSettings()
     logs.configure("inference", settings.log_level)
-    serve.run(build_app(settings), settings.host, settings.port, graceful_shutdown_s=3)
+    serve.run(build_app(settings), settings.host, settings.chat_finetune_port, graceful_shutdown_s=3)

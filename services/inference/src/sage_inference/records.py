@@ -228,6 +228,7 @@ class YieldOrder:
 class SessionEnded:
     key: str
     session: str
+    may_stop: bool
     stopped: asyncio.Future[bool]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import Field
 
 from sage_servicekit.settings import ServiceSettings
 
@@ -12,7 +12,8 @@ from sage_servicekit.settings import ServiceSettings
 class InferenceSettings(ServiceSettings):
     """Read from the environment (prefix SAGE_)."""
 
-    port: int = Field(8000, validation_alias=AliasChoices("SAGE_CHAT_FINETUNE_PORT", "port"))
+    chat_finetune_port: int = 8000
+    """Where the host listens; the published name of the variable is SAGE_CHAT_FINETUNE_PORT."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     vllm_command: str = ""
     """A command that stands in for `vllm`, split like a shell does; empty takes this interpreter's module."""
@@ -24,6 +25,8 @@ class InferenceSettings(ServiceSettings):
     max_engines: int = Field(2, ge=1)
     """Base models held at once. One more stops the idle engine that was used least recently."""
     engine_start_deadline_s: float = 180
+    engine_download_deadline_s: float = 3600
+    """The same for a base model that may have to be fetched from a hub first."""
     engine_stop_grace_s: float = 10
     """From SIGTERM to SIGKILL."""
     request_start_timeout_s: float = 150

@@ -34,10 +34,14 @@ class Upkeep:
         """Until cancelled. A silent orchestrator is not this host's end."""
         next_beat = 0.0
         while True:
-            await asyncio.gather(*(self.renew(engine) for engine in self._host.leased_engines()))
-            if time.monotonic() >= next_beat:
-                await self._beat()
-                next_beat = time.monotonic() + _BEAT_S
+            try:
+                await asyncio.gather(*(self.renew(engine) for engine in self._host.leased_engines()))
+                if time.monotonic() >= next_beat:
+                    await self._beat()
+                    next_beat = time.monotonic() + _BEAT_S
+            except Exception:
+                # A reply that nobody foresaw must not end the renewals: leases would run out under engines.
+                logger.exception("upkeep failed once")
             await asyncio.sleep(self._interval_s)
 
     async def renew(self, engine: Engine) -> None:

@@ -25,7 +25,7 @@ from sage_merger.messages import CHILD_MESSAGE, ChildSpec, DoneMessage, FailedMe
 from sage_merger.settings import MergerSettings
 from sage_servicekit.children import Child, describe_exit, tail
 from sage_servicekit.machine import total_memory_bytes
-from sage_servicekit.worker import OrchestratorLink, claim, deliver
+from sage_servicekit.worker import OrchestratorLink, claim, until_accepted
 
 logger = logging.getLogger(__name__)
 
@@ -95,10 +95,9 @@ class MergeAttempt:
         if self._is_lost:
             return
         logger.info("merge %s: %s %s", self._claim.merge_id, finish.outcome, finish.error_code or "")
-        deliver(
-            self._post.link,
-            f"{self._path}/finish",
-            finish,
+        until_accepted(
+            lambda: self._post.link.tell(f"{self._path}/finish", finish),
+            f"the finish of {self._claim.merge_id}",
             stopping=self._post.stopping,
             patience_s=self._post.settings.finish_patience_s,
         )

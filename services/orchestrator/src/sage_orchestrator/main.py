@@ -122,8 +122,10 @@ def build_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         parts.prepare()
         parts.start()
-        yield
-        parts.stop()
+        try:
+            yield
+        finally:
+            parts.stop()
 
     app = create_app(NAME, settings, lifespan)
     app.state.orchestrator = parts

@@ -36,7 +36,7 @@ from sage_contracts.workers import (
 )
 from sage_servicekit.children import Child, tail
 from sage_servicekit.machine import Device
-from sage_servicekit.worker import OrchestratorLink, claim, deliver
+from sage_servicekit.worker import OrchestratorLink, claim, until_accepted
 from sage_trainer.ending import Ending, LastWords, ending_of, stronger_order
 from sage_trainer.messages import (
     CHILD_MESSAGE,
@@ -128,8 +128,6 @@ class Attempt:
             is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
             code = StorageFullError.code if is_full else TrainingFailedError.code
             ending = Ending(Outcome.FAILED, code, f"The trainer could not run the job: {error!r}")
-        if len(self._spool) and not self._is_lost:
-            self._report(None)
         if not self._is_lost:
             self._finish(ending)
 
@@ -180,8 +178,20 @@ class Attempt:
             if self._spool.is_urgent or time.monotonic() >= self._next_report_at:
                 self._report(child)
 
-    def _report(self, child: Child | None) -> None:
+    def _report(self, child: Child) -> None:
         """Send the news and obey the reply. What does not arrive is kept and sent again."""
+        try:
+            order = self._send_news()
+        except SageError as error:
+            self._not_accepted(error, child)
+        else:
+            self._is_heard = True
+            if order is not Order.CONTINUE:
+                self._order(child, Outcome.CANCELLED if order is Order.CANCEL else Outcome.PAUSED)
+        self._next_report_at = time.monotonic() + self._interval_s
+
+    def _send_news(self) -> Order:
+        """Raises: SageError."""
         events, checkpoints = self._spool.batch()
         report = Report(
             worker_id=self._post.worker_id,
@@ -190,24 +200,16 @@ class Attempt:
             checkpoints=checkpoints,
             metrics=self._metrics,
         )
-        try:
-            reply = self._post.link.post(f"{self._path}/events", report, ReportReply)
-        except SageError as error:
-            self._not_accepted(error, child)
-        else:
-            self._is_heard = True
-            self._spool.sent()
-            if child is not None and reply.order is not Order.CONTINUE:
-                self._order(child, Outcome.CANCELLED if reply.order is Order.CANCEL else Outcome.PAUSED)
-        self._next_report_at = time.monotonic() + self._interval_s
+        reply = self._post.link.post(f"{self._path}/events", report, ReportReply)
+        self._spool.sent()
+        return reply.order
 
-    def _not_accepted(self, error: SageError, child: Child | None) -> None:
+    def _not_accepted(self, error: SageError, child: Child) -> None:
         if isinstance(error, NotYoursError | NotFoundError):
             # Somebody else may be writing the same folder already: no grace, no finish.
             logger.warning("job %s is not ours any more, its child dies: %s", self._claim.job_id, error)
             self._is_lost = True
-            if child is not None:
-                child.kill()
+            child.kill()
         elif isinstance(error, InvalidRequestError):
             logger.error("a report that will never be accepted is dropped: %s", error)
             self._spool.sent()
@@ -257,6 +259,8 @@ class Attempt:
     def _hear_step(self, step: StepMessage) -> None:
         known = step.model_dump(exclude={"kind"}, exclude_none=True)
         self._metrics = self._metrics.model_copy(update=known)
+        if step.step % self._claim.config.logging_steps and step.step != step.total_steps:
+            return
         data = {("train_loss" if name == "loss" else name): value for name, value in known.items()}
         loss = "" if step.loss is None else f" loss {step.loss:.4g}"
         text = f"Step {step.step}/{step.total_steps}{loss}"
@@ -286,10 +290,14 @@ class Attempt:
             finish.base_model = self._words.base_model
             finish.adapter_path = self._words.adapter_path
             finish.meta = self._words.meta
-        deliver(
-            self._post.link,
-            f"{self._path}/finish",
-            finish,
-            stopping=self._post.stopping,
-            patience_s=self._post.settings.finish_patience_s,
+        stopping, patience_s = self._post.stopping, self._post.settings.finish_patience_s
+        # The news first: after the finish nobody takes it.
+        while len(self._spool):
+            if not until_accepted(self._send_news, "news", stopping=stopping, patience_s=patience_s):
+                break
+        until_accepted(
+            lambda: self._post.link.tell(f"{self._path}/finish", finish),
+            f"the finish of {self._claim.job_id}",
+            stopping=stopping,
+            patience_s=patience_s,
         )

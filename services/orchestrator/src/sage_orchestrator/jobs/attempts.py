@@ -90,7 +90,7 @@ class AttemptService:
         version = row.version or models.reserve_version(session, row.name, at_least=first_free)
         attempt = row.attempt + 1
         values = {
-            "attempt": row.attempt,
+            "attempt": attempt,
             "version": version,
             "worker_id": request.worker_id,
             "lease_expires_at": now + self.lease_s,

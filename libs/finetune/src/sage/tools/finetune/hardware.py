@@ -61,11 +61,16 @@ def _cgroup_cpus() -> int | None:
         return None
 
 
-def set_threads() -> int:
-    """Give torch one thread per core; OMP_NUM_THREADS wins where it is set. Returns the number.
+def wait_politely() -> None:
+    """Let threads that wait for each other sleep instead of spin. Counts only before torch is first imported.
 
-    More threads than cores spin against each other: on a shared two-core machine that costs 4 to 15 times.
+    Spinning gains little on idle cores and loses 4 to 15 times on cores that something else wants too.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def set_threads() -> int:
+    """Give torch one thread per core; OMP_NUM_THREADS wins where it is set. Returns the number."""
     import torch
 
     asked = os.environ.get("OMP_NUM_THREADS", "")

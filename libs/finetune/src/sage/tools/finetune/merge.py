@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sage.tools.finetune.hardware import memory_errors, set_threads, torch_dtype
+from sage.tools.finetune.hardware import memory_errors, set_threads, torch_dtype, wait_politely
 from sage.tools.finetune.modeling import load_tokenizer
 from sage.tools.finetune.storage import folder_written_whole, require_free_space, storage_errors, write_json
 from sage_contracts.errors import ModelNotFoundError, TrainingFailedError
@@ -58,6 +58,7 @@ def merge_adapter(
     """
     if not (adapter_dir / "adapter_config.json").is_file():
         raise ModelNotFoundError(f"{adapter_dir} holds no adapter (no adapter_config.json).")
+    wait_politely()
     set_threads()
     weights = sum(path.stat().st_size for path in base.glob("*.safetensors"))
     require_free_space(out_dir.parent, 2 * weights, "the merged model")
@@ -90,9 +91,8 @@ def _merge(
         parity = _compare(wanted, _answers(_load_fp32(unfinished)[0].eval(), tokenizer), str(target))
         if target == torch.float32 and parity.same < parity.probes:
             raise TrainingFailedError(
-                f"The merged model answers {parity.probes - parity.same} of {parity.probes} probes differently "
-                "from its adapter, so it is not kept. Chat with the adapter, and report this with the name of "
-                "the base model."
+                f"The merged model answers {parity.probes - parity.same} of {parity.probes} probes unlike "
+                "its adapter, so it is not kept. Chat with the adapter, and report this."
             )
         write_json(unfinished / "sage_merge.json", {"base": str(base), "parity": asdict(parity)})
     size = sum(path.stat().st_size for path in out_dir.rglob("*") if path.is_file())

@@ -14,7 +14,7 @@ from sage.tools.finetune.base_models import base_info, resolve_base
 from sage.tools.finetune.batching import Schedule
 from sage.tools.finetune.callbacks import CallbackList, ConsoleProgress, StopMode, TrainingCallback
 from sage.tools.finetune.checkpoints import Checkpoints, RunState
-from sage.tools.finetune.hardware import memory_errors
+from sage.tools.finetune.hardware import memory_errors, wait_politely
 from sage.tools.finetune.loop import RunStopped, TrainingLoop, held_out_loss
 from sage.tools.finetune.outputs import OutputLayout, package_versions
 from sage.tools.finetune.registry import Registry
@@ -80,6 +80,7 @@ class LoRATrainer:
             root = self._config.require_output_dir()
         except ValueError as error:
             raise InvalidRequestError(str(error), param="output_dir") from error
+        wait_politely()
         tell = CallbackList(self._watchers)
         with storage_errors(root), memory_errors():
             return _Run(self, OutputLayout(root), tell).go()

@@ -1,0 +1,139 @@
+"""From a resolved name and the settings to the command that is run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.fakes.inference_rig import make_adapter_folder, make_base_folder
+
+from sage_contracts.errors import InvalidRequestError, ModelNotFoundError
+from sage_contracts.home import Home
+from sage_contracts.models import ResolvedModel
+from sage_inference.engine_process import Address
+from sage_inference.engines import EngineFactory, Kind, choose_kind, smallest_rank
+from sage_inference.hardware import Device, find_device
+from sage_inference.models import locate
+from sage_inference.relay import Call
+from sage_inference.settings import InferenceSettings
+
+CPU = Device("cpu", 16 * 2**30)
+GPU = Device("cuda:1", 80 * 2**30)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    make_base_folder(tmp_path / "base_models/tiny")
+    make_adapter_folder(tmp_path / "finetune_output/code/versions/3/lora_weights", rank=8)
+    return Home(tmp_path)
+
+
+CODE = ResolvedModel(
+    id="code@3",
+    base_model="base_models/tiny",
+    adapter_path="finetune_output/code/versions/3/lora_weights",
+)
+
+
+def command(home: Home, kind: Kind, device: Device, **settings: Any) -> tuple[list[str], dict[str, str], int]:
+    factory = EngineFactory(InferenceSettings(home_dir=home.root, **settings), kind, device)
+    wanted = locate(CODE, home)
+    plan = factory.plan(wanted.base, wanted.rank)
+    return plan.launch.command(Address(4321, "nonce")), plan.launch.env, plan.needed_bytes
+
+
+def option(arguments: list[str], name: str) -> str:
+    return arguments[arguments.index(name) + 1]
+
+
+def test_vllm_on_a_cpu(home: Home) -> None:
+    arguments, env, needed_bytes = command(home, "vllm", CPU)
+    assert arguments[1:5] == ["-m", "vllm.entrypoints.cli.main", "serve", str(home.root / "base_models/tiny")]
+    at = arguments.index("--served-model-name")
+    assert arguments[at + 1 : at + 3] == ["base:tiny", "nonce"]
+    assert option(arguments, "--port") == "4321"
+    assert option(arguments, "--max-model-len") == "512"
+    assert option(arguments, "--max-lora-rank") == "16"
+    assert option(arguments, "--kv-cache-memory-bytes") == str(64 * 2**20)
+    assert {"--enable-lora", "--enforce-eager"} <= set(arguments)
+    assert env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True" and env["OMP_NUM_THREADS"].isdecimal()
+    assert env["HF_HUB_OFFLINE"] == "1"
+    assert needed_bytes > 64 * 2**20
+
+
+def test_vllm_on_a_gpu(home: Home) -> None:
+    arguments, env, needed_bytes = command(home, "vllm", GPU, vllm_command="'my vllm' --quiet")
+    assert arguments[:3] == ["my vllm", "--quiet", "serve"]
+    assert option(arguments, "--gpu-memory-utilization") == "0.85"
+    assert "--enforce-eager" not in arguments and "--kv-cache-memory-bytes" not in arguments
+    assert env["CUDA_VISIBLE_DEVICES"] == "1" and "OMP_NUM_THREADS" not in env
+    assert needed_bytes == int(80 * 2**30 * 0.85)
+
+
+def test_the_engine_of_our_own(home: Home) -> None:
+    arguments, env, _ = command(home, "transformers", CPU, engine_threads=3, max_model_len=256)
+    assert arguments[1:3] == ["-m", "sage_inference.transformers_engine"]
+    assert option(arguments, "--device") == "cpu" and option(arguments, "--max-model-len") == "256"
+    assert env["OMP_NUM_THREADS"] == "3"
+    arguments, env, _ = command(home, "transformers", GPU)
+    assert option(arguments, "--device") == "cuda:0" and env["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_the_kind_is_what_can_be_found() -> None:
+    assert choose_kind(InferenceSettings(engine="transformers", vllm_command="vllm")) == "transformers"
+    assert choose_kind(InferenceSettings(vllm_command="vllm")) == "vllm"
+    assert choose_kind(InferenceSettings(engine="vllm")) == "vllm"
+
+
+def test_ranks_are_rounded_up_to_what_vllm_has() -> None:
+    assert [smallest_rank(rank) for rank in (1, 8, 9, 48, 64, 9999)] == [8, 8, 16, 64, 64, 512]
+
+
+def test_a_resolved_name_becomes_folders(home: Home) -> None:
+    wanted = locate(CODE, home)
+    assert wanted.adapter is not None and wanted.adapter.rank == 8 and wanted.label == "code@3"
+    assert wanted.base.max_positions == 512 and wanted.base.kv_values_per_token == 2 * 2 * 2 * 32
+    absolute = locate(ResolvedModel(id="base:x", base_model=wanted.base.location), home)
+    assert absolute.base == wanted.base
+    hub = locate(ResolvedModel(id="base:o/m", base_model="owner/model"), home)
+    assert (hub.base.location, hub.base.served_name) == ("owner/model", "base:owner/model")
+    assert not hub.base.is_local
+
+
+def test_the_largest_rank_of_an_adapter_counts(home: Home) -> None:
+    path = home.resolve(CODE.adapter_path or "") / "adapter_config.json"
+    path.write_text(json.dumps({"r": 8, "rank_pattern": {"q_proj": 32}}))
+    assert locate(CODE, home).rank == 32
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ResolvedModel(id="base:gone", base_model="base_models/gone"),
+        ResolvedModel(id="base:gone", base_model="/nowhere/gone"),
+        CODE.model_copy(update={"adapter_path": "finetune_output/gone"}),
+    ],
+)
+def test_what_is_not_there_is_said_with_its_path(home: Home, model: ResolvedModel) -> None:
+    with pytest.raises(ModelNotFoundError, match="gone"):
+        locate(model, home)
+
+
+def test_a_machine_without_nvidia_uses_its_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    device = find_device("auto")
+    assert device.name == "cpu" and device.total_bytes > 0
+
+
+def test_only_the_models_name_is_rewritten() -> None:
+    call = Call.parse(b'{"model": "finetune/code", "stream": true, "x": {"y": [1, "\xc3\xa9"]}}')
+    assert (call.model, call.is_stream) == ("code", True)
+    assert json.loads(call.for_engine("code@3")) == {"model": "code@3", "stream": True, "x": {"y": [1, "é"]}}
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'"text"', b"{}", b'{"model": 3}', b'{"model": ""}', b"\xff"])
+def test_bodies_that_are_none(body: bytes) -> None:
+    with pytest.raises(InvalidRequestError):
+        Call.parse(body)

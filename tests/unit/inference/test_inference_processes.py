@@ -1,0 +1,71 @@
+"""Process groups: everything a child started ends with it, also when its parent was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sage_inference import process_group
+
+FAMILY = """
+import os, signal, sys, time
+if os.fork() == 0:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print("up", flush=True)
+    time.sleep(60)
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def family() -> Iterator[subprocess.Popen[bytes]]:
+    """A process and a child of it that ignores SIGTERM."""
+    process = subprocess.Popen([sys.executable, "-c", FAMILY], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    for _ in range(2):
+        process.stdout.readline()
+    with process:
+        yield process
+        if process_group.alive(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+async def test_a_group_ends_with_its_stubborn_members(family: subprocess.Popen[bytes]) -> None:
+    assert len(process_group.alive(family.pid)) == 2
+    await process_group.end(family.pid, grace_s=0.1)
+    assert process_group.alive(family.pid) == []
+
+
+async def test_members_are_found_when_the_leader_was_killed(family: subprocess.Popen[bytes]) -> None:
+    family.kill()
+    family.wait()
+    assert len(process_group.alive(family.pid)) == 1
+    await process_group.end(family.pid, grace_s=0.1)
+    assert process_group.alive(family.pid) == []
+
+
+async def test_a_successor_ends_what_a_killed_agent_left(
+    family: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    process_group.GroupRecord(tmp_path, "engine").write(family.pid)
+    assert await process_group.end_leftovers(tmp_path, grace_s=0.1) == [family.pid]
+    assert process_group.alive(family.pid) == [] and process_group.leftovers(tmp_path) == {}
+
+
+@pytest.mark.parametrize("change", [{"started_ticks": "1"}, {"boot": "another"}, {"group": "no number"}])
+async def test_a_number_that_belongs_to_somebody_else_by_now_is_left_alone(
+    family: subprocess.Popen[bytes], tmp_path: Path, change: dict[str, str]
+) -> None:
+    process_group.GroupRecord(tmp_path, "engine").write(family.pid)
+    record = tmp_path / "engine.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | change))
+    assert await process_group.end_leftovers(tmp_path, grace_s=0.1) == []
+    assert len(process_group.alive(family.pid)) == 2 and not record.exists()
