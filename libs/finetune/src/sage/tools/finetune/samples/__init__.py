@@ -1,4 +1,4 @@
-"""Original sample rows about this product, for the `qa`, `chat` and `instruction` tasks when no data is given.
+"""Original sample rows about this product, for `qa`, `chat` and `instruction` when no data is given.
 
 One `<task>.jsonl` each, in the three published formats; read them with `importlib.resources`.
 """
