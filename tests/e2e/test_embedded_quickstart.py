@@ -94,6 +94,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         "SAGE_HOME": str(home),
         "SAGE_ENGINE": "transformers",
         "NO_COLOR": "1",
+        # A `down` without a record looks for containers: never for those of somebody else.
+        "COMPOSE_PROJECT_NAME": f"sage-test-{os.getpid()}",
         **{locate.PORT_VARIABLES[part]: port for part, port in ports.items()},
     }
     machine = Machine(environment, home)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sage_contracts.workers import MergeClaim
-from sage_merger.child import last_words
+from sage_merger.child import last_words, point_link
 from sage_merger.messages import CHILD_MESSAGE, ChildSpec, DoneMessage, FailedMessage, PhaseMessage
 from sage_merger.settings import MergerSettings
 
@@ -54,3 +54,13 @@ def test_the_child_is_our_own_unless_said_otherwise(monkeypatch: pytest.MonkeyPa
     assert MergerSettings().merge_child_command == [sys.executable, "-m", "sage_merger.child"]
     monkeypatch.setenv("SAGE_MERGE_CHILD_COMMAND", '["prog", "--flag"]')
     assert MergerSettings().merge_child_command == ["prog", "--flag"]
+
+
+def test_the_link_at_the_top_moves_in_one_step(tmp_path: Path) -> None:
+    link = tmp_path / "code" / "merged_model"
+    for version in ("1", "2"):
+        target = tmp_path / "code" / "versions" / version / "merged_model"
+        target.mkdir(parents=True)
+        point_link(link, target)
+        assert link.resolve() == target
+    assert not link.readlink().is_absolute()

@@ -140,7 +140,8 @@ def test_a_merge_from_request_to_record(rig: Rig) -> None:
         "version": 1,
         "base_model": "base_models/smollm2-135m",
         "adapter_path": rig.get("/v1/models/code")["sage"]["adapter_path"],
-        "output_dir": "finetune_output/code",
+        "output_dir": "finetune_output/code/versions/1",
+        "link_path": "finetune_output/code/merged_model",
         "dtype": "fp16",
     }
     claim_merge(rig, merge_id, status=409)
@@ -164,20 +165,22 @@ def test_asked_twice_a_version_is_merged_once(rig: Rig) -> None:
     assert merge(rig) != first
 
 
-def test_only_the_newest_version_owns_the_merged_folder(rig: Rig) -> None:
-    where = "finetune_output/code/merged_model"
+def test_every_version_keeps_its_own_merge_and_the_newest_has_the_link(rig: Rig) -> None:
     rig.train()
     first = merge(rig)
     claim_merge(rig, first)
-    end_merge(rig, first, "succeeded", merged_path=where)
+    end_merge(rig, first, "succeeded", merged_path="finetune_output/code/versions/1/merged_model")
     rig.train()
     second = merge(rig)
-    claim_merge(rig, second)
-    end_merge(rig, second, "succeeded", merged_path=where)
-    assert rig.get("/v1/models/code@1")["sage"]["merged_path"] is None
-    assert rig.get("/v1/models/code@2")["sage"]["merged_path"] == where
-    old = merge(rig, "code@1")
-    assert claim_merge(rig, old)["output_dir"] == "finetune_output/code/versions/1"
+    claim = claim_merge(rig, second)
+    assert claim["output_dir"] == "finetune_output/code/versions/2"
+    assert claim["link_path"] == "finetune_output/code/merged_model"
+    end_merge(rig, second, "succeeded", merged_path="finetune_output/code/versions/2/merged_model")
+    assert rig.get("/v1/models/code@1")["sage"]["merged_path"].endswith("versions/1/merged_model")
+    assert rig.get("/v1/models/code@2")["sage"]["merged_path"].endswith("versions/2/merged_model")
+    old = claim_merge(rig, merge(rig, "code@1"))
+    assert old["output_dir"] == "finetune_output/code/versions/1"
+    assert old["link_path"] is None
 
 
 def test_a_lost_merger_is_replaced_and_given_up_after_five(rig: Rig) -> None:

@@ -97,6 +97,7 @@ def test_an_error_crosses_http_as_itself(client: TestClient, code: str) -> None:
 
     assert response.status_code == EXPECTED[code]
     assert response.headers["retry-after"] == "2"
+    assert response.headers["x-should-retry"] == str(TREE[code].retryable).lower()
     body = response.json()
     assert body["source"] == "probe"
     assert body["error"]["code"] == code

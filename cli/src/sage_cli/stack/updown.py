@@ -84,26 +84,22 @@ def down_command(*, remove_volumes: bool) -> None:
     if not stopped:
         say("Nothing was running.", "ok")
         return
-    say(f"Stopped: {' and '.join(stopped)}. Models and jobs are kept in {home.root}.", "ok")
+    say(f"Stopped: {stopped}. Models and jobs are kept in {home.root}.", "ok")
 
 
-def _down_all(home: Home, *, remove_volumes: bool) -> list[str]:
-    stopped = []
+def _down_all(home: Home, *, remove_volumes: bool) -> str | None:
+    """Stop the recorded stack; without a record, what `docker compose up` started by hand."""
     record = locate.read_record()
     if record and record.kind == "embedded":
         if Daemon(home).pid() is not None:
             say("Stopping the local processes (a running job writes a checkpoint first)")
         embedded.down(home, record)
-        stopped.append("local processes")
-    is_compose = record is not None and record.kind == "compose"
-    # Also what `docker compose up` started by hand: it is the same project.
-    if (is_compose or compose.find_files()) and not compose.docker_problem():
-        if compose.running_ids():
-            compose.down(home, record if is_compose else None, remove_volumes=remove_volumes)
-            stopped.append("containers")
-        elif is_compose:
-            locate.record_path().unlink(missing_ok=True)
-    return stopped
+        return "local processes"
+    if (record or compose.find_files()) and not compose.docker_problem() and compose.running_ids():
+        compose.down(home, record, remove_volumes=remove_volumes)
+        return "containers"
+    locate.record_path().unlink(missing_ok=True)
+    return None
 
 
 def _choose(wanted: Kind | None, home: Home) -> tuple[Kind, str]:

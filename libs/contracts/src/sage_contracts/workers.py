@@ -122,7 +122,9 @@ class MergeClaim(_Wire):
     base_model: str
     adapter_path: str
     output_dir: str
-    """Relative to SAGE_HOME: where merged_model/ goes."""
+    """Relative to SAGE_HOME: the version's folder, where merged_model/ goes."""
+    link_path: str | None = None
+    """Relative to SAGE_HOME: a link to it that users look for; only the newest version gets one."""
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
 
 

@@ -33,6 +33,7 @@ _NO_LIMIT = httpx.Limits(max_connections=None, max_keepalive_connections=32)
 _LAST_LINES_S = 0.3
 # An engine runs code that models and their templates bring along: it gets none of our keys.
 _SECRETS = frozenset({"SAGE_INTERNAL_TOKEN", "SAGE_API_KEYS", "SAGE_DATABASE_URL", "OPENAI_API_KEY"})
+_ORPHAN_GRACE_S = 0.5
 _LOG_LIMIT_BYTES = 20 * 1024 * 1024
 
 
@@ -169,7 +170,9 @@ class EngineProcess:
 
     async def stop(self) -> None:
         """End the group and wait until no process of it lives and the log is complete. Safe to call twice."""
-        await process_group.end(self._process.pid, self._launch.stop_grace_s)
+        # What outlives a dead leader has nothing left to finish, and the next engine waits for its memory.
+        grace_s = _ORPHAN_GRACE_S if self.exited.is_set() else self._launch.stop_grace_s
+        await process_group.end(self._process.pid, min(grace_s, self._launch.stop_grace_s))
         await self._reap
         process_group.reap_orphans(self._process.pid)
         await asyncio.wait({self._drain}, timeout=_LAST_LINES_S)

@@ -43,8 +43,18 @@ def merge(spec: ChildSpec, out: IO[str]) -> DoneMessage:
     for left in target.parent.glob(f".{target.name}.*"):  # of an attempt that was killed while it wrote
         shutil.rmtree(left, ignore_errors=True)
     result = merge_adapter(base, home.resolve(claim.adapter_path), target, claim.dtype, phase)
+    if claim.link_path:
+        point_link(home.resolve(claim.link_path), result.path)
     meta = {"parity": asdict(result.parity), "size_bytes": result.size_bytes}
     return DoneMessage(merged_path=home.relative(result.path), meta=meta)
+
+
+def point_link(link: Path, target: Path) -> None:
+    """Make `link` lead to `target`, by a relative path (homes move), in one step for whoever looks."""
+    unfinished = link.with_name(f".{link.name}.link")
+    unfinished.unlink(missing_ok=True)
+    unfinished.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
+    unfinished.replace(link)
 
 
 def say(out: IO[str], message: BaseModel) -> None:

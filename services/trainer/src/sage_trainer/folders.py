@@ -70,6 +70,10 @@ def write_version(output_dir: Path, version_dir: Path, result: VersionResult) ->
     """
     from sage.tools.finetune.storage import folder_written_whole
 
+    # The link at the top leads to an older version's merge, and the top is this version's now.
+    link = output_dir / "merged_model"
+    if link.is_symlink():
+        link.unlink()
     with folder_written_whole(version_dir) as unfinished:
         shutil.copytree(output_dir / "lora_weights", unfinished / "lora_weights", copy_function=_link_or_copy)
         for name in ("training_config.json", "finetune_meta.json"):

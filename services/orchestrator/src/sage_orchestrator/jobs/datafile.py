@@ -18,7 +18,11 @@ def is_archive(filename: str) -> bool:
 
 
 def check_data(path: Path, filename: str, task: Task) -> None:
-    """Raises: InvalidDataError, naming rows and fields, or what is wrong with the file as a whole."""
+    """Rows as JSON or JSONL; for the task `code` also a source tree as *.zip, *.tar.gz or *.tgz, uploaded
+    with the purpose fine-tune. Only the list of names in it is read here: the trainer extracts it.
+
+    Raises: InvalidDataError, naming rows and fields, or what is wrong with the file as a whole.
+    """
     if not is_archive(filename):
         from sage.tools.finetune.data import validate_file
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from sage_contracts.errors import InvalidRequestError, NotYoursError
 from sage_contracts.home import Home
 from sage_contracts.models import MergeJob, MergeRequest, MergeStatus
@@ -40,13 +42,11 @@ class MergeService:
         with self.database.write() as session:
             version = self.models.find(session, model)
             # Also keeps two requests for one version apart.
-            alias = models.lock_name(session, version.name)
+            models.lock_name(session, version.name)
             row = merges.unfinished(session, version.name, version.version)
             if row is None:
-                folder = self.home.finetune_output / version.name
-                # The top of the folder shows the newest version; an older one is merged beside its adapter.
-                if alias.alias_version != version.version:
-                    folder = folder / "versions" / str(version.version)
+                # Beside its adapter: the next version must not replace what this one's merged_path names.
+                folder = self.home.finetune_output / version.name / "versions" / str(version.version)
                 row = MergeRow(
                     id=new_id("merge"),
                     name=version.name,
@@ -99,8 +99,15 @@ class MergeService:
                 base_model=version.base_model,
                 adapter_path=version.adapter_path,
                 output_dir=row.output_dir,
+                link_path=self._link_path(session, row),
                 dtype=row.dtype,
             )
+
+    def _link_path(self, session: Session, row: MergeRow) -> str | None:
+        """The top of a model's folder shows its newest version."""
+        if models.lock_name(session, row.name).alias_version != row.version:
+            return None
+        return self.home.relative(self.home.finetune_output / row.name / "merged_model")
 
     def report(self, merge_id: str, report: MergeReport) -> ReportReply:
         """Raises: NotYoursError."""

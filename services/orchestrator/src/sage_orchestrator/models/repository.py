@@ -76,8 +76,7 @@ def is_base_known(session: Session, base_model: str) -> bool:
 
 
 def set_merged(session: Session, name: str, version: int, merged_path: str) -> None:
-    """Record where the merged weights are; no other version may claim the same folder."""
-    session.execute(update(VersionRow).where(VersionRow.merged_path == merged_path).values(merged_path=None))
+    """Record where the merged weights of a version are."""
     session.execute(
         update(VersionRow)
         .where(VersionRow.name == name, VersionRow.version == version)

@@ -40,14 +40,14 @@ class ModelService:
             self._resolve_base(model)
             return ModelCard(id=model, created=0)
         with self._database.read() as session:
-            return _card(self._find(session, model), is_alias="@" not in model)
+            return _card(self.find(session, model), is_alias="@" not in model)
 
     def resolve(self, model: str) -> ResolvedModel:
         """What the inference host needs to serve this name. Raises: ModelNotFoundError."""
         if model.startswith(_BASE):
             return self._resolve_base(model)
         with self._database.read() as session:
-            row = self._find(session, model)
+            row = self.find(session, model)
         return ResolvedModel(
             id=version_id(row),
             base_model=row.base_model,
@@ -63,7 +63,7 @@ class ModelService:
         """
         with self._database.write() as session:
             name, _, version = model.partition("@")
-            self._find(session, model)
+            self.find(session, model)
             alias = models.lock_name(session, name)
             doomed = [
                 row for row in models.versions(session, name) if not version or row.version == int(version)
@@ -77,10 +77,7 @@ class ModelService:
         return Deleted(id=model, object="model")
 
     def find(self, session: Session, model: str) -> VersionRow:
-        """Raises: ModelNotFoundError."""
-        return self._find(session, model)
-
-    def _find(self, session: Session, model: str) -> VersionRow:
+        """The version a name means, inside the caller's transaction. Raises: ModelNotFoundError."""
         name, at, given = model.partition("@")
         version = models.alias_version(session, name) if not at else None
         if given.isdecimal():
