@@ -27,7 +27,7 @@ compile gateway "${base[@]}" libs/chat libs/retrieval services/gateway
 compile trainer "${base[@]}" 'libs/finetune[train]' services/trainer
 compile merger "${base[@]}" 'libs/finetune[train]' services/merger
 compile inference "${base[@]}" services/inference
-compile cli libs/contracts cli
+compile cli libs/contracts libs/finetune cli
 compile embedded "${base[@]}" 'libs/finetune[train]' libs/chat libs/retrieval services/orchestrator services/trainer \
     services/merger 'services/inference[transformers]' services/gateway cli
 

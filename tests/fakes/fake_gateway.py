@@ -2,7 +2,7 @@
 
 Speaks the routes that the command line uses, with the real wire types. By hand:
     python tests/fakes/fake_gateway.py --port 8080
-Names ask for outcomes: a job called `fails` fails, `endless` never ends; a question of `break` breaks off,
+Names ask for outcomes: a job called `fails`, `no-hub` or `dies` fails, `endless` never ends; a question of `break` breaks off,
 `error` errs inside the stream, `endless` never ends. GET /requests lists what was received; POST /reset
 forgets everything.
 """
@@ -48,6 +48,11 @@ from sage_servicekit import errors
 
 STEPS = 4
 MODEL = "smollm2-135m"
+FAILURES = {
+    "fails": ("training_failed", "The loss became NaN at step 4."),
+    "no-hub": ("model_not_found", "No hub is reached."),
+    "dies": ("internal_error", "The trainer died."),
+}
 
 
 @dataclass
@@ -76,7 +81,7 @@ class FakeJob:
             return
         self.looks += 1
         if self.looks == 2:
-            job.status, metrics.phase = JobStatus.RUNNING, "Preparing data"
+            job.status, metrics.phase = JobStatus.RUNNING, "data"
             self.say("Preparing data")
         elif 2 < self.looks <= 2 + STEPS:
             self._step(self.looks - 2)
@@ -85,17 +90,18 @@ class FakeJob:
 
     def _step(self, step: int) -> None:
         metrics = self.job.sage.metrics
-        metrics.phase, metrics.step, metrics.total_steps = "Training", step, STEPS
+        metrics.phase, metrics.step, metrics.total_steps = "training", step, STEPS
         metrics.loss, metrics.tokens_per_second, metrics.eta_s = 2.5 - 0.1 * step, 800.0 + step, 10.0 - step
         self.say(f"Step {step}/{STEPS} loss {metrics.loss:.2f}", step=step, total_steps=STEPS)
 
     def _end(self) -> None:
         job = self.job
         job.finished_at = int(time.time())
-        if job.sage.name == "fails":
+        if job.sage.name in FAILURES:
+            code, message = FAILURES[job.sage.name]
             job.status = JobStatus.FAILED
-            job.error = JobError(code="training_failed", message="The loss became NaN at step 4.")
-            self.say("The loss became NaN at step 4.", level=EventLevel.ERROR)
+            job.error = JobError(code=code, message=message)
+            self.say(message, level=EventLevel.ERROR)
             return
         job.status = JobStatus.SUCCEEDED
         job.fine_tuned_model = f"{job.sage.name}@{job.sage.version}"

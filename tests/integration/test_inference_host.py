@@ -150,7 +150,8 @@ def test_a_client_that_leaves_ends_the_generation(tmp_path: Path) -> None:
         assert rig.ask("code", max_tokens=1).status_code == 200
         body = question("code", stream=True, max_tokens=400)
         with rig.http.stream("POST", "/v1/chat/completions", json=body) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()  # kept: its end would close the response
+            next(lines)
             assert rig.engines()[0].busy_requests == 1
         rig.wait_for(lambda: rig.engines()[0].busy_requests == 0)
         rig.wait_for(lambda: "request aborted" in rig.log())

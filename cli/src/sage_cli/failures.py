@@ -22,7 +22,6 @@ _EXIT_CODES: dict[type[errors.SageError], int] = {
 }
 
 _ADVICE: dict[type[errors.SageError], str] = {
-    errors.ModelNotFoundError: "`sage models` lists the models there are.",
     errors.AuthenticationError: "Set SAGE_API_KEY to a key that the gateway knows.",
     errors.OutOfMemoryError: "Try --preset minimal, or --set max_length=512.",
     errors.DeviceBusyError: "`sage status` shows what holds the device. Try again when it is done.",

@@ -46,10 +46,17 @@ def test_quickstart_shows_phases_figures_losses_and_both_answers(online: Sage, r
     assert online("finetune", "merge", "code", "--dtype", "fp16").exit_code == 2
 
 
-def test_a_failed_job_ends_with_3_and_its_reason(online: Sage) -> None:
-    ran = online("finetune", "start", "--task", "code", "--name", "fails")
-    assert ran.exit_code == 3
-    assert "The loss became NaN at step 4." in ran.stderr
+@pytest.mark.parametrize(
+    ("name", "code", "told"),
+    [("fails", 3, "The loss became NaN at step 4."), ("dies", 3, "trainer died"), ("no-hub", 2, "No hub")],
+)
+def test_a_failed_job_ends_with_its_reason(online: Sage, name: str, code: int, told: str) -> None:
+    online("finetune", "start", "--task", "code", "--name", name, "--no-watch")
+    for _ in range(8):
+        online("finetune", "show", "ftjob-0001")
+    ran = online("finetune", "watch", name)
+    assert ran.exit_code == code
+    assert told in ran.stderr
     assert "sage finetune logs ftjob-" in ran.stderr
     assert "Traceback" not in ran.output
 
@@ -216,3 +223,23 @@ def test_docker_and_embedded_exclude_each_other(sage: Sage) -> None:
     ran = sage("up", "--docker", "--embedded")
     assert ran.exit_code == 2
     assert "exclude each other" in ran.stderr
+
+
+def test_a_home_that_cannot_be_used_is_named(
+    sage: Sage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SAGE_HOME", str(tmp_path / "file"))
+    ran = sage("up", "--embedded")
+    assert ran.exit_code == 2
+    assert f"{tmp_path / 'file'} cannot be used" in ran.stderr
+
+
+def test_doctor_names_each_check_and_what_to_do(sage: Sage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("SAGE_BROKER_URL", "redis://127.0.0.1:9/0")
+    ran = sage("doctor")
+    assert ran.exit_code == 2
+    for name in ("python", "parts", "disk", "memory", "gpu", "docker", "ports", "broker", "hub", "stack"):
+        assert f" {name} " in ran.output
+    assert "Start Redis there, or unset SAGE_BROKER_URL" in ran.output

@@ -75,6 +75,12 @@ def test_settings_read_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "s3cret" not in repr(settings)
 
 
+def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Compose files and shell scripts hand on what they do not have as an empty string.
+    monkeypatch.setenv("SAGE_INTERNAL_TOKEN", "")
+    assert ServiceSettings().internal_token is None
+
+
 def test_paths_are_stored_relative_to_the_home(tmp_path: Path) -> None:
     home = Home(tmp_path)
     assert home.relative(tmp_path / "finetune_output/code") == "finetune_output/code"

@@ -30,8 +30,9 @@ def chat(
         typer.Option("--keep-alive", min=0, help="Seconds the engine stays after you leave; 0 stops it."),
     ] = None,
 ) -> None:
-    """Chat with a model: interactively, once with -m, or with what comes through a pipe.
+    """Chat with a model.
 
+    Interactively, once with -m, or with what comes through a pipe.
     In a conversation /bye leaves, /new starts over, Ctrl-C ends an answer and, twice, leaves.
     """
     from sage_cli.chat.session import ChatOptions, chat_command

@@ -53,7 +53,10 @@ def quickstart(
     settings: SetOption = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", hidden=True)] = False,
 ) -> None:
-    """From nothing to a model of your own: start, train, compare with the base model."""
+    """From nothing to a model of your own.
+
+    Starts what is needed, trains, and lets the base and the tuned model answer the same question.
+    """
     from sage_cli.jobs.quickstart import quickstart_command
     from sage_cli.jobs.submit import JobWish
 
@@ -106,7 +109,7 @@ def list_jobs(
 
 @app.command()
 def show(job: JobArgument, as_json: JsonOption = False) -> None:
-    """Show one job: how it was set up, where it stands, where its files are."""
+    """Show one job: settings, progress, files."""
     from sage_cli.jobs.show import show_command
 
     show_command(job, as_json=as_json)
@@ -164,7 +167,7 @@ def merge(
     ] = "auto",
     timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait.")] = 1800,
 ) -> None:
-    """Write the base model with the adapter merged into it, for export."""
+    """Merge a tuned model into whole weights, for export."""
     from sage_cli.jobs.merge import merge_command
 
     merge_command(name, dtype=dtype, timeout_s=timeout_s)
@@ -180,7 +183,10 @@ def chat_with(
     max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     keep_alive_s: Annotated[float | None, typer.Option("--keep-alive", min=0)] = None,
 ) -> None:
-    """Chat with a tuned model: short for `sage chat --backend finetune --finetune-model NAME`."""
+    """Chat with a tuned model.
+
+    Short for `sage chat --backend finetune --finetune-model NAME`.
+    """
     from sage_cli.chat.session import ChatOptions, chat_command
 
     chat_command(

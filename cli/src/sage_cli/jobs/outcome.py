@@ -11,8 +11,17 @@ from rich.text import Text
 
 from sage_cli import locate, render
 from sage_cli.failures import INTERRUPTED
-from sage_contracts.errors import OutOfMemoryError, TrainingFailedError
+from sage_contracts.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    StorageFullError,
+    TrainingFailedError,
+    all_errors,
+)
 from sage_contracts.jobs import FineTuningJob, JobStatus
+
+# Wrong input that only the trainer could notice is still the user's input.
+_TOLD_AS_THEY_ARE = (InvalidRequestError, NotFoundError, StorageFullError, TrainingFailedError)
 
 
 def show_choices(console: Console, job: FineTuningJob, data: Path | None) -> None:
@@ -57,7 +66,7 @@ def facts(console: Console, rows: list[tuple[str, str]]) -> None:
 
 
 def require_success(job: FineTuningJob) -> None:
-    """Raises: TrainingFailedError for a failed or cancelled job; typer.Exit(0) for a paused one."""
+    """Raises: the SageError behind a failed or cancelled job; typer.Exit(0) for a paused one."""
     if job.status is JobStatus.PAUSED:
         typer.echo(f"Paused. Go on with: sage finetune resume {job.id}")
         raise typer.Exit(0)
@@ -66,7 +75,9 @@ def require_success(job: FineTuningJob) -> None:
     if job.status is JobStatus.CANCELLED:
         raise TrainingFailedError(f"The job {job.id} was cancelled.")
     problem = job.error.message if job.error else "no reason was recorded"
-    cls = OutOfMemoryError if job.error and job.error.code == OutOfMemoryError.code else TrainingFailedError
+    cls = all_errors().get(job.error.code if job.error else "", TrainingFailedError)
+    if not issubclass(cls, _TOLD_AS_THEY_ARE):
+        cls = TrainingFailedError
     raise cls(f"The job {job.id} failed: {problem}\nWhat happened before: sage finetune logs {job.id}")
 
 
@@ -79,6 +90,7 @@ def show_result(console: Console, job: FineTuningJob) -> None:
     rows.append(("files", str(output_folder(job))))
     if job.finished_at:
         rows.append(("took", render.seconds_text(job.finished_at - job.created_at)))
+    console.print()
     console.print(Text("Your model is ready", style="bold green"))
     facts(console, rows)
 

@@ -19,6 +19,20 @@ _WIDE = 72
 _PLAIN_EVERY_S = 5.0
 _PLAIN_SHARE = 0.1
 
+# The trainer's phases, for people; others are shown as they are.
+_TRAINING = "training"
+_PHASES = {
+    "start": "starting",
+    "data": "preparing the data",
+    "base_model": "getting the base model",
+    "loading": "loading the base model",
+    "base_eval": "measuring the base model",
+    "eval": "measuring the tuned model",
+    "saving": "saving the adapter",
+    "version": "writing the version",
+    "done": "finishing",
+}
+
 
 def view_for(console: Console) -> LiveView | PlainView:
     """The view that fits this output."""
@@ -92,7 +106,8 @@ class LiveView:
         metrics = job.sage.metrics
         if self._task is None:
             self._task = self._bar.add_task("", total=None)
-        is_stepping = job.status is JobStatus.RUNNING and metrics.step is not None and metrics.total_steps
+        is_training = job.status is JobStatus.RUNNING and metrics.phase == _TRAINING
+        is_stepping = is_training and metrics.step is not None and metrics.total_steps
         text = f"step {metrics.step}/{metrics.total_steps}" if is_stepping else phase_text(job)
         self._bar.update(
             self._task,
@@ -138,11 +153,12 @@ def phase_text(job: FineTuningJob) -> str:
         case JobStatus.QUEUED:
             return "queued: waiting for a trainer"
         case JobStatus.RUNNING:
-            return job.sage.metrics.phase or "starting"
+            phase = job.sage.metrics.phase or "start"
+            return _PHASES.get(phase, phase.replace("_", " "))
         case _:
             return job.status.value
 
 
 def _event_line(console: Console, event: JobEvent) -> None:
-    state = {EventLevel.INFO: "ok", EventLevel.WARN: "warn", EventLevel.ERROR: "bad"}[event.level]
+    state = {EventLevel.INFO: "wait", EventLevel.WARN: "warn", EventLevel.ERROR: "bad"}[event.level]
     render.line(console, state, Text(event.message))

@@ -52,12 +52,11 @@ def find_files() -> list[Path]:
     return []
 
 
-def running_ids() -> list[str]:
-    """Containers of our project, running or not."""
-    listing = _run(
-        ["docker", "ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project={project()}"],
-        timeout_s=15,
-    )
+def container_ids(*, only_running: bool = False) -> list[str]:
+    """Containers of our project."""
+    which = ["--quiet"] if only_running else ["--quiet", "--all"]
+    mark = f"label=com.docker.compose.project={project()}"
+    listing = _run(["docker", "ps", *which, "--filter", mark], timeout_s=15)
     return listing.stdout.split() if listing.returncode == 0 else []
 
 
@@ -70,7 +69,7 @@ def up(
     home: Home, files: Sequence[Path], ports: Mapping[str, int], *, timeout_s: float, is_building: bool
 ) -> StackRecord:
     """Build what is missing, start, wait until healthy. Raises: StackError; nothing new is then left."""
-    was_there = bool(running_ids())
+    was_there = bool(container_ids())
     _prepare_home(home)
     record = StackRecord(
         "compose",
@@ -100,7 +99,7 @@ def down(home: Home, record: StackRecord | None, *, remove_volumes: bool) -> Non
     if remove_volumes:
         command.append("--volumes")
     code = _show(command, _environment(home, record) if record else dict(os.environ))
-    if code != 0 or running_ids():
+    if code != 0 or container_ids():
         raise StackError(
             f"`{' '.join(command)}` did not remove every container. `docker ps -a` shows what is left."
         )

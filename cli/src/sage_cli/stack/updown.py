@@ -60,9 +60,18 @@ def ensure_stack() -> None:
     """Make sure that a gateway answers, starting the embedded stack where nothing runs. Says so."""
     if locate.explicit_gateway_url() or gateway_answers() or os.environ.get("SAGE_AUTOSTART") == "0":
         return
-    say("Nothing is running yet: starting the embedded stack (local processes, no Docker).")
-    up("embedded")
-    say(f"The stack is up: {locate.gateway_url()}. It keeps running; `sage down` stops it.", "ok")
+    record = locate.read_record()
+    if record and record.kind == "compose" and not compose.docker_problem():
+        say("The containers do not answer: starting them again")
+        up("compose")
+    else:
+        say("Nothing runs yet: starting the embedded stack (no Docker needed)")
+        up("embedded")
+    say(f"The stack is up at {locate.gateway_url()}; `sage down` stops it", "ok")
+
+
+def _containers_run() -> bool:
+    return not compose.docker_problem() and bool(compose.container_ids(only_running=True))
 
 
 def gateway_answers() -> bool:
@@ -95,7 +104,7 @@ def _down_all(home: Home, *, remove_volumes: bool) -> str | None:
             say("Stopping the local processes (a running job writes a checkpoint first)")
         embedded.down(home, record)
         return "local processes"
-    if (record or compose.find_files()) and not compose.docker_problem() and compose.running_ids():
+    if (record or compose.find_files()) and not compose.docker_problem() and compose.container_ids():
         compose.down(home, record, remove_volumes=remove_volumes)
         return "containers"
     locate.record_path().unlink(missing_ok=True)
@@ -108,7 +117,7 @@ def _choose(wanted: Kind | None, home: Home) -> tuple[Kind, str]:
     running: Kind | None = None
     if record and record.kind == "embedded" and Daemon(home).is_answering():
         running = "embedded"
-    elif record and record.kind == "compose" and not compose.docker_problem() and compose.running_ids():
+    elif record and record.kind == "compose" and _containers_run():
         running = "compose"
     if running and wanted and running != wanted:
         other = "as local processes" if running == "embedded" else "in containers"
@@ -116,7 +125,7 @@ def _choose(wanted: Kind | None, home: Home) -> tuple[Kind, str]:
     if running:
         return running, "Already running: checking that every part is healthy"
     if wanted == "embedded":
-        return "embedded", "Starting local processes"
+        return "embedded", ""
     problem = compose.docker_problem()
     files = compose.find_files()
     if wanted == "compose":
@@ -156,7 +165,7 @@ def _up_embedded(home: Home, timeout_s: float) -> StackRecord:
 
 def _up_compose(home: Home, timeout_s: float, *, is_building: bool) -> StackRecord:
     ports = locate.wanted_ports()
-    if not compose.running_ids():
+    if not compose.container_ids():
         require_free(os.environ.get("SAGE_BIND") or "127.0.0.1", ports)
     return compose.up(home, compose.find_files(), ports, timeout_s=timeout_s, is_building=is_building)
 

@@ -164,13 +164,16 @@ class OutOfMemoryError(TrainingFailedError):
 
 
 def all_errors() -> dict[str, type[SageError]]:
-    """Every class of the tree by its code, so that a client can raise what the server raised."""
+    """Every class of this module by its code, so that a client can raise what the server raised.
+
+    Classes that a part derives for its own use travel as the class they derive from.
+    """
     found: dict[str, type[SageError]] = {}
     pending: list[type[SageError]] = [SageError]
     while pending:
         cls = pending.pop()
         found[cls.code] = cls
-        pending.extend(cls.__subclasses__())
+        pending.extend(sub for sub in cls.__subclasses__() if sub.__module__ == __name__)
     return found
 
 

@@ -38,7 +38,7 @@ def status_of(error: errors.SageError) -> int:
 
 def error_response(error: errors.SageError, source: str) -> JSONResponse:
     """An error as OpenAI's body, with Retry-After in whole seconds where the error knows it."""
-    # By the status alone OpenAI's clients would send a refused transition (409) or a failed engine (502) again.
+    # By the status alone OpenAI's clients would send a refused transition (409) or a dead engine (502) again.
     headers = {"X-Should-Retry": str(error.retryable).lower()}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))

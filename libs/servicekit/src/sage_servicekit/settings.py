@@ -14,7 +14,9 @@ from sage_contracts.home import Home
 class ServiceSettings(BaseSettings):
     """The common part; a service subclasses it in its own settings.py and adds its fields."""
 
-    model_config = SettingsConfigDict(env_prefix="SAGE_", extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="SAGE_", env_ignore_empty=True, extra="ignore", populate_by_name=True
+    )
 
     home_dir: Path = Field(
         default_factory=lambda: Path("~/.sage"), validation_alias=AliasChoices("SAGE_HOME", "home_dir")

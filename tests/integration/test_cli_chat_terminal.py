@@ -1,0 +1,168 @@
+"""A conversation on a real terminal: what is typed, Ctrl-C, and how it is left."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import socket
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+from tests.fakes.fake_gateway import build_app
+
+TIMEOUT_S = 30.0
+CTRL_C = "\x03"
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[str]:
+    server = uvicorn.Server(uvicorn.Config(build_app(), log_config=None, timeout_graceful_shutdown=1))
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(timeout=TIMEOUT_S)
+
+
+class Terminal:
+    """`sage …` with a terminal of its own."""
+
+    def __init__(self, environment: dict[str, str], *words: str) -> None:
+        self._master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "sage_cli.main", *words],
+            env=environment,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            # The terminal's Ctrl-C goes to whoever it controls.
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(slave)
+        self.screen = ""
+        self._seen = 0
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def expect(self, text: str) -> None:
+        """Wait until this appears after what was already expected."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while (found := self.screen.find(text, self._seen)) < 0:
+            assert time.monotonic() < deadline, f"{text!r} does not appear:\n{self.screen}"
+            self._read(0.1)
+        self._seen = found + len(text)
+
+    def ends_with(self, code: int) -> None:
+        deadline = time.monotonic() + TIMEOUT_S
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, f"it does not end:\n{self.screen}"
+            self._read(0.1)
+        assert self.process.returncode == code, self.screen
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(timeout=TIMEOUT_S)
+        os.close(self._master)
+
+    def _read(self, timeout_s: float) -> None:
+        if select.select([self._master], [], [], timeout_s)[0]:
+            try:
+                self.screen += _ESCAPES.sub("", os.read(self._master, 65536).decode(errors="replace"))
+            except OSError:
+                return  # the other side is closed
+
+
+@pytest.fixture
+def environment(gateway: str, tmp_path: Path) -> dict[str, str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("SAGE_")}
+    return clean | {
+        "SAGE_GATEWAY_URL": gateway,
+        "SAGE_HOME": str(tmp_path),
+        "TERM": "xterm",
+        "COLUMNS": "80",
+        "LANG": "C.UTF-8",
+    }
+
+
+@pytest.fixture
+def chat(environment: dict[str, str]) -> Iterator[Terminal]:
+    terminal = Terminal(environment, "chat", "--model", "base:m")
+    yield terminal
+    terminal.close()
+
+
+def test_questions_are_answered_until_bye(chat: Terminal) -> None:
+    chat.expect("Chatting with base:m")
+    chat.expect("› ")
+    chat.type("hello\n")
+    chat.expect("base:m says: you asked 'hello'")
+    chat.type("error\n")
+    chat.expect("The engine died: out of memory.")
+    chat.type("/new\n")
+    chat.expect("(a new conversation)")
+    chat.type("/bye\n")
+    chat.ends_with(0)
+
+
+def test_ctrl_c_ends_an_answer_and_the_conversation_goes_on(chat: Terminal) -> None:
+    chat.expect("› ")
+    chat.type("endless\n")
+    chat.expect("more more more")
+    chat.type(CTRL_C)
+    chat.expect("(stopped)")
+    chat.type("still there?\n")
+    chat.expect("you asked 'still there?'")
+    chat.type("/bye\n")
+    chat.ends_with(0)
+
+
+def test_ctrl_c_twice_leaves(chat: Terminal) -> None:
+    chat.expect("› ")
+    chat.type(CTRL_C)
+    chat.expect("Ctrl-C again, or /bye, leaves")
+    chat.type(CTRL_C)
+    chat.ends_with(130)
+
+
+def test_the_end_of_input_leaves(chat: Terminal) -> None:
+    chat.expect("› ")
+    chat.type("\x04")
+    chat.ends_with(0)
+
+
+def test_ctrl_c_while_watching_leaves_the_job_alone(environment: dict[str, str]) -> None:
+    terminal = Terminal(environment, "finetune", "start", "--task", "code", "--name", "endless")
+    try:
+        terminal.expect("Training 'endless'")
+        terminal.expect("step 4/4")
+        terminal.type(CTRL_C)
+        terminal.expect("Detached: the job goes on without you.")
+        terminal.expect("sage finetune watch ftjob-")
+        terminal.ends_with(130)
+    finally:
+        terminal.close()
+    shown = subprocess.run(
+        [sys.executable, "-m", "sage_cli.main", "finetune", "list"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=True,
+    )
+    assert "running" in shown.stdout
