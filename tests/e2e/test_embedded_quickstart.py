@@ -256,6 +256,7 @@ def test_merge_writes_a_whole_model(machine: Machine) -> None:
     screen = ok(machine.sage("finetune", "merge", "code", timeout_s=COMMAND_TIMEOUT_S))
     merged = machine.home / "finetune_output" / "code" / "merged_model"
     assert str(merged) in screen
+    assert merged.samefile(merged.parent / "versions" / "2" / "merged_model")
     assert (merged / "config.json").is_file()
     assert list(merged.glob("*.safetensors"))
 

@@ -2,9 +2,9 @@
 
 Speaks the routes that the command line uses, with the real wire types. By hand:
     python tests/fakes/fake_gateway.py --port 8080
-Names ask for outcomes: a job called `fails`, `no-hub` or `dies` fails, `endless` never ends; a question of `break` breaks off,
-`error` errs inside the stream, `endless` never ends. GET /requests lists what was received; POST /reset
-forgets everything.
+Names ask for outcomes: a job called `fails`, `no-hub` or `dies` fails, `endless` never ends; a question of
+`break` breaks off, `error` errs inside the stream, `endless` never ends. GET /requests lists what came in;
+POST /reset forgets everything.
 """
 
 from __future__ import annotations

@@ -32,10 +32,17 @@ def merge_command(name: str, *, dtype: Literal["auto", "fp32", "fp16", "bf16"], 
         raise TrainingFailedError(
             f"The merge of {merge.model} failed: {merge.error or 'no reason was recorded'}"
         )
-    path = locate.home_root() / merge.merged_path if merge.merged_path else None
-    where = f"{path}/" if path and path.is_dir() else f"{merge.merged_path}/ (in the stack's SAGE_HOME)"
     render.line(console, "ok", f"Merged {merge.model}")
-    outcome.facts(console, [("files", where)])
+    outcome.facts(console, [("files", _where(merge))])
+
+
+def _where(merge: MergeJob) -> str:
+    """The folder as people know it: the newest version's is also found under the model's name."""
+    path = locate.home_root() / (merge.merged_path or "")
+    if not merge.merged_path or not path.is_dir():
+        return f"{merge.merged_path}/ (in the stack's SAGE_HOME)"
+    newest = locate.home_root() / "finetune_output" / merge.model.partition("@")[0] / path.name
+    return f"{newest if newest.exists() and newest.samefile(path) else path}/"
 
 
 def _await(client: Client, merge: MergeJob, timeout_s: float) -> MergeJob:

@@ -1,7 +1,7 @@
 """A llama-architecture GGUF file as a plain Hugging Face folder: config, weights, tokenizer, chat template.
 
 The tensors are dequantised one by one with the `gguf` package and renamed here, instead of going through
-transformers' own GGUF loader: that one cannot save what it loads, and takes ten times as long.
+transformers' own GGUF loader: that one cannot save what it loads, and takes several times as long.
 """
 
 from __future__ import annotations

@@ -108,17 +108,29 @@ def _frozen_head_loss() -> Callable[..., Any]:
             wants_gradient = ctx.needs_input_grad[0]
             total = hidden.new_zeros((), dtype=torch.float32)
             gradient = torch.empty_like(hidden) if wants_gradient else None
+            # One buffer of one size for all chunks: logits of ever new sizes would leave holes in the heap.
+            product = torch.empty(chunk, weight.shape[0], dtype=hidden.dtype, device=hidden.device)
+            buffer = (
+                product if product.dtype == torch.float32 else torch.empty_like(product, dtype=torch.float32)
+            )
             for start in range(0, len(labels), chunk):
                 part = slice(start, start + chunk)
-                logits = torch.nn.functional.linear(hidden[part], weight, bias).float()
                 wanted = labels[part, None]
-                log_norm = logits.logsumexp(1, keepdim=True)
-                total += (log_norm - logits.gather(1, wanted)).sum()
+                size = len(wanted)
+                torch.mm(hidden[part], weight.t(), out=product[:size])
+                logits = buffer[:size].copy_(product[:size]) if buffer is not product else product[:size]
+                if bias is not None:
+                    logits += bias
+                # In place, each pass over the logits once: shift, pick the label's, exponentiate, sum.
+                logits -= logits.amax(1, keepdim=True)
+                picked = logits.gather(1, wanted)
+                norm = logits.exp_().sum(1, keepdim=True)
+                total += (norm.log() - picked).sum()
                 if gradient is not None:
-                    # d loss / d logits = softmax - one_hot, built in place of the logits.
-                    softmax = logits.sub_(log_norm).exp_()
-                    softmax.scatter_add_(1, wanted, torch.full_like(log_norm, -1.0))
-                    gradient[part] = softmax.to(weight.dtype) @ weight
+                    # d loss / d logits = softmax - one_hot
+                    softmax = logits.div_(norm)
+                    softmax.scatter_add_(1, wanted, torch.full_like(norm, -1.0))
+                    gradient[part] = product[:size].copy_(softmax) @ weight
             if gradient is not None:
                 ctx.save_for_backward(gradient)
             return total

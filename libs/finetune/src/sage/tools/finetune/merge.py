@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sage.tools.finetune.hardware import memory_errors, set_threads, torch_dtype, wait_politely
-from sage.tools.finetune.modeling import load_tokenizer
+from sage.tools.finetune.modeling import load_tokenizer, quiet_bitsandbytes
 from sage.tools.finetune.storage import folder_written_whole, require_free_space, storage_errors, write_json
 from sage_contracts.errors import ModelNotFoundError, TrainingFailedError
 
@@ -70,6 +70,8 @@ def _merge(
     base: Path, adapter_dir: Path, out_dir: Path, dtype: MergeDtype, report: Callable[[str], None]
 ) -> MergeResult:
     import torch
+
+    quiet_bitsandbytes()
     from peft import PeftModel
 
     tokenizer = load_tokenizer(adapter_dir if (adapter_dir / "tokenizer_config.json").is_file() else base)

@@ -64,15 +64,19 @@ def _quantisation(config: TrainingConfig, precision: ResolvedPrecision) -> Any:
     )
 
 
+def quiet_bitsandbytes() -> None:
+    """Call before peft is imported: that makes it report kernels which nobody asked for."""
+    import logging
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 def add_adapters(model: Any, lora: LoRAConfig) -> Any:
     """Wrap the model; only adapters train, in fp32 whatever the base is in.
 
     Raises: InvalidRequestError when no module has one of the target names.
     """
-    import logging
-
-    # peft imports it to look for its layers; it then tells everybody about kernels it did not find.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    quiet_bitsandbytes()
     from peft import LoraConfig, get_peft_model
 
     adapters = LoraConfig(
