@@ -184,3 +184,18 @@ def test_without_docker_it_is_said_what_to_do(machine: Machine) -> None:
     assert ran.returncode == 2
     assert "engine does not answer" in ran.stderr
     assert "sage up --embedded" in ran.stderr
+
+
+def test_down_never_says_nothing_ran_when_it_could_not_look(machine: Machine, tmp_path: Path) -> None:
+    write_compose(machine, SERVER)
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    # An engine with a container of ours, and a command without the Compose plugin.
+    docker.write_text('#!/bin/sh\ncase "$1" in compose) exit 1 ;; ps) echo 0123abcd ;; esac\n')
+    docker.chmod(0o755)
+    machine.home.mkdir()
+    path = f"{docker.parent}{os.pathsep}{os.environ['PATH']}"
+    ran = Machine(machine.environment | {"PATH": path}, machine.home, machine.project).sage("down")
+    assert ran.returncode == 2
+    assert "not stopped" in ran.stderr
+    assert "Compose" in ran.stderr

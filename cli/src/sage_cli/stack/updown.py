@@ -89,11 +89,17 @@ def down_command(*, remove_volumes: bool) -> None:
         say("Nothing was running.", "ok")
         return
     with stack_lock(home.run / "stack.lock", timeout_s=_LOCK_TIMEOUT_S, say=say):
+        has_record = locate.read_record() is not None
         stopped = _down_all(home, remove_volumes=remove_volumes)
     if not stopped:
         say("Nothing was running.", "ok")
         return
-    say(f"Stopped: {stopped}. Models and jobs are kept in {home.root}.", "ok")
+    # `docker compose up` by hand keeps them in a volume, unless SAGE_HOME was set for it too.
+    if has_record or "SAGE_HOME" in os.environ:
+        fate = f"kept in {home.root}"
+    else:
+        fate = "deleted with the data volume" if remove_volumes else "kept in the data volume"
+    say(f"Stopped: {stopped}. Models and jobs are {fate}.", "ok")
 
 
 def _down_all(home: Home, *, remove_volumes: bool) -> str | None:
@@ -104,7 +110,9 @@ def _down_all(home: Home, *, remove_volumes: bool) -> str | None:
             say("Stopping the local processes (a running job writes a checkpoint first)")
         embedded.down(home, record)
         return "local processes"
-    if (record or compose.find_files()) and not compose.docker_problem() and compose.container_ids():
+    if (record or compose.find_files()) and compose.container_ids():
+        if problem := compose.docker_problem():
+            raise InvalidRequestError(f"Containers of the stack were not stopped: {problem}")
         compose.down(home, record, remove_volumes=remove_volumes)
         return "containers"
     locate.record_path().unlink(missing_ok=True)
