@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from sage.tools.finetune.losses import PackedLoss, choose_loss
+from sage.tools.finetune.head_loss import IGNORED
+from sage.tools.finetune.losses import PackedLoss, PlainLoss, choose_loss
 from sage.tools.finetune.modeling import add_adapters, load_base
-from sage.tools.finetune.rendering import IGNORED, Sample
+from sage.tools.finetune.rendering import Sample
 from sage_contracts.config import LoRAConfig, TrainingConfig
 
 
@@ -26,11 +27,11 @@ def rows(count: int = 5) -> list[Sample]:
     return made
 
 
-def adapted(base: Path, **changes: Any) -> Any:
+def adapted(base: Path, precision: Literal["fp32", "bf16"] = "fp32", **changes: Any) -> Any:
     import torch
 
     config = TrainingConfig(lora=LoRAConfig(lora_dropout=0.0), **changes)
-    model = add_adapters(load_base(base, config, "cpu", "fp32"), config.lora)
+    model = add_adapters(load_base(base, config, "cpu", precision), config.lora)
     torch.manual_seed(5)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # zero at first, which would hide a wrong gradient of A
@@ -94,6 +95,25 @@ def test_an_unfrozen_or_unusual_head_is_exact_too(tiny_base: Path) -> None:
     assert any("lm_head" in name for name in found)
     for name, gradient in found.items():
         assert (gradient - expected[name]).abs().max() < 1e-5
+
+
+def test_half_precision_loses_no_more_than_the_plain_path_does(tiny_base: Path) -> None:
+    """There sizes are rounded up with tokens that nobody sees, and attention is in fp32."""
+    import torch
+
+    samples = rows()
+    labels = sum(sample.label_count for sample in samples)
+    expected_loss, expected = plain_gradients(adapted(tiny_base), samples)
+    exact = torch.cat([gradient.flatten() for gradient in expected.values()])
+    errors = {}
+    for make in (PlainLoss, PackedLoss):
+        model = adapted(tiny_base, "bf16")
+        loss = make(model)(samples) / labels
+        loss.backward()
+        assert loss.item() == pytest.approx(expected_loss, rel=0.02)
+        found = torch.cat([gradient.flatten() for gradient in take_gradients(model).values()])
+        errors[make] = float((found - exact).norm() / exact.norm())
+    assert errors[PackedLoss] < 1.5 * errors[PlainLoss] + 0.02
 
 
 def test_the_packed_path_is_chosen_where_it_is_exact(tiny_base: Path) -> None:

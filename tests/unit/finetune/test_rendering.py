@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sage.tools.finetune.data import Conversation, Message
-from sage.tools.finetune.rendering import IGNORED, ChatRenderer
+from sage.tools.finetune.head_loss import IGNORED
+from sage.tools.finetune.rendering import ChatRenderer
 from sage_contracts.errors import InvalidDataError
 
 CHATML = (

@@ -113,6 +113,7 @@ class MergeAttempt:
             **os.environ,
             "SAGE_HOME": str(settings.home.root),
             "OMP_NUM_THREADS": str(settings.merge_threads or physical_cores()),
+            "OMP_WAIT_POLICY": "PASSIVE",
             # Merging is never worth a GPU that training or serving may need.
             "CUDA_VISIBLE_DEVICES": "",
         }

@@ -37,7 +37,7 @@ def packed_attention(
 
     Raises: NotImplementedError for what this attention cannot do (the caller then trains row by row).
     """
-    from torch import cat
+    from torch import cat, float32
     from torch.nn.functional import scaled_dot_product_attention
 
     for name in ("softcap", "s_aux", "position_bias"):
@@ -47,9 +47,13 @@ def packed_attention(
         raise NotImplementedError("packed attention does not know windows shorter than a row")
     grouped = query.shape[1] != key.shape[1]
     rows = list(row_lengths)
+    dtype = query.dtype
+    if query.device.type == "cpu" and dtype != float32:
+        # oneDNN keeps a kernel for every row length it meets in half precision, and never lets go of it.
+        query, key, value = query.float(), key.float(), value.float()
     options = {"is_causal": True, "dropout_p": dropout, "scale": scaling, "enable_gqa": grouped}
     attended = [
         scaled_dot_product_attention(q, k, v, **options)
         for q, k, v in zip(query.split(rows, 2), key.split(rows, 2), value.split(rows, 2), strict=True)
     ]
-    return cat(attended, dim=2).transpose(1, 2), None
+    return cat(attended, dim=2).transpose(1, 2).to(dtype), None

@@ -14,10 +14,8 @@ from hashlib import sha256
 from typing import Any
 
 from sage.tools.finetune.data import Conversation, Message
+from sage.tools.finetune.head_loss import IGNORED
 from sage_contracts.errors import InvalidDataError
-
-IGNORED = -100
-"""The label of a token that carries no loss (torch's own default)."""
 
 Span = tuple[int, int]
 

@@ -1,0 +1,74 @@
+"""Cross-entropy through a large output layer without ever holding all logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+IGNORED = -100  # torch's own mark for positions without a label
+
+# Positions per pass through the output layer: bounds the logits to this many rows of the vocabulary.
+HEAD_CHUNK = 256
+
+
+def head_loss(hidden: Any, head: Any, labels: Any, chunk: int = HEAD_CHUNK) -> Any:
+    """Summed cross-entropy of head(hidden) at labels. hidden (n, width), labels (n,) -> scalar.
+
+    A frozen plain output layer gets its gradient in the forward pass, so that logits of a chunk are dropped
+    as soon as they are used: memory stays at `chunk` x vocabulary.
+    """
+    from torch.nn import Linear
+    from torch.nn.functional import cross_entropy
+
+    frozen = not any(parameter.requires_grad for parameter in head.parameters())
+    if frozen and type(head) is Linear:
+        return _frozen_head_loss()(hidden, head.weight, head.bias, labels, chunk)
+    parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
+    return sum(
+        cross_entropy(head(part).float(), wanted, ignore_index=IGNORED, reduction="sum")
+        for part, wanted in parts
+    )
+
+
+@cache
+def _frozen_head_loss() -> Callable[..., Any]:
+    """The autograd function; made on first use, so that importing this module costs no torch."""
+    import torch
+
+    class FrozenHeadLoss(torch.autograd.Function):  # type: ignore[misc] # torch is untyped here
+        @staticmethod
+        def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, labels: Any, chunk: int) -> Any:
+            total = hidden.new_zeros((), dtype=torch.float32)
+            gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+            # Buffers of one size for all chunks: logits of ever new sizes would leave holes in the heap.
+            product = torch.empty(chunk, weight.shape[0], dtype=hidden.dtype, device=hidden.device)
+            precise = product if product.dtype == torch.float32 else torch.empty_like(product).float()
+            for start in range(0, len(labels), chunk):
+                part = slice(start, start + chunk)
+                counted = (labels[part, None] != IGNORED).float()
+                wanted = labels[part, None].clamp(min=0)
+                narrow = torch.mm(hidden[part], weight.t(), out=product[: len(wanted)])
+                logits = narrow if precise is product else precise[: len(wanted)].copy_(narrow)
+                if bias is not None:
+                    logits += bias
+                # In place, one pass for each: shift, pick the label's, exponentiate, sum.
+                logits -= logits.amax(1, keepdim=True)
+                picked = logits.gather(1, wanted)
+                norm = logits.exp_().sum(1, keepdim=True)
+                total += ((norm.log() - picked) * counted).sum()
+                if gradient is not None:
+                    # d loss / d logits = softmax - one_hot, and nothing where there is no label.
+                    logits *= counted / norm
+                    logits.scatter_add_(1, wanted, -counted)
+                    gradient[part] = (logits if precise is product else narrow.copy_(logits)) @ weight
+            if gradient is not None:
+                ctx.save_for_backward(gradient)
+            return total
+
+        @staticmethod
+        def backward(ctx: Any, *upstream: Any) -> Any:
+            (gradient,) = ctx.saved_tensors
+            return gradient * upstream[0].to(gradient.dtype), None, None, None, None
+
+    return FrozenHeadLoss.apply  # type: ignore[no-any-return]
