@@ -103,8 +103,8 @@ def choose_loss(model: Any, rows: Sequence[Sample], report: Callable[[str], None
             expected = plain(probes).item()
             packed = PackedLoss(model)
             found = packed(probes).item()
-        # Half precision rounds each path differently, and 8-bit layers quantise activations by what else is in
-        # the batch: 2 % was seen, with either path as near to fp32. A missing soft cap or mask is far outside.
+        # Half precision rounds each path differently, and 8-bit layers quantise activations by what else is
+        # in the batch: 2 % was seen, either path as near to fp32. A missing soft cap or mask is far outside.
         looseness = 50 if getattr(causal, "is_quantized", False) else 20
         tolerance = SAME_LOSS if causal.dtype == torch.float32 else looseness * SAME_LOSS
         if abs(found - expected) <= tolerance * abs(expected):
