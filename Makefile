@@ -4,7 +4,7 @@ PY := .venv/bin/python
 VLLM ?= 0
 TASK ?= code
 
-.PHONY: help install install-dev quickstart test lint unit contract integration e2e bench lock clean
+.PHONY: help install install-dev quickstart test lint unit contract integration e2e lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
