@@ -8,9 +8,14 @@ import sys
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 from tests.e2e import openai_sdk
 from tests.e2e.compose_stack import ComposeStack
+from tests.fakes.asgi_server import serving, unused_url
+
+from sage_gateway.main import build_app
+from sage_gateway.settings import GatewaySettings
 
 pytestmark = pytest.mark.docker
 
@@ -76,6 +81,26 @@ def test_vllm_serves_it(compose_stack: ComposeStack, sdk_run: openai_sdk.SdkRun)
     status = httpx.get(f"{compose_stack.gateway_url}/v1/sage/engines", timeout=10).json()
     assert [engine["kind"] for engine in status["engines"]] == ["vllm"]
     assert sdk_run.job.fine_tuned_model in status["engines"][0]["adapters"]
+
+
+def test_the_vllm_backend_talks_to_our_own_vllm(
+    compose_stack: ComposeStack, sdk_run: openai_sdk.SdkRun, tmp_path: Path
+) -> None:
+    elsewhere = GatewaySettings(
+        home_dir=tmp_path,
+        vllm_base_url=f"{compose_stack.url('inference')}/v1",
+        orchestrator_url=unused_url(),
+        inference_url=unused_url(),
+    )
+    with (
+        serving(build_app(elsewhere)) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="unused") as client,
+    ):
+        answer, chunks = openai_sdk.answer(
+            client, f"vllm/{sdk_run.job.fine_tuned_model}", "What is 4 plus 7?"
+        )
+    assert answer == sdk_run.tuned_answer
+    assert chunks > 1
 
 
 def test_quickstart_shows_both_losses_and_answers(quickstart_output: str) -> None:

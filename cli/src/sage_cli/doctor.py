@@ -194,7 +194,15 @@ def check_hub() -> Finding:
         return Finding(
             "warn", "hub", "switched off by HF_HUB_OFFLINE", "Models come from folders or smollm2-135m."
         )
-    url = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        from huggingface_hub.constants import ENDPOINT as url  # noqa: N811 - as HF_ENDPOINT, or the default
+    except ImportError:
+        return Finding(
+            "warn",
+            "hub",
+            "not looked at: huggingface_hub is not installed here",
+            "Install it: `make install`.",
+        )
     try:
         httpx.head(url, timeout=_PROBE_TIMEOUT_S, follow_redirects=False)
     except httpx.HTTPError as error:
