@@ -194,6 +194,7 @@ def cut(text: str, stop: str | list[str] | None) -> tuple[str, str]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--start-s", type=float, default=0)
+    parser.add_argument("--start-while", type=Path, help="go on starting as long as this file exists")
     parser.add_argument("--token-s", type=float, default=0, help="time per word")
     parser.add_argument("--starts", type=Path, help="a file that gets a line per start")
     parser.add_argument("--crash-while", type=Path, help="crash at start while this file exists")
@@ -224,6 +225,8 @@ def misbehave_at_start(options: argparse.Namespace) -> None:
         child.stdout.readline()
     print("Starting to load model", flush=True)
     time.sleep(options.start_s)
+    while options.start_while and options.start_while.exists():
+        time.sleep(0.02)
     if options.crash_while and options.crash_while.exists():
         sys.exit(CRASH)
     if options.linger:

@@ -50,14 +50,17 @@ def test_concurrent_cold_requests_join_one_start(tmp_path: Path) -> None:
 
 
 def test_a_request_that_waits_too_long_is_told_to_try_again_and_the_start_goes_on(tmp_path: Path) -> None:
-    log = tmp_path / "starts"
-    slow = ("--start-s", 1, "--starts", log)
+    log, held = tmp_path / "starts", tmp_path / "held"
+    held.touch()
+    slow = ("--start-while", held, "--starts", log)
     with running(tmp_path, *slow, request_start_timeout_s=0.2) as rig:
         early = rig.ask("code")
         assert early.status_code == 503 and int(early.headers["retry-after"]) > 0
         assert early.json()["error"]["code"] == "engine_starting"
+        held.unlink()
         rig.wait_for(lambda: rig.engines()[0].state == EngineState.READY)
-        assert rig.ask("code").status_code == 200
+        # The same short patience holds for loading the adapter, which a busy machine may exceed once.
+        rig.wait_for(lambda: rig.ask("code").status_code == 200)
         assert starts(log) == 1
 
 
