@@ -81,7 +81,7 @@ def test_a_start_that_fails_says_why_and_can_be_tried_again(tmp_path: Path) -> N
 def test_crash_at_a_slow_start_reaches_a_stream_as_an_event(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.touch()
-    with running(tmp_path, "--start-s", 0.6, "--crash-while", broken) as rig:
+    with running(tmp_path, "--start-s", 2, "--crash-while", broken) as rig:
         lines = rig.stream("code")
         assert lines[0].startswith(": starting engine")
         body = json.loads(lines[-2].removeprefix("data: "))
