@@ -20,7 +20,9 @@ run_level() {
     if [ "$level" = lint ]; then
         lint
     elif [ -n "$(find "tests/$level" -name 'test_*.py' -print -quit)" ]; then
-        python -m pytest "tests/$level" -q --durations=5 --junitxml="$report/$level.xml"
+        local workers=() # unit tests share nothing; the others start servers and use every core themselves
+        [ "$level" != unit ] || workers=(-n "$(nproc)" --dist loadfile)
+        python -m pytest "tests/$level" -q --durations=5 --junitxml="$report/$level.xml" "${workers[@]}"
     else
         echo "no tests at this level"
     fi || failed+=("$level")
