@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sage.tools.finetune.data import FORMATS, RowError, detect_format, to_messages
+from sage.tools.finetune.data.formats import to_conversation
 
 
 def turns(row: dict[str, Any]) -> list[tuple[str, str]]:
@@ -120,9 +121,11 @@ def test_weight_is_kept() -> None:
                     {"role": "assistant", "content": None, "tool_calls": [{}]},
                 ]
             },
-            "messages[1].tool_calls",
-            "not supported",
+            "messages[1].tool_calls[0]",
+            "no function with a name",
         ),
+        ({"prompt": "p", "chosen": "a", "rejected": "b"}, "row", "use method=dpo, orpo or kto"),
+        ({"prompt": "p", "completion": "c", "label": True}, "row", "use method=dpo, orpo or kto"),
         (
             {
                 "messages": [
@@ -154,6 +157,7 @@ def test_the_format_of_a_file_is_that_of_most_rows() -> None:
 
 
 def test_a_format_can_be_added() -> None:
+    @FORMATS.register("haiku")
     class Haiku:
         def matches(self, row: Any) -> bool:
             return "haiku" in row
@@ -161,11 +165,92 @@ def test_a_format_can_be_added() -> None:
         def to_messages(self, row: Any) -> list[Any]:
             return [{"role": "user", "content": "Haiku!"}, {"role": "assistant", "content": row["haiku"]}]
 
-    FORMATS.register("haiku")(Haiku())
     try:
+        assert isinstance(FORMATS.get("haiku"), Haiku)
         assert detect_format([{"haiku": "frog"}]) == "haiku"
         assert turns({"haiku": "frog"}) == [("user", "Haiku!"), ("assistant", "frog")]
         with pytest.raises(ValueError, match="already a format"):
             FORMATS.register("haiku")(Haiku())
     finally:
         FORMATS.remove("haiku")
+
+
+def test_a_format_of_ones_own_wins_over_the_built_in_ones() -> None:
+    class Shouted:
+        def matches(self, row: Any) -> bool:
+            return "question" in row and "shout" in row
+
+        def to_messages(self, row: Any) -> list[Any]:
+            question = row["question"].upper()
+            return [{"role": "user", "content": question}, {"role": "assistant", "content": "!"}]
+
+    FORMATS.register("shouted")(Shouted())
+    try:
+        assert turns({"question": "a", "answer": "b", "shout": 1}) == [("user", "A"), ("assistant", "!")]
+        assert turns({"question": "a", "answer": "b"}) == [("user", "a"), ("assistant", "b")]
+    finally:
+        FORMATS.remove("shouted")
+
+
+def test_columns_that_other_formats_left_empty_do_not_decide() -> None:
+    row = {"instruction": "", "output": None, "messages": None, "question": "Q?", "answer": "A"}
+    assert turns(row) == [("user", "Q?"), ("assistant", "A")]
+    with pytest.raises(RowError, match="answer: is missing"):
+        to_messages(row | {"answer": ""})
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": 2}'}}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+
+
+def test_tool_calls_are_kept_with_their_arguments_as_objects() -> None:
+    row = {
+        "messages": [
+            {"role": "user", "content": "1+2?"},
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "c1", "name": "add", "content": "3"},
+            {"role": "assistant", "content": "It is 3."},
+        ],
+        "tools": [TOOL],
+    }
+    found = to_conversation(row, "row 1")
+    assert found.tools == [TOOL]
+    assert found.messages[1]["content"] == ""
+    assert found.messages[1]["tool_calls"] == [
+        {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
+    ]
+    assert found.messages[2] == {"role": "tool", "content": "3", "name": "add", "tool_call_id": "c1"}
+
+
+def test_tool_calls_of_sharegpt_and_of_the_older_api_are_read_the_same() -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    sharegpt = {
+        "conversations": [
+            {"from": "human", "value": "a"},
+            {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'},
+            {"from": "observation", "value": "3"},
+            {"from": "gpt", "value": "b"},
+        ],
+        "tools": '[{"name": "add", "parameters": {"type": "object"}}]',
+    }
+    older = {
+        "messages": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "function_call": {"name": "add", "arguments": '{"a": 1}'}},
+            {"role": "function", "name": "add", "content": "3"},
+            {"role": "assistant", "content": "b"},
+        ],
+        "functions": [{"name": "add", "parameters": {"type": "object"}}],
+    }
+    for row in (sharegpt, older):
+        found = to_conversation(row, "row 1")
+        assert found.tools == [TOOL]
+        assert found.messages[1].get("tool_calls") == [call]
+        assert [m["role"] for m in found.messages] == ["user", "assistant", "tool", "assistant"]
+
+
+def test_arguments_that_are_no_json_are_refused() -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": "{a"}}
+    turn = {"role": "assistant", "content": "", "tool_calls": [call]}
+    with pytest.raises(RowError, match=r"messages\[1\]\.tool_calls\[0\]\.function\.arguments: is not valid"):
+        to_messages({"messages": [{"role": "user", "content": "a"}, turn]})

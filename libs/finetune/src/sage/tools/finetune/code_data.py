@@ -15,7 +15,7 @@ from pathlib import Path
 from textwrap import dedent
 from warnings import catch_warnings, simplefilter
 
-from sage.tools.finetune.data.formats import Conversation, Message
+from sage.tools.finetune.data import Conversation, Message
 from sage_contracts.errors import InvalidDataError
 
 QUESTION = "Complete this Python function. Answer with its body.\n\n"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from types import ModuleType
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+A = TypeVar("A")
 
 
 class Registry(Generic[T]):
@@ -15,22 +17,32 @@ class Registry(Generic[T]):
     An entry point names either the thing itself or a module that registers things when imported.
     """
 
-    def __init__(self, kind: str, group: str) -> None:
+    def __init__(self, kind: str, group: str, *, keeps_instances: bool = False) -> None:
+        """With `keeps_instances` a class that is registered stands for one object made of it."""
         self._kind = kind
         self._group = group
+        self._keeps_instances = keeps_instances
         self._things: dict[str, T] = {}
+        self._latest_first: tuple[tuple[str, T], ...] | None = None
         self._read_entry_points = False
 
-    def register(self, name: str) -> Callable[[T], T]:
+    def register(self, name: str) -> Callable[[A], A]:
         """Decorator. Raises: ValueError when the name is taken."""
 
-        def add(thing: T) -> T:
+        def add(thing: A) -> A:
             if name in self._things:
                 raise ValueError(f"there is already a {self._kind} named {name!r}")
-            self._things[name] = thing
+            self._add(name, thing)
             return thing
 
         return add
+
+    def latest_first(self) -> tuple[tuple[str, T], ...]:
+        """Names and things, the one that was registered last first."""
+        if self._latest_first is None:
+            self._discover()
+            self._latest_first = tuple(reversed(self._things.items()))
+        return self._latest_first
 
     def get(self, name: str) -> T:
         """Raises: KeyError, naming what there is."""
@@ -42,6 +54,7 @@ class Registry(Generic[T]):
     def remove(self, name: str) -> None:
         """Raises: KeyError."""
         del self._things[name]
+        self._latest_first = None
 
     def __iter__(self) -> Iterator[tuple[str, T]]:
         self._discover()
@@ -53,5 +66,9 @@ class Registry(Generic[T]):
         self._read_entry_points = True
         for entry in entry_points(group=self._group):
             loaded = entry.load()
-            if callable(loaded) and entry.name not in self._things:
-                self._things[entry.name] = loaded
+            if not isinstance(loaded, ModuleType) and entry.name not in self._things:
+                self._add(entry.name, loaded)
+
+    def _add(self, name: str, thing: Any) -> None:
+        self._things[name] = thing() if self._keeps_instances and isinstance(thing, type) else thing
+        self._latest_first = None

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any, TypeVar
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from sage.tools.finetune.data.formats import Conversation, Message, RowError, format_name, to_messages
+from sage.tools.finetune.data.conversation import Conversation, Message, RowError
+from sage.tools.finetune.data.formats import format_name, to_conversation, to_messages
 from sage.tools.finetune.data.reading import load_rows
 from sage_contracts.errors import InvalidDataError
 
 SHOWN_BAD_ROWS = 5
+
+T = TypeVar("T")
 
 
 class BadRow(BaseModel):
@@ -82,23 +86,30 @@ def validate_file(path: Path, display_name: str | None = None) -> DataReport:
 
 def load_conversations(path: Path, display_name: str | None = None) -> list[Conversation]:
     """Every row as chat messages. Raises: InvalidDataError, naming the first bad rows."""
+    return load_each(path, to_conversation, display_name)
+
+
+def load_each(path: Path, read: Callable[[Any, str], T], display_name: str | None = None) -> list[T]:
+    """What `read(row, origin)` makes of every row. Raises: InvalidDataError, naming the first bad rows."""
     name = display_name or path.name
-    conversations: list[Conversation] = []
+    good: list[T] = []
     bad: list[BadRow] = []
     for row in load_rows(path, name):
         try:
-            conversations.append(Conversation(to_messages(row.value), f"row {row.number} of {name}"))
+            good.append(read(row.value, f"row {row.number} of {name}"))
         except RowError as error:
             bad.append(BadRow(row=row.number, field=error.field, reason=error.reason))
     if bad:
-        raise InvalidDataError(_bad_rows_message(name, len(conversations) + len(bad), bad))
-    return conversations
+        raise InvalidDataError(_bad_rows_message(name, len(good) + len(bad), bad))
+    return good
 
 
 def conversation_key(messages: Sequence[Message]) -> bytes:
     """Equal for conversations that say the same; 16 bytes, so that a million of them fit in memory."""
-    text = json.dumps([[m["role"], m["content"].strip()] for m in messages], ensure_ascii=False)
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    said: list[Any] = []
+    for message in messages:
+        said += (message["role"], message["content"].strip(), message.get("tool_calls"))
+    return blake2b(orjson.dumps(said), digest_size=16).digest()
 
 
 def _bad_rows_message(name: str, rows: int, bad: Sequence[BadRow]) -> str:

@@ -1,0 +1,41 @@
+"""What every row becomes, and what is said of a row that cannot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NotRequired, TypedDict
+
+
+class Message(TypedDict):
+    """One turn, in OpenAI's shape.
+
+    `weight` 0 keeps an assistant's turn as context without learning it. In `tool_calls` the arguments are an
+    object, as chat templates expect them, even where the row had OpenAI's JSON text.
+    """
+
+    role: str
+    content: str
+    weight: NotRequired[int]
+    name: NotRequired[str]
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One row as chat messages, and where it came from, for messages about it."""
+
+    messages: list[Message]
+    origin: str
+    tools: list[dict[str, Any]] | None = None
+    """The functions the assistant may call, in OpenAI's shape."""
+
+
+class RowError(Exception):
+    """A row that cannot be used: which field, and why."""
+
+    def __init__(self, field: str, reason: str, *, is_empty_answer: bool = False) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        self.reason = reason
+        self.is_empty_answer = is_empty_answer

@@ -1,0 +1,67 @@
+"""Single fields of a row: text that must be there, text that may be, tools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from sage.tools.finetune.data.conversation import RowError
+
+NO_ANSWER = ": the row has no answer to learn"
+
+
+def kind_of(value: Any) -> str:
+    """`value`'s JSON type, for people."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def required_text(row: Mapping[str, Any], field: str, *, is_answer: bool = False) -> str:
+    """A field that must hold text with something in it. Raises: RowError."""
+    value = row.get(field)
+    if isinstance(value, str) and (value and not value.isspace()):
+        return value
+    what = NO_ANSWER if is_answer else ""
+    if value is None:
+        raise RowError(field, f"is missing{what}", is_empty_answer=is_answer)
+    if not isinstance(value, str):
+        raise RowError(field, f"is {kind_of(value)}, not text")
+    raise RowError(field, f"is empty{what}", is_empty_answer=is_answer)
+
+
+def optional_text(row: Mapping[str, Any], field: str) -> str:
+    """A field's text, stripped; empty where there is none. Raises: RowError."""
+    value = row.get(field)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise RowError(field, f"is {kind_of(value)}, not text")
+    return value.strip()
+
+
+def tools_of(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The row's `tools` (or OpenAI's older `functions`), also where they are JSON text. Raises: RowError."""
+    field = "tools" if row.get("tools") else "functions"
+    value = row.get(field)
+    if not value:
+        return None
+    if isinstance(value, str):
+        value = json_in(value, field)
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise RowError(field, "is not a list of objects, one for each function")
+    tools = [tool if "function" in tool else {"type": "function", "function": tool} for tool in value]
+    for index, tool in enumerate(tools):
+        function = tool["function"]
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise RowError(f"{field}[{index}]", "has no function with a name")
+    return tools or None
+
+
+def json_in(text: str, field: str) -> Any:
+    """JSON inside a text field. Raises: RowError."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise RowError(field, f"is not valid JSON ({error.msg} at character {error.pos + 1})") from error

@@ -1,0 +1,137 @@
+"""Lists of turns: role/content, ShareGPT's from/value, OpenAI's messages with tool calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sage.tools.finetune.data.conversation import Message, RowError
+from sage.tools.finetune.data.fields import NO_ANSWER, json_in, kind_of
+
+_ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "function_call": "assistant",
+}
+_CALL_IN_TEXT = "function_call"
+"""ShareGPT's role of a turn whose text is the call itself, as JSON."""
+
+
+def conversation(turns: Any, field: str) -> list[Message]:
+    """Turns with something to learn: an assistant's after a user's. Raises: RowError."""
+    messages = parse_turns(turns, field)
+    # Logs often open with the assistant's greeting; no template can render an answer to nothing.
+    start = next((i for i, message in enumerate(messages) if message["role"] == "user"), None)
+    if start is None:
+        raise RowError(field, "has no turn of the user")
+    if start:
+        messages = [m for i, m in enumerate(messages) if i >= start or m["role"] == "system"]
+    if not any(m["role"] == "assistant" and m.get("weight", 1) for m in messages):
+        raise RowError(
+            field, "has no turn of the assistant after the user's" + NO_ANSWER, is_empty_answer=True
+        )
+    return messages
+
+
+def parse_turns(turns: Any, field: str) -> list[Message]:
+    """Every turn as a message. Raises: RowError."""
+    if isinstance(turns, str) and turns.lstrip().startswith("["):
+        turns = json_in(turns, field)  # in CSV and in some Parquet files the list is text
+    if not isinstance(turns, list) or not turns:
+        raise RowError(field, "must be a list of turns with at least one in it")
+    return [parse_turn(turn, field, index) for index, turn in enumerate(turns)]
+
+
+def parse_turn(turn: Any, field: str, index: int | None = None) -> Message:
+    """One turn; `index` is its place in the list `field`. Raises: RowError."""
+    if not isinstance(turn, Mapping):
+        raise RowError(_at(field, index), f"is {kind_of(turn)}, not a turn with role and content")
+    role_key, content_key = ("from", "value") if "from" in turn else ("role", "content")
+    given = turn.get(role_key)
+    role = _ROLES.get(given.lower()) if isinstance(given, str) else None
+    if role is None:
+        raise RowError(_at(field, index, role_key), f"is {given!r}; use system, user or assistant")
+    content = turn.get(content_key)
+    has_more = len(turn) > 2 or content is None
+    calls = _tool_calls(turn, _at(field, index)) if has_more else None
+    if given == _CALL_IN_TEXT:
+        calls, content = _call_in_text(content, _at(field, index, content_key)), ""
+    if not isinstance(content, str):
+        content = "" if content is None and calls else _parts(content, _at(field, index, content_key))
+    if role == "assistant" and not calls and (not content or content.isspace()):
+        raise RowError(_at(field, index, content_key), "is empty" + NO_ANSWER, is_empty_answer=True)
+    message: Message = {"role": role, "content": content}
+    if calls:
+        message["tool_calls"] = calls
+    if has_more:
+        _copy_extras(turn, message, _at(field, index))
+    return message
+
+
+def _at(field: str, index: int | None, key: str = "") -> str:
+    place = field if index is None else f"{field}[{index}]"
+    return f"{place}.{key}" if key else place
+
+
+def _copy_extras(turn: Mapping[str, Any], message: Message, field: str) -> None:
+    weight = turn.get("weight")
+    if weight is not None:
+        if weight not in (0, 1):
+            raise RowError(f"{field}.weight", "must be 0 or 1")
+        message["weight"] = int(weight)
+    for key in ("name", "tool_call_id"):
+        value = turn.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            raise RowError(f"{field}.{key}", f"is {kind_of(value)}, not text")
+        message[key] = value
+
+
+def _parts(value: Any, field: str) -> str:
+    """OpenAI's list of content parts when all of them are text."""
+    if isinstance(value, list) and all(isinstance(p, Mapping) and p.get("type") == "text" for p in value):
+        texts = [part.get("text") for part in value]
+        if all(isinstance(text, str) for text in texts):
+            return "".join(texts)
+    raise RowError(field, "is missing" if value is None else f"is {kind_of(value)}, not text")
+
+
+def _tool_calls(turn: Mapping[str, Any], field: str) -> list[dict[str, Any]] | None:
+    if turn.get("tool_calls"):
+        field, calls = f"{field}.tool_calls", turn["tool_calls"]
+    elif turn.get("function_call"):
+        field, calls = f"{field}.function_call", [{"function": turn["function_call"]}]
+    else:
+        return None
+    if not isinstance(calls, list):
+        raise RowError(field, f"is {kind_of(calls)}, not a list of calls")
+    return [_call(call, f"{field}[{index}]") for index, call in enumerate(calls)]
+
+
+def _call(call: Any, field: str) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise RowError(field, "has no function with a name")
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        arguments = json_in(arguments, f"{field}.function.arguments")
+    if not isinstance(arguments, Mapping):
+        raise RowError(f"{field}.function.arguments", f"is {kind_of(arguments)}, not an object")
+    return {**call, "type": "function", "function": {**function, "arguments": arguments}}
+
+
+def _call_in_text(content: Any, field: str) -> list[dict[str, Any]]:
+    value = json_in(content, field) if isinstance(content, str) else content
+    calls = value if isinstance(value, list) else [value]
+    return [_call({"function": call}, field) for call in calls]

@@ -1,0 +1,129 @@
+"""Preference pairs and rated answers, in every shape people have them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sage.tools.finetune.data import (
+    PreferencePair,
+    RatedAnswer,
+    RowError,
+    load_conversations,
+    load_preferences,
+    load_rated_answers,
+)
+from sage.tools.finetune.data.preferences import to_preference
+from sage_contracts.errors import InvalidDataError
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def says(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+SYSTEM = {"role": "system", "content": "S"}
+TEXT = {"prompt": "p", "chosen": "good", "rejected": "bad"}
+OPENAI = {
+    "input": {"messages": [user("p")], "tools": [], "parallel_tool_calls": True},
+    "preferred_output": [says("good")],
+    "non_preferred_output": [says("bad")],
+}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        TEXT,
+        OPENAI,
+        {"prompt": [user("p")], "chosen": [says("good")], "rejected": [says("bad")]},
+        {"prompt": [user("p")], "chosen": says("good"), "rejected": says("bad")},
+        {"chosen": [user("p"), says("good")], "rejected": [user("p"), says("bad")]},
+        {"prompt": "p", "chosen": [user("p"), says("good")], "rejected": [user("p"), says("bad")]},
+        {"instruction": "p", "input": "", "chosen": "good", "rejected": "bad"},
+        {"question": "p", "chosen": "good", "rejected": "bad"},
+        {
+            "conversations": [{"from": "human", "value": "p"}],
+            "chosen": {"from": "gpt", "value": "good"},
+            "rejected": {"from": "gpt", "value": "bad"},
+        },
+        {"prompt": "p", "chosen": json.dumps([says("good")]), "rejected": json.dumps([says("bad")])},
+    ],
+)
+def test_a_pair_in_any_shape_is_the_same_pair(row: dict[str, Any]) -> None:
+    expected = PreferencePair([user("p")], [says("good")], [says("bad")], "row 1")  # type: ignore[list-item]
+    assert to_preference(row, "row 1") == expected
+
+
+def test_the_shared_prompt_of_two_conversations_is_all_they_have_in_common() -> None:
+    shared = [SYSTEM, user("a"), says("b"), user("c")]
+    row = {"chosen": [*shared, says("x")], "rejected": [*shared, says("y")]}
+    pair = to_preference(row, "")
+    assert isinstance(pair, PreferencePair)
+    assert (pair.prompt_messages, pair.chosen, pair.rejected) == (shared, [says("x")], [says("y")])
+
+
+def test_text_that_looks_like_a_list_stays_text() -> None:
+    pair = to_preference({"prompt": "p", "chosen": "[{x}]", "rejected": "[1]"}, "")
+    assert isinstance(pair, PreferencePair)
+    assert (pair.chosen, pair.rejected) == ([says("[{x}]")], [says("[1]")])
+
+
+@pytest.mark.parametrize(
+    ("label", "is_desirable"), [(True, True), (False, False), ("false", False), (1, True)]
+)
+def test_a_rated_answer_is_wanted_or_not(label: Any, is_desirable: bool) -> None:
+    row = {"prompt": "p", "completion": "a", "label": label}
+    expected = RatedAnswer([user("p")], [says("a")], is_desirable, "o")  # type: ignore[list-item]
+    assert to_preference(row, "o") == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "reason"),
+    [
+        ({"prompt": "p", "chosen": "good"}, "rejected", "missing"),
+        ({"prompt": "p", "chosen": "", "rejected": "bad"}, "chosen", "empty"),
+        ({"chosen": "good", "rejected": "bad"}, "prompt", "whole conversations"),
+        ({"prompt": "p", "chosen": "same", "rejected": "same"}, "rejected", "nothing to prefer"),
+        ({"prompt": [says("x")], "chosen": "a", "rejected": "b"}, "prompt", "no turn of the user"),
+        ({"prompt": [user("p"), says("x")], "chosen": "a", "rejected": "b"}, "prompt", "must end"),
+        ({"chosen": [user("p"), says("x")], "rejected": [user("q"), says("y")]}, "rejected", "same prompt"),
+        ({"chosen": [user("p")], "rejected": [user("p")]}, "chosen", "does not end"),
+        (OPENAI | {"input": "p"}, "input", "not an object"),
+        (OPENAI | {"preferred_output": None}, "preferred_output", "list of turns"),
+        ({"prompt": "p", "completion": "a", "label": "maybe"}, "label", "use true"),
+        ({"prompt": "p", "completion": "a"}, "row", "use method=sft"),
+        ({"question": "p", "answer": "a"}, "row", "use method=sft"),
+    ],
+)
+def test_an_unusable_preference_names_field_and_reason(row: Any, field: str, reason: str) -> None:
+    with pytest.raises(RowError) as caught:
+        to_preference(row, "row 1")
+    assert caught.value.field == field
+    assert reason in caught.value.reason
+
+
+def test_files_of_pairs_serve_every_preference_method_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(TEXT) + "\n" + json.dumps(OPENAI))
+    assert [pair.origin for pair in load_preferences(path)] == [
+        "row 1 of pairs.jsonl",
+        "row 2 of pairs.jsonl",
+    ]
+    assert [r.is_desirable for r in load_rated_answers(path)] == [True, False, True, False]
+    with pytest.raises(InvalidDataError, match=r"row 1, field row: .* use method=dpo, orpo or kto"):
+        load_conversations(path)
+
+
+def test_rated_answers_are_for_kto_alone(tmp_path: Path) -> None:
+    path = tmp_path / "rated.json"
+    path.write_text(json.dumps([{"prompt": "p", "completion": "a", "label": False}]))
+    assert [r.is_desirable for r in load_rated_answers(path)] == [False]
+    with pytest.raises(InvalidDataError, match="use method=kto"):
+        load_preferences(path)
