@@ -37,6 +37,12 @@ def test_set_wins_over_the_file_and_reaches_nested_fields(tmp_path: Path) -> Non
     }
 
 
+def test_set_switches_the_files_quantisation(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text('{"load_in_8bit": true}')
+    assert gather(path, ["load_in_4bit=true"]) == {"load_in_8bit": False, "load_in_4bit": True}
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [

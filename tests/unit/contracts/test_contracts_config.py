@@ -126,6 +126,26 @@ def test_two_quantisations_exclude_each_other() -> None:
         TrainingConfig(load_in_8bit=True, load_in_4bit=True)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "other"), [("load_in_8bit", "load_in_4bit"), ("load_in_4bit", "load_in_8bit")]
+)
+def test_the_quantisation_asked_for_last_replaces_a_presets(chosen: str, other: str) -> None:
+    for preset in (PresetName.RTX_3060, PresetName.MINIMAL):
+        config = PresetConfigs.named(preset)
+        setattr(config, chosen, True)
+        assert (getattr(config, chosen), getattr(config, other)) == (True, False)
+        config = PresetConfigs.named(preset, **{chosen: True})
+        assert (getattr(config, chosen), getattr(config, other)) == (True, False)
+        with pytest.raises(ValidationError, match="exclude each other"):
+            PresetConfigs.named(preset, **{chosen: True, other: True})
+    assert getattr(TrainingConfig.model_validate({chosen: True}), chosen)
+
+
+def test_naming_one_field_of_lora_keeps_the_presets_others() -> None:
+    lora = PresetConfigs.named("minimal", lora={"use_rslora": True}).lora
+    assert (lora.r, lora.lora_alpha, lora.use_rslora) == (4, 8, True)
+
+
 def test_a_missing_output_folder_is_named() -> None:
     with pytest.raises(ValueError, match="output_dir"):
         TrainingConfig().require_output_dir()

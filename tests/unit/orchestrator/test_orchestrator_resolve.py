@@ -66,6 +66,11 @@ def test_method_wins_over_the_deprecated_field_where_it_says_something() -> None
     assert (config.num_train_epochs, config.effective_batch_size) == (5, 4)
 
 
+def test_asking_for_4_bit_switches_a_presets_8_bit_off() -> None:
+    config = resolve(preset=PresetName.RTX_3060, sage={"config": {"load_in_4bit": True}})
+    assert (config.load_in_8bit, config.load_in_4bit) == (False, True)
+
+
 @pytest.mark.parametrize(
     ("sparse", "said"),
     [

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sage_contracts.config import LoRAConfig, TrainingConfig
+from sage_contracts.config import LoRAConfig, TrainingConfig, overlay
 from sage_contracts.errors import InvalidRequestError
 
 _SUFFIXES = (".json", ".yaml", ".yml", ".toml")
@@ -18,9 +18,10 @@ _SUFFIXES = (".json", ".yaml", ".yml", ".toml")
 
 def gather(config: Path | None, settings: Sequence[str]) -> dict[str, Any]:
     """The sparse settings, --set over the file. Raises: InvalidRequestError naming the field."""
-    fields = read_file(config) if config else {}
+    said: dict[str, Any] = {}
     for setting in settings:
-        _assign(fields, setting)
+        _assign(said, setting)
+    fields = overlay(read_file(config), said) if config else said
     check(fields)
     return fields
 

@@ -36,6 +36,9 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
+_OTHER_QUANTISATION = {"load_in_8bit": "load_in_4bit", "load_in_4bit": "load_in_8bit"}
+
+
 def _default_trackers() -> list[Tracker]:
     return ["tensorboard"]
 
@@ -55,6 +58,12 @@ class LoRAConfig(_HumanInput):
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"]
     )
     bias: Literal["none", "all", "lora_only"] = "none"
+    use_rslora: bool = False
+    """Scale by alpha/sqrt(r). Source: Kalajdzievski, arXiv:2312.03732."""
+    use_dora: bool = False
+    """Train magnitude and direction apart. Source: Liu et al., arXiv:2402.09353."""
+    loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None
+    """B's learning rate over A's. Source: Hayou et al., "LoRA+", arXiv:2402.12354."""
 
 
 class TrainingConfig(_HumanInput):
@@ -82,6 +91,8 @@ class TrainingConfig(_HumanInput):
 
     load_in_8bit: bool = False
     load_in_4bit: bool = False
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = True
     precision: Precision = "auto"
     gradient_checkpointing: bool = False
     lora: LoRAConfig = Field(default_factory=LoRAConfig)
@@ -101,6 +112,15 @@ class TrainingConfig(_HumanInput):
         if self.load_in_8bit and self.load_in_4bit:
             raise ValueError("load_in_8bit and load_in_4bit exclude each other: set one of them")
         return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Whoever asks for one quantisation means it instead of the other, which a preset may have set.
+        other = _OTHER_QUANTISATION.get(name)
+        if other is None or value is not True:
+            super().__setattr__(name, value)
+            return
+        super().__setattr__(other, False)
+        super().__setattr__(name, True)
 
     @property
     def effective_batch_size(self) -> int:
@@ -177,14 +197,29 @@ def preset_fields(name: str | PresetName) -> dict[str, Any]:
     return dict(_PRESETS.get(preset, {}))
 
 
+def overlay(fields: dict[str, Any], sparse: dict[str, Any]) -> dict[str, Any]:
+    """Sparse fields over those they were built on: what was said later wins.
+
+    `lora` is overlaid field by field, and one quantisation takes the place of the other. Saying both in
+    `sparse` stays a contradiction, for TrainingConfig to refuse.
+    """
+    merged = {**fields, **sparse}
+    for chosen, other in _OTHER_QUANTISATION.items():
+        if sparse.get(chosen) is True and other not in sparse and fields.get(other):
+            merged[other] = False
+    if isinstance(sparse.get("lora"), dict) and isinstance(fields.get("lora"), dict):
+        merged["lora"] = {**fields["lora"], **sparse["lora"]}
+    return merged
+
+
 class PresetConfigs:
     """The presets as constructors, as published: `PresetConfigs.rtx_3060()`."""
 
     @staticmethod
     def named(name: str | PresetName, **overrides: Any) -> TrainingConfig:
         """A fresh TrainingConfig of that preset. Raises: UnknownPresetError."""
-        fields = preset_fields(name)
-        return TrainingConfig.model_validate({**fields, "preset": PresetName(name), **overrides})
+        fields = {**preset_fields(name), "preset": PresetName(name)}
+        return TrainingConfig.model_validate(overlay(fields, overrides))
 
     @classmethod
     def rtx_3060(cls) -> TrainingConfig:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sage_contracts.config import PresetName, Task, TrainingConfig, preset_fields
+from sage_contracts.config import PresetName, Task, TrainingConfig, overlay, preset_fields
 from sage_contracts.errors import InvalidRequestError
 from sage_contracts.jobs import CreateJobRequest, Hyperparameters
 
@@ -82,7 +82,7 @@ def resolve_config(
         fields["seed"] = request.seed
     if any(integration.get("type") == "wandb" for integration in request.integrations or []):
         fields["report_to"] = ["tensorboard", "wandb"]
-    fields = _overlay(fields, request.sage.config)
+    fields = overlay(fields, request.sage.config)
     fields |= {"task": task, "preset": preset, "model_name": model, "output_dir": output_dir}
     try:
         return TrainingConfig.model_validate(fields)
@@ -109,14 +109,6 @@ def _fields_of(asked: Hyperparameters, base: TrainingConfig) -> dict[str, Any]:
         fields["per_device_train_batch_size"] = at_once
         fields["gradient_accumulation_steps"] = asked.batch_size // at_once
     return fields
-
-
-def _overlay(fields: dict[str, Any], sparse: dict[str, Any]) -> dict[str, Any]:
-    merged = {**fields, **sparse}
-    # One nested object: naming its rank must not forget the preset's alpha.
-    if isinstance(sparse.get("lora"), dict):
-        merged["lora"] = {**fields.get("lora", {}), **sparse["lora"]}
-    return merged
 
 
 def _refuse_said_elsewhere(sparse: dict[str, Any]) -> None:

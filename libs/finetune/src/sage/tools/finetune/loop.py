@@ -85,7 +85,7 @@ class TrainingLoop:
             self.config.warmup_ratio,
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_share"]
 
         summed = 0.0
         for group in micro_batches([len(row.ids) for row in rows], self.token_budget):

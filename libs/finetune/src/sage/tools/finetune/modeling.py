@@ -58,8 +58,8 @@ def _quantisation(config: TrainingConfig, precision: ResolvedPrecision) -> Any:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_quant_type=config.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=config.bnb_4bit_use_double_quant,
         bnb_4bit_compute_dtype=torch_dtype(precision),
     )
 
@@ -76,6 +76,12 @@ def add_adapters(model: Any, lora: LoRAConfig) -> Any:
 
     Raises: InvalidRequestError when no module has one of the target names.
     """
+    if lora.use_dora and getattr(model, "is_loaded_in_8bit", False) and model.device.type == "cpu":
+        # peft loses the scales of 8-bit weights when it computes their norms on a CPU.
+        raise InvalidRequestError(
+            "DoRA on an 8-bit base needs a GPU. Set load_in_4bit instead, or no quantisation.",
+            param="lora.use_dora",
+        )
     quiet_bitsandbytes()
     from peft import LoraConfig, get_peft_model
 
@@ -86,6 +92,8 @@ def add_adapters(model: Any, lora: LoRAConfig) -> Any:
         lora_dropout=lora.lora_dropout,
         target_modules=lora.target_modules,
         bias=lora.bias,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
     )
     try:
         return get_peft_model(model, adapters)
@@ -103,14 +111,39 @@ def save_adapter(model: Any, folder: Path) -> None:
 
 
 def make_optimizer(model: Any, config: TrainingConfig, device: str) -> tuple[Any, str]:
-    """(optimizer over the adapters, a note when it is not the one asked for, or "")."""
+    """(optimizer over what trains, a note when it is not the one asked for, or "").
+
+    Each parameter group says in `rate_share` what it makes of the schedule's learning rate.
+    """
     import torch
 
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    kind, note = torch.optim.AdamW, ""
     if config.optim == "paged_adamw_8bit" and device != "cpu":
         from bitsandbytes.optim import PagedAdamW8bit
 
-        return PagedAdamW8bit(trained, **options), ""
-    note = "" if config.optim == "adamw_torch" else "paged_adamw_8bit needs a GPU; this run uses adamw_torch"
-    return torch.optim.AdamW(trained, **options), note
+        kind = PagedAdamW8bit
+    elif config.optim != "adamw_torch":
+        note = "paged_adamw_8bit needs a GPU; this run uses adamw_torch"
+    optimizer = (
+        _lora_plus(model, config, kind) if config.lora.loraplus_lr_ratio else _plain(model, config, kind)
+    )
+    for group in optimizer.param_groups:
+        group["rate_share"] = group["lr"] / config.learning_rate
+    return optimizer, note
+
+
+def _plain(model: Any, config: TrainingConfig, kind: Any) -> Any:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return kind(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def _lora_plus(model: Any, config: TrainingConfig, kind: Any) -> Any:
+    from peft.optimizers import create_loraplus_optimizer
+
+    return create_loraplus_optimizer(
+        model,
+        kind,
+        lr=config.learning_rate,
+        loraplus_lr_ratio=config.lora.loraplus_lr_ratio,
+        loraplus_weight_decay=config.weight_decay,
+    )

@@ -1,0 +1,131 @@
+"""Kinds of adapters and of frozen bases: each trains, and what is on disk says what the run measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sage.tools.finetune import LoRATrainer, TrainingConfig, TrainResult
+from sage.tools.finetune.losses import PlainLoss
+from sage.tools.finetune.rendering import ChatRenderer
+from sage.tools.finetune.task_data import prepare
+from sage_contracts.errors import InvalidRequestError
+
+
+@pytest.fixture(scope="module")
+def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("variants") / "rows.json"
+    rows = [{"question": f"Number {n}?", "answer": "The answer is always the same."} for n in range(24)]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def settings(base: Path, rows_file: Path, output: Path, **changes: Any) -> TrainingConfig:
+    fields: dict[str, Any] = {
+        "model_name": str(base),
+        "data_path": str(rows_file),
+        "output_dir": str(output),
+        "max_steps": 8,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 2e-2,
+        "precision": "fp32",
+        "max_length": 128,
+    }
+    return TrainingConfig.model_validate({**fields, **changes})
+
+
+def reloaded_loss(base: Path, config: TrainingConfig, result: TrainResult) -> float:
+    """The held-out loss of what is on disk, as plain peft loads it onto the unquantised base."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    tuned = PeftModel.from_pretrained(model, str(result.adapter_dir)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(result.adapter_dir)
+    held = ChatRenderer(tokenizer, config.max_length).samples(prepare(config).validation)
+    with torch.no_grad():
+        return float(PlainLoss(tuned)(held).item() / sum(sample.label_count for sample in held))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [
+        ({"lora": {"use_rslora": True, "r": 16}}, 1e-4),
+        ({"lora": {"use_dora": True}}, 1e-4),
+        ({"lora": {"loraplus_lr_ratio": 4}}, 1e-4),
+        ({"lora": {"target_modules": "all-linear"}}, 1e-4),
+        ({"lora": {"target_modules": ["gate_proj", "down_proj"]}}, 1e-4),
+        # Its base is quantised in training and is not when it is served: near, not equal.
+        ({"load_in_4bit": True}, 0.1),
+        (
+            {
+                "load_in_4bit": True,
+                "bnb_4bit_quant_type": "fp4",
+                "bnb_4bit_use_double_quant": False,
+            },
+            0.2,
+        ),
+        ({"load_in_4bit": True, "lora": {"use_dora": True}}, 0.1),
+    ],
+    ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
+)
+def test_every_variant_learns_and_loads_as_it_was_measured(
+    tiny_base: Path, rows_file: Path, tmp_path: Path, changes: dict[str, Any], tolerance: float
+) -> None:
+    config = settings(tiny_base, rows_file, tmp_path, **changes)
+    result = LoRATrainer(config, ()).train()
+    assert result.eval_loss is not None and result.base_eval_loss is not None
+    assert result.eval_loss < result.base_eval_loss - 0.1
+    assert reloaded_loss(tiny_base, config, result) == pytest.approx(result.eval_loss, rel=tolerance)
+
+
+def test_8_bit_dora_on_a_cpu_is_refused_with_a_way_out(
+    tiny_base: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    config = settings(tiny_base, rows_file, tmp_path, load_in_8bit=True, lora={"use_dora": True})
+    with pytest.raises(InvalidRequestError, match="Set load_in_4bit instead"):
+        LoRATrainer(config, ()).train()
+
+
+def test_target_modules_decide_which_layers_get_adapters(
+    tiny_base: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    def trained(name: str, targets: Any) -> set[str]:
+        config = settings(
+            tiny_base, rows_file, tmp_path / name, max_steps=1, lora={"target_modules": targets}
+        )
+        result = LoRATrainer(config, ()).train()
+        assert result.adapter_dir is not None
+        return {key.split(".")[-3] for key in load_file(result.adapter_dir / "adapter_model.safetensors")}
+
+    assert trained("named", ["gate_proj", "down_proj"]) == {"gate_proj", "down_proj"}
+    attention, mlp = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"}
+    assert trained("all", "all-linear") == attention | mlp
+
+
+def test_lora_plus_keeps_its_ratio_through_the_schedule(
+    tiny_base: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    """Adam's first update moves every weight by the learning rate: B's, while A has no gradient yet."""
+    from safetensors.torch import load_file
+
+    def largest_b(name: str, **lora: Any) -> float:
+        # Five warm-up steps: the first one runs at a fifth of the rate.
+        config = settings(
+            tiny_base, rows_file, tmp_path / name, max_steps=5, warmup_ratio=0.99, save_steps=1,
+            save_total_limit=9, learning_rate=1e-3, validation_fraction=0, max_grad_norm=0, lora=lora,
+        )  # fmt: skip
+        LoRATrainer(config, ()).train()
+        weights = load_file(tmp_path / name / "checkpoints" / "checkpoint-1" / "adapter_model.safetensors")
+        return max(float(weight.abs().max()) for key, weight in weights.items() if "lora_B" in key)
+
+    assert largest_b("plain") == pytest.approx(1e-3 / 5, rel=0.01)
+    assert largest_b("plus", loraplus_lr_ratio=16) == pytest.approx(16e-3 / 5, rel=0.01)
