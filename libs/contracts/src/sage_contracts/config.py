@@ -32,6 +32,15 @@ class PresetName(StrEnum):
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 Tracker = Literal["tensorboard", "wandb"]
+OomRung = Literal[
+    "halve_batch",
+    "gradient_checkpointing",
+    "load_in_8bit",
+    "load_in_4bit",
+    "halve_max_length",
+    "smaller_rank",
+]
+"""One remedy for too little memory; the effective batch is always kept."""
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -104,6 +113,10 @@ class TrainingConfig(_HumanInput):
     logging_steps: PositiveInt = 1
     save_steps: PositiveInt = 50
     save_total_limit: PositiveInt = 3
+    oom_ladder: Literal["least_harm", "published", "off"] | list[OomRung] = "least_harm"
+    """What is changed, in which order, when memory does not suffice; `published`: as the product page."""
+    oom_may_truncate: bool = False
+    """Whether the ladder may shorten `max_length` (rows lose their ends)."""
     seed: int = 42
     report_to: list[Tracker] = Field(default_factory=_default_trackers)
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TextIO
 
+from sage.tools.finetune.ladder import Rung
+
 StopMode = Literal["save_and_stop", "stop"]
 LogLevel = Literal["info", "warn", "error"]
 
@@ -58,6 +60,9 @@ class TrainingCallback:
     def on_log(self, level: LogLevel, message: str) -> None:
         """Something a person may want to know."""
 
+    def on_rung(self, rung: Rung) -> None:
+        """Memory did not suffice: the run goes on with this changed. The log says it too."""
+
     def should_stop(self) -> StopMode | None:
         """Asked between forward passes: write a checkpoint and stop, stop at once, or None to go on."""
         return None
@@ -88,6 +93,10 @@ class CallbackList(TrainingCallback):
     def on_log(self, level: LogLevel, message: str) -> None:
         for callback in self._callbacks:
             callback.on_log(level, message)
+
+    def on_rung(self, rung: Rung) -> None:
+        for callback in self._callbacks:
+            callback.on_rung(rung)
 
     def should_stop(self) -> StopMode | None:
         wishes = {callback.should_stop() for callback in self._callbacks}

@@ -97,7 +97,9 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
 
     def clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        # One by one: others keep what belongs to these checkpoints in the same folder.
+        for path in self.all():
+            shutil.rmtree(path, ignore_errors=True)
 
     def _problem(self, path: Path) -> str | None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import subprocess
@@ -12,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from sage_contracts.errors import OutOfMemoryError
+from sage_contracts.errors import OutOfMemoryError, SageError
 
 ResolvedPrecision = Literal["fp32", "fp16", "bf16"]
 
@@ -114,21 +115,36 @@ def torch_dtype(precision: ResolvedPrecision) -> Any:
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
 
+_MEMORY_TEXTS = ("out of memory", "t allocate memory", "Cannot allocate memory", "ALLOC_FAILED", "bad_alloc")
+"""What CUDA, torch's CPU allocator, the loader, cuBLAS and C++ say."""
+
+
 @contextmanager
 def memory_errors() -> Iterator[None]:
     """Turn a device's or the machine's lack of memory into OutOfMemoryError."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        text = str(error)
-        if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-            raise OutOfMemoryError(
-                "There was not enough memory for this run. Try, in this order: load_in_8bit or load_in_4bit, "
-                "a smaller max_length, per_device_train_batch_size=1, gradient_checkpointing, a smaller "
-                "lora.r. "
-                f"({text.splitlines()[0] if text else 'MemoryError'})"
-            ) from error
+    except OutOfMemoryError:
         raise
+    except Exception as error:
+        reason = memory_reason(error)
+        if reason is None:
+            raise
+        raise OutOfMemoryError(f"There was not enough memory ({reason}).") from error
+
+
+def memory_reason(error: BaseException) -> str | None:
+    """The first line of the lack of memory behind an error; None when it is something else."""
+    behind: BaseException | None = error
+    while behind is not None:
+        text = str(behind)
+        is_errno = isinstance(behind, OSError) and behind.errno == errno.ENOMEM
+        # Our own messages may quote a user's rows; what they were raised from is what counts.
+        is_said = not isinstance(behind, SageError) and any(part in text for part in _MEMORY_TEXTS)
+        if isinstance(behind, MemoryError) or is_errno or is_said:
+            return text.splitlines()[0].rstrip(".") if text else type(behind).__name__
+        behind = behind.__cause__
+    return None
 
 
 def peak_memory_bytes(device: str) -> int:

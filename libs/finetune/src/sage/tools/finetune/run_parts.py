@@ -8,25 +8,27 @@ from typing import Any
 
 from sage.tools.finetune.callbacks import TrainingCallback
 from sage.tools.finetune.hardware import pick_device, resolve_precision, set_threads
+from sage.tools.finetune.ladder import token_budget
 from sage.tools.finetune.losses import LossFunction, choose_loss
 from sage.tools.finetune.modeling import add_adapters, load_base, load_tokenizer, make_optimizer
 from sage.tools.finetune.rendering import ChatRenderer, Sample
 from sage.tools.finetune.task_data import Splits
-from sage_contracts.config import TrainingConfig
+from sage_contracts.config import OomRung, TrainingConfig
 from sage_contracts.errors import InvalidDataError
 
-# Tokens per forward pass on a CPU: activations of this many stay near its caches, and memory stays flat.
-CPU_TOKEN_BUDGET = 512
 EVAL_TOKEN_BUDGET = 2048  # nothing is kept for a backward pass
 
 
 class RunParts:
     """Built in the order that fails early: what is cheap to check comes before the weights."""
 
-    def __init__(self, config: TrainingConfig, base: Path, tell: TrainingCallback) -> None:
+    def __init__(
+        self, config: TrainingConfig, base: Path, tell: TrainingCallback, rungs: Sequence[OomRung] = ()
+    ) -> None:
         import torch
 
         self._config = config
+        self._rungs = rungs
         self._tell = tell
         self.device = pick_device()
         self.precision, note = resolve_precision(config.precision, self.device)
@@ -48,9 +50,13 @@ class RunParts:
 
     @property
     def token_budget(self) -> int:
-        """Tokens per forward pass: what the batch size allows at full length; less on a CPU."""
-        allowed = self._config.per_device_train_batch_size * self._config.max_length
-        return min(allowed, CPU_TOKEN_BUDGET) if self.device == "cpu" else allowed
+        """Tokens per forward pass of training."""
+        return token_budget(self._config, self.device, self._rungs)
+
+    @property
+    def eval_token_budget(self) -> int:
+        """Tokens per forward pass of an evaluation, which keeps nothing for a backward pass."""
+        return min(EVAL_TOKEN_BUDGET, self.token_budget) if self._rungs else EVAL_TOKEN_BUDGET
 
     def render(self, splits: Splits) -> tuple[list[Sample], list[Sample]]:
         """(training, held-out) samples. Raises: InvalidDataError."""

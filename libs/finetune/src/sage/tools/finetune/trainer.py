@@ -14,15 +14,16 @@ from sage.tools.finetune.base_models import base_info, resolve_base
 from sage.tools.finetune.batching import Schedule
 from sage.tools.finetune.callbacks import CallbackList, ConsoleProgress, StopMode, TrainingCallback
 from sage.tools.finetune.checkpoints import Checkpoints, RunState
-from sage.tools.finetune.hardware import memory_errors, wait_politely
+from sage.tools.finetune.climbing import Climb, forget_rungs
+from sage.tools.finetune.hardware import wait_politely
 from sage.tools.finetune.loop import RunStopped, TrainingLoop, held_out_loss
 from sage.tools.finetune.outputs import OutputLayout, package_versions
 from sage.tools.finetune.registry import Registry
-from sage.tools.finetune.run_parts import EVAL_TOKEN_BUDGET, RunParts
+from sage.tools.finetune.run_parts import RunParts
 from sage.tools.finetune.storage import storage_errors
 from sage.tools.finetune.task_data import Splits, prepare
 from sage.tools.finetune.tracking import curves
-from sage_contracts.config import TrainingConfig
+from sage_contracts.config import OomRung, TrainingConfig
 from sage_contracts.errors import InvalidRequestError
 
 
@@ -49,7 +50,8 @@ class LoRATrainer:
 
     `home` is where base models are kept (default: $SAGE_HOME or ~/.sage). `run_id` ties checkpoints to one
     run: with `resume`, only those of the same run_id, data, base and batch are continued. Without callbacks
-    progress is printed; pass `()` for silence.
+    progress is printed; pass `()` for silence. `rungs` of the out-of-memory ladder are taken from the start;
+    the run takes more by itself where memory does not suffice.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class LoRATrainer:
         validation_path: Path | None = None,
         resume: bool = False,
         run_id: str | None = None,
+        rungs: Sequence[OomRung] = (),
     ) -> None:
         self._config = config
         self._watchers = tuple(callbacks) if callbacks is not None else (ConsoleProgress(),)
@@ -70,6 +73,7 @@ class LoRATrainer:
         self._validation_path = validation_path
         self._resume = resume
         self._run_id = run_id
+        self._rungs = rungs
 
     def train(self) -> TrainResult:
         """Run to the end, or to where a callback wants it stopped.
@@ -82,16 +86,37 @@ class LoRATrainer:
             raise InvalidRequestError(str(error), param="output_dir") from error
         wait_politely()
         tell = CallbackList(self._watchers)
-        with storage_errors(root), memory_errors():
-            return _Run(self, OutputLayout(root), tell).go()
+        layout = OutputLayout(root)
+        if not self._resume:
+            forget_rungs(layout.checkpoints)
+        with storage_errors(root):
+            climb = Climb(
+                self._config, layout.checkpoints, self._run_id, resume=self._resume, taken=self._rungs
+            )
+            return climb.survive(
+                lambda config, resume: _Run(self, config, layout, tell, climb, resume=resume).go(),
+                tell,
+                resume=self._resume,
+            )
 
 
 class _Run:
     """One call of `train`: the parts in the order they happen."""
 
-    def __init__(self, trainer: LoRATrainer, layout: OutputLayout, tell: CallbackList) -> None:
+    def __init__(
+        self,
+        trainer: LoRATrainer,
+        config: TrainingConfig,
+        layout: OutputLayout,
+        tell: CallbackList,
+        climb: Climb,
+        *,
+        resume: bool,
+    ) -> None:
         self._t = trainer
-        self._config = trainer._config
+        self._config = config
+        self._climb = climb
+        self._resume = resume
         self._layout = layout
         self._tell = tell
         self._began = time.monotonic()
@@ -113,7 +138,7 @@ class _Run:
     def _train(self, splits: Splits, base: Path) -> TrainResult:
         config, tell, layout = self._config, self._tell, self._layout
         tell.on_phase("loading", f"Loading {config.model_name}")
-        parts = RunParts(config, base, tell)
+        parts = RunParts(config, base, tell, self._climb.taken)
         train, held = parts.render(splits)
         schedule = Schedule(
             len(train), config.effective_batch_size, config.num_train_epochs, config.max_steps, config.seed
@@ -125,7 +150,7 @@ class _Run:
         with curves(layout.logs, config, state.step, tell) as told:
             if state.step == 0 and held:
                 told.on_phase("base_eval", f"Held-out loss of the base on {len(held)} rows")
-                state.base_eval_loss = held_out_loss(parts.model, loss, held, EVAL_TOKEN_BUDGET, told)
+                state.base_eval_loss = held_out_loss(parts.model, loss, held, parts.eval_token_budget, told)
                 told.on_eval("base", state.base_eval_loss or 0.0)
             told.on_phase("training", f"{schedule.total_steps} steps of {config.effective_batch_size} rows")
             loop = TrainingLoop(
@@ -136,7 +161,7 @@ class _Run:
             if stopped:
                 return TrainResult(layout.root, None, stopped, base, state.base_eval_loss)
             told.on_phase("eval", f"Held-out loss of the tuned model on {len(held)} rows")
-            eval_loss = held_out_loss(parts.model, loss, held, EVAL_TOKEN_BUDGET, told)
+            eval_loss = held_out_loss(parts.model, loss, held, parts.eval_token_budget, told)
             if eval_loss is not None:
                 told.on_eval("tuned", eval_loss)
         tell.on_phase("saving", str(layout.adapter))
@@ -149,11 +174,12 @@ class _Run:
         )
 
     def _starting_state(self, checkpoints: Checkpoints, parts: RunParts) -> RunState:
-        if not self._t._resume:
+        if not self._resume:
             checkpoints.clear()  # of an earlier run: never to be continued by this one
             return RunState()
         newest = checkpoints.newest_whole(lambda message: self._tell.on_log("warn", message))
         if newest is None:
+            checkpoints.clear()  # of no use to this run, and in the way of its own
             return RunState()
         state = checkpoints.restore(newest, parts.model, parts.optimizer, parts.scaler)
         self._tell.on_log("info", f"Resuming after step {state.step}")
@@ -166,7 +192,8 @@ class _Run:
             "base": base.name,
             "batch_rows": schedule.batch_rows,
             "total_steps": schedule.total_steps,
-            "max_length": self._config.max_length,
+            # As asked for: what the out-of-memory ladder changes goes on from the same checkpoints.
+            "max_length": self._t._config.max_length,
             "seed": self._config.seed,
             "lora": self._config.lora.model_dump(mode="json"),
         }
@@ -212,6 +239,7 @@ class _Run:
             "held_out_rows": rows[1],
             "truncated_rows": parts.renderer.stats.truncated,
             "dropped_rows": parts.renderer.stats.dropped,
+            "oom_rungs": [{"name": rung.name, "change": rung.change} for rung in self._climb.rungs],
             "device": parts.device,
             "precision": parts.precision,
             "loss_path": loss_name,

@@ -1,0 +1,150 @@
+"""The out-of-memory ladder as a function of the config: any config, any order, to its end."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sage.tools.finetune.ladder import (
+    LEAST_HARM,
+    PUBLISHED,
+    SHORTEST_MAX_LENGTH,
+    SMALLEST_RANK,
+    Rung,
+    climbed,
+    next_rung,
+    order_of,
+    token_budget,
+)
+from sage_contracts.config import LoRAConfig, OomRung, PresetConfigs, TrainingConfig
+
+RUNGS = get_args(OomRung)
+sizes = st.integers(1, 64)
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> TrainingConfig:
+    quantised = draw(st.sampled_from(["", "load_in_8bit", "load_in_4bit"]))
+    order = draw(
+        st.sampled_from(["least_harm", "published", "off"]) | st.lists(st.sampled_from(RUNGS), unique=True)
+    )
+    return TrainingConfig.model_validate(
+        {
+            "per_device_train_batch_size": draw(sizes),
+            "gradient_accumulation_steps": draw(sizes),
+            "max_length": draw(st.integers(1, 8192)),
+            "gradient_checkpointing": draw(st.booleans()),
+            "lora": LoRAConfig(r=draw(sizes), lora_alpha=draw(sizes)),
+            "oom_ladder": order,
+            "oom_may_truncate": draw(st.booleans()),
+            **({quantised: True} if quantised else {}),
+        }
+    )
+
+
+def whole_climb(config: TrainingConfig, device: str, *, can_quantise: bool = True) -> list[Rung]:
+    rungs: list[Rung] = []
+    while True:
+        names = [rung.name for rung in rungs]
+        rung = next_rung(config, names, device=device, can_quantise=can_quantise)
+        if rung is None:
+            return rungs
+        rungs.append(rung)
+        config = rung.config
+        assert len(rungs) < 40, "the ladder does not end"
+
+
+devices = st.sampled_from(["cpu", "cuda"])
+
+
+@given(configs(), devices)
+def test_every_ladder_ends_and_keeps_what_it_promises(config: TrainingConfig, device: str) -> None:
+    rungs = whole_climb(config, device)
+    names = [rung.name for rung in rungs]
+
+    assert {*names} <= {*order_of(config)}
+    for name in ("gradient_checkpointing", "load_in_8bit", "load_in_4bit", "smaller_rank"):
+        assert names.count(name) <= 1
+    for before, rung in zip([config, *(rung.config for rung in rungs)], rungs, strict=False):
+        after = rung.config
+        assert after.effective_batch_size == config.effective_batch_size
+        assert (after.seed, after.learning_rate) == (config.seed, config.learning_rate)
+        assert after != before or rung.name == "halve_batch"
+        assert rung.change
+        if not config.oom_may_truncate:
+            assert after.max_length == config.max_length
+        assert after.max_length >= min(config.max_length, SHORTEST_MAX_LENGTH)
+        assert after.lora.r >= min(config.lora.r, SMALLEST_RANK)
+
+
+@given(configs(), devices)
+def test_rungs_come_in_the_order_of_the_ladder(config: TrainingConfig, device: str) -> None:
+    order = order_of(config)
+    places = [order.index(rung.name) for rung in whole_climb(config, device)]
+    assert places == sorted(places)
+
+
+@given(configs(), devices)
+def test_halving_the_batch_halves_what_a_forward_pass_holds(config: TrainingConfig, device: str) -> None:
+    taken: list[OomRung] = []
+    before = config
+    for rung in whole_climb(config, device):
+        old, taken = token_budget(before, device, taken), [*taken, rung.name]
+        new = token_budget(rung.config, device, taken)
+        if rung.name == "halve_batch":
+            assert new <= max(1, old // 2)
+        assert new <= old
+        before = rung.config
+
+
+@given(configs(), devices)
+def test_the_names_of_the_rungs_are_all_there_is_to_remember(config: TrainingConfig, device: str) -> None:
+    rungs = whole_climb(config, device)
+    again, told = climbed(config, [rung.name for rung in rungs], device=device)
+    assert list(told) == rungs
+    assert again == (rungs[-1].config if rungs else config)
+
+
+@given(configs())
+def test_nothing_is_quantised_where_that_is_not_possible(config: TrainingConfig) -> None:
+    names = {rung.name for rung in whole_climb(config, "cuda", can_quantise=False)}
+    assert not names & {"load_in_8bit", "load_in_4bit"}
+
+
+def test_the_least_harmful_order_is_the_default() -> None:
+    rungs = whole_climb(PresetConfigs.rtx_4090(), "cuda")
+    assert [rung.change for rung in rungs] == [
+        "per_device_train_batch_size 4 → 2, gradient_accumulation_steps 4 → 8",
+        "per_device_train_batch_size 2 → 1, gradient_accumulation_steps 8 → 16",
+        "gradient_checkpointing False → True",
+        "load_in_8bit False → True",
+        "load_in_8bit True → False, load_in_4bit False → True",
+    ]
+    assert order_of(TrainingConfig()) == LEAST_HARM
+
+
+def test_the_published_order_is_the_product_pages() -> None:
+    config = TrainingConfig(oom_ladder="published", oom_may_truncate=True, per_device_train_batch_size=2)
+    names = [rung.name for rung in whole_climb(config, "cuda")]
+    assert list(dict.fromkeys(names)) == list(PUBLISHED)
+    assert whole_climb(config, "cuda")[-1].config.lora == LoRAConfig(r=4, lora_alpha=8)
+
+
+def test_a_cpu_goes_below_the_budget_that_its_caches_set() -> None:
+    config = PresetConfigs.cpu()  # 8 rows of 512, of which 512 tokens at once
+    first = whole_climb(config, "cpu")[0]
+    assert first.name == "halve_batch"
+    assert token_budget(first.config, "cpu", ["halve_batch"]) == 1
+
+
+def test_the_ladder_can_be_off() -> None:
+    assert whole_climb(TrainingConfig(oom_ladder="off"), "cuda") == []
+    assert whole_climb(TrainingConfig(oom_ladder=[]), "cuda") == []
+
+
+def test_an_unknown_rung_is_refused() -> None:
+    with pytest.raises(ValueError, match="oom_ladder"):
+        TrainingConfig.model_validate({"oom_ladder": ["pray"]})
