@@ -34,7 +34,7 @@ class Splits:
         digest = sha256()
         for rows in (self.train, self.validation):
             for row in rows:
-                digest.update(json.dumps(row.messages, sort_keys=True).encode())
+                digest.update(json.dumps([row.messages, row.tools], sort_keys=True).encode())
             digest.update(b"\0")
         return digest.hexdigest()
 
