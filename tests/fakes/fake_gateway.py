@@ -44,6 +44,7 @@ from sage_contracts.jobs import (
 from sage_contracts.models import MergeJob, MergeRequest, MergeStatus, ModelCard, ModelInfo
 from sage_contracts.paging import Deleted, ListPage
 from sage_contracts.status import PartStatus, StackStatus
+from sage_contracts.sweeps import CreateSweepRequest, Sweep, SweepChild, SweepStatus, grid_points
 from sage_servicekit import errors
 
 STEPS = 4
@@ -114,11 +115,12 @@ class State:
     jobs: dict[str, FakeJob] = field(default_factory=dict)
     files: dict[str, FileObject] = field(default_factory=dict)
     merges: dict[str, int] = field(default_factory=dict)
+    sweeps: dict[str, Sweep] = field(default_factory=dict)
     requests: list[dict[str, Any]] = field(default_factory=list)
     counter: Any = field(default_factory=lambda: itertools.count(1))
 
     def clear(self) -> None:
-        for kept in (self.jobs, self.files, self.merges, self.requests):
+        for kept in (self.jobs, self.files, self.merges, self.sweeps, self.requests):
             kept.clear()
         self.counter = itertools.count(1)
 
@@ -208,6 +210,7 @@ def build_app() -> FastAPI:
     errors.install(app, "fake")
     _add_jobs(app, state)
     _add_models(app, state)
+    _add_sweeps(app, state)
 
     @app.middleware("http")
     async def record(request: Request, call_next: Any) -> Response:
@@ -375,6 +378,59 @@ def _add_models(app: FastAPI, state: State) -> None:
             created_at=int(time.time()),
             merged_path="finetune_output/code/merged_model" if is_done else None,
         )
+
+
+def _add_sweeps(app: FastAPI, state: State) -> None:
+    @app.post("/v1/sage/sweeps")
+    def create(request: CreateSweepRequest) -> Sweep:
+        state.requests.append({"path": "sweep body", "body": request.model_dump(mode="json")})
+        name = request.sage.name or "code"
+        children = []
+        for number, point in enumerate(grid_points(request.grid, max_jobs=request.max_jobs), 1):
+            options = request.sage.model_copy(update={"name": f"{name}-s{number}"})
+            job = make_job(state, CreateJobRequest(model=request.model, sage=options)).job
+            children.append(SweepChild(job_id=job.id, name=job.sage.name, point=point, status=job.status))
+        sweep = Sweep(
+            id=f"sweep-{next(state.counter)}",
+            created_at=int(time.time()),
+            status=SweepStatus.RUNNING,
+            name=name,
+            task=Task.CODE,
+            model=MODEL,
+            grid=request.grid,
+            children=children,
+        )
+        state.sweeps[sweep.id] = sweep
+        return sweep
+
+    @app.get("/v1/sage/sweeps")
+    def list_sweeps() -> ListPage[Sweep]:
+        return ListPage(data=list(reversed(state.sweeps.values())))
+
+    @app.get("/v1/sage/sweeps/{sweep_id}")
+    def retrieve(sweep_id: str) -> Sweep:
+        """Each look ends the next job: every second one fails, the rest get better and better."""
+        sweep = state.sweeps[sweep_id]
+        waiting = [child for child in sweep.children if not child.status.is_terminal]
+        if sweep.name == "endless" or sweep.status.is_terminal:
+            return sweep
+        child, number = waiting[0], len(sweep.children) - len(waiting)
+        if number % 2 or sweep.name in FAILURES:
+            child.status = JobStatus.FAILED
+            child.error = JobError(code="training_failed", message="The loss became NaN at step 4.")
+        else:
+            child.status, child.step, child.total_steps, child.loss = JobStatus.SUCCEEDED, 4, 4, 2.1
+            child.base_eval_loss, child.eval_loss = 2.391, 1.898 - number / 10
+            child.fine_tuned_model, sweep.best_job_id = f"{child.name}@1", child.job_id
+        if len(waiting) == 1:
+            sweep.status = SweepStatus.SUCCEEDED if sweep.best_job_id else SweepStatus.FAILED
+            sweep.fine_tuned_model = f"{sweep.name}@1" if sweep.best_job_id else None
+        return sweep
+
+    @app.post("/v1/sage/sweeps/{sweep_id}/cancel")
+    def cancel(sweep_id: str) -> Sweep:
+        state.sweeps[sweep_id].status = SweepStatus.CANCELLED
+        return state.sweeps[sweep_id]
 
 
 def main() -> None:

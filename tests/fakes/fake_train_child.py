@@ -1,6 +1,7 @@
 """A training child without a model: speaks the trainer's protocol and behaves as the job's name says.
 
 quick     three steps, then done
+graded    one step, and a held-out loss of 1/r; with r = 1 a traceback
 steady    steps until `<output>/go` exists, then done; saves at SIGTERM; resumes where it stopped
 stubborn  steps forever and ignores SIGTERM
 crash     a traceback and exit code 3, no last words
@@ -63,12 +64,12 @@ class FakeRun:
     def step(self, number: int, total: int) -> None:
         self.say(StepMessage(step=number, total_steps=total, loss=1 / number, learning_rate=1e-4))
 
-    def done(self) -> None:
+    def done(self, eval_loss: float = 1.0) -> None:
         adapter = self.folder / "versions" / str(self.spec.claim.version) / "lora_weights"
         adapter.mkdir(parents=True, exist_ok=True)
         self.say(
             DoneMessage(
-                metrics=JobMetrics(base_eval_loss=2.0, eval_loss=1.0),
+                metrics=JobMetrics(base_eval_loss=2.0, eval_loss=eval_loss),
                 base_model="base_models/fake",
                 adapter_path=str(adapter.relative_to(self.spec.home)),
                 meta={"data_sha256": "0"},
@@ -79,6 +80,12 @@ class FakeRun:
         for number in range(1, 4):
             self.step(number, 3)
         self.done()
+
+    def graded(self) -> None:
+        if self.spec.claim.config.lora.r == 1:
+            self.crash()
+        self.step(1, 1)
+        self.done(eval_loss=1 / self.spec.claim.config.lora.r)
 
     def steady(self) -> None:
         saved = self.folder / "checkpoint"

@@ -79,8 +79,9 @@ class Rig:
         self.http.headers.pop("X-Sage-Internal-Token", None)
 
     def sweep(self) -> list[str]:
-        """One round of the sweeper; the ids it rang for."""
+        """One round of everything that is done by the clock; the ids it rang for."""
         self.parts.sweeper.take_back()
+        self.parts.sweeps.tend()
         self.parts.sweeper.ring_due()
         return self.bell.take()
 

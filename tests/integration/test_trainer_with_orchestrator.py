@@ -123,6 +123,34 @@ def test_a_job_becomes_a_version(stack: Stack) -> None:
     assert "Step 3/3 loss 0.3333" in events
 
 
+def test_a_sweep_trains_its_jobs_one_after_another_and_names_the_best(stack: Stack) -> None:
+    stack.start("sage_trainer")
+    body = {
+        "model": "smollm2-135m",
+        "sage": {"task": "code", "name": "graded", "preset": "cpu"},
+        "grid": {"lora.r": [2, 1, 4]},
+    }
+    sweep = stack.api.post("/v1/sage/sweeps", json=body).raise_for_status().json()
+    path = f"/v1/sage/sweeps/{sweep['id']}"
+
+    wait_until(lambda: stack.api.get(path).json()["status"] != "running", "the sweep has ended", 60)
+
+    ended = stack.api.get(path).json()
+    assert ended["status"] == "succeeded", ended
+    assert [child["status"] for child in ended["children"]] == ["succeeded", "failed", "succeeded"]
+    assert "the fake crashed on purpose" in ended["children"][1]["error"]["message"]
+    assert (ended["best_job_id"], ended["fine_tuned_model"]) == (ended["children"][2]["job_id"], "graded@1")
+    # People find the files where the name says, whatever job wrote them.
+    assert (stack.home / "finetune_output/graded/versions/1/lora_weights").is_dir()
+    spans = [
+        (event["created_at"], event["message"])
+        for child in ended["children"]
+        for event in stack.api.get(f"/v1/fine_tuning/jobs/{child['job_id']}/events").json()["data"][::-1]
+        if event["message"].startswith("Started on")
+    ]
+    assert spans == sorted(spans)
+
+
 def test_pause_resume_and_cancel_reach_the_child(stack: Stack) -> None:
     stack.start("sage_trainer")
     job_id = stack.create_job("steady")

@@ -23,6 +23,7 @@ from sage_contracts.jobs import CreateJobRequest, FineTuningJob, JobEvent
 from sage_contracts.models import MergeJob, MergeRequest, ModelCard
 from sage_contracts.paging import ListPage
 from sage_contracts.status import StackStatus
+from sage_contracts.sweeps import CreateSweepRequest, Sweep
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -107,6 +108,20 @@ class Client:
         params: dict[str, Any] = {"limit": limit, "order": "asc"} | ({"after": after} if after else {})
         url = f"{self._jobs_url}/v1/fine_tuning/jobs/{job_id}/events"
         return self._ask(ListPage[JobEvent], "GET", url, params=params)
+
+    def create_sweep(self, request: CreateSweepRequest) -> Sweep:
+        body = request.model_dump(mode="json", exclude_none=True)
+        return self._ask(Sweep, "POST", f"{self._jobs_url}/v1/sage/sweeps", json=body)
+
+    def sweep(self, sweep_id: str) -> Sweep:
+        return self._ask(Sweep, "GET", f"{self._jobs_url}/v1/sage/sweeps/{sweep_id}")
+
+    def sweeps(self) -> list[Sweep]:
+        """Newest first."""
+        return self._ask(ListPage[Sweep], "GET", f"{self._jobs_url}/v1/sage/sweeps").data
+
+    def cancel_sweep(self, sweep_id: str) -> Sweep:
+        return self._ask(Sweep, "POST", f"{self._jobs_url}/v1/sage/sweeps/{sweep_id}/cancel")
 
     def models(self) -> list[ModelCard]:
         """What every backend of the gateway offers."""

@@ -130,12 +130,14 @@ def check_command(words: list[str], *, is_sketch: bool) -> None:
     """Parse as the real command does, without running it. A sketch may leave out arguments."""
     command = root_command()
     rest = [word for word in words if word not in ("--help", "-h", "--version")]
-    while hasattr(command, "commands") and rest:
+    # `sage finetune sweep` is a group that also works by itself.
+    while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
         if is_sketch and is_placeholder(rest[0]):
             return
         assert rest[0] in command.commands, f"there is no command sage {' '.join(words)}"
         command, rest = command.commands[rest[0]], rest[1:]
-    if hasattr(command, "commands") or (is_sketch and any(is_placeholder(word) for word in rest)):
+    is_bare_group = hasattr(command, "commands") and not rest
+    if is_bare_group or (is_sketch and any(is_placeholder(word) for word in rest)):
         return
     try:
         command.make_context("sage", rest)

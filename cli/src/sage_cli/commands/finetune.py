@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from sage_cli.commands import sweep as sweeps
 from sage_cli.groups import FastHelpGroup
 
 TaskName = Literal["code", "qa", "chat", "instruction", "custom"]
@@ -94,6 +95,9 @@ def start(
         is_auto=auto,
         is_watching=watch,
     )
+
+
+app.add_typer(sweeps.app, name="sweep")
 
 
 @app.command("list")

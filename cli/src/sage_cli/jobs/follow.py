@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from sage_cli.client import Client
 from sage_contracts.errors import ServiceUnavailableError
 from sage_contracts.jobs import FineTuningJob, JobEvent, JobStatus
+
+Answer = TypeVar("Answer")
 
 POLL_S = 0.3
 # The stack may be restarted while somebody watches.
@@ -47,22 +50,28 @@ def follow(client: Client, job_id: str, view: JobView) -> FineTuningJob:
     A run may take days, so there is no deadline for the job itself; Ctrl-C leaves without stopping it.
     """
     feed = EventFeed(client, job_id)
-    silent_since: float | None = None
     while True:
-        try:
-            # The state first: events that came before it ended are then surely in the list.
-            job = client.job(job_id)
-            events = feed.new()
-        except ServiceUnavailableError:
-            silent_since = silent_since or time.monotonic()
-            if time.monotonic() - silent_since > _OUTAGE_LIMIT_S:
-                raise
-            time.sleep(POLL_S)
-            continue
-        silent_since = None
+        # The state first: events that came before it ended are then surely in the list.
+        job, events = patiently(lambda: (client.job(job_id), feed.new()))
         for event in events:
             view.event(event)
         view.progress(job)
         if job.status.is_terminal or job.status is JobStatus.PAUSED:
             return job
         time.sleep(POLL_S)
+
+
+def patiently(ask: Callable[[], Answer]) -> Answer:
+    """The answer, however often the stack is restarted meanwhile.
+
+    Raises: ServiceUnavailableError after a minute of silence.
+    """
+    silent_since: float | None = None
+    while True:
+        try:
+            return ask()
+        except ServiceUnavailableError:
+            silent_since = silent_since or time.monotonic()
+            if time.monotonic() - silent_since > _OUTAGE_LIMIT_S:
+                raise
+            time.sleep(POLL_S)

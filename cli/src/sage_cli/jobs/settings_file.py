@@ -96,10 +96,11 @@ def _assign(fields: dict[str, Any], setting: str) -> None:
         if not isinstance(inner, dict):
             raise InvalidRequestError(f"--set {setting!r}: {folder} has no fields of its own.")
         target = inner
-    target[last] = _value(text.strip())
+    target[last] = value_of(text.strip())
 
 
-def _value(text: str) -> Any:
+def value_of(text: str) -> Any:
+    """A setting's value as it is typed: JSON, or the text itself."""
     try:
         return json.loads(text)
     except ValueError:

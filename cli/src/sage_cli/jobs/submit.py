@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,10 @@ class CheckedWish:
         sizes = quickstart_overrides(self.task, preset)
         if "num_train_epochs" in self.options.config:
             sizes.pop("max_steps", None)
-        options = self.options.model_copy(update={"config": sizes | self.options.config})
-        return replace(self, options=options)
+        return self.with_config(sizes | self.options.config)
+
+    def with_config(self, config: dict[str, Any]) -> CheckedWish:
+        return replace(self, options=self.options.model_copy(update={"config": config}))
 
 
 def check(wish: JobWish) -> CheckedWish:
@@ -85,17 +88,24 @@ def check(wish: JobWish) -> CheckedWish:
 
 def submit(client: Client, wish: CheckedWish) -> FineTuningJob:
     """Upload the data and create the job. Raises: SageError; then the uploaded data is deleted again."""
-    file_id: str | None = None
-    if wish.data is not None:
-        with job_data.packed(wish.data) as file:
-            file_id = client.upload(file.path, file.filename).id
-    request = CreateJobRequest(model=wish.model, training_file=file_id, sage=wish.options)
-    try:
+    with uploaded(client, wish.data) as file_id:
+        request = CreateJobRequest(model=wish.model, training_file=file_id, sage=wish.options)
         return client.create_job(request)
+
+
+@contextmanager
+def uploaded(client: Client, data: Path | None) -> Iterator[str | None]:
+    """The id of the uploaded data, None without any; deleted again when the block fails."""
+    if data is None:
+        yield None
+        return
+    with job_data.packed(data) as file:
+        file_id = client.upload(file.path, file.filename).id
+    try:
+        yield file_id
     except SageError:
-        if file_id:
-            with suppress(SageError):
-                client.delete_file(file_id)
+        with suppress(SageError):
+            client.delete_file(file_id)
         raise
 
 

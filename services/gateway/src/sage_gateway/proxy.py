@@ -30,6 +30,7 @@ ORCHESTRATED = (
     "/v1/fine_tuning",
     "/v1/sage/models",
     "/v1/sage/merges",
+    "/v1/sage/sweeps",
     "/v1/sage/devices",
 )
 SERVED = ("/v1/sage/engines", "/v1/sage/release")

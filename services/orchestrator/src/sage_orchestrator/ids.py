@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import Literal
 
-Prefix = Literal["ftjob", "ftevent", "ftckpt", "file", "merge"]
+Prefix = Literal["ftjob", "ftevent", "ftckpt", "file", "merge", "sweep"]
 
 
 def new_id(prefix: Prefix) -> str:

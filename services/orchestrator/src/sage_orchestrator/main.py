@@ -30,6 +30,8 @@ from sage_orchestrator.models import endpoints as model_endpoints
 from sage_orchestrator.models.service import ModelService
 from sage_orchestrator.settings import OrchestratorSettings
 from sage_orchestrator.sweeper import Periodic, Sweeper
+from sage_orchestrator.sweeps import endpoints as sweep_endpoints
+from sage_orchestrator.sweeps.service import SweepService
 from sage_orchestrator.workers import endpoints as worker_endpoints
 from sage_orchestrator.workers.service import WorkerService
 from sage_servicekit import logs, serve
@@ -67,6 +69,7 @@ class Orchestrator:
             check_later=self._check_later,
         )
         self.attempts = AttemptService(self.database, home, clock, settings.lease_s, self._ringer.wake)
+        self.sweeps = SweepService(self.database, home, clock, self.jobs)
         self.merges = MergeService(
             self.database, home, clock, self.models, settings.lease_s, self._ringer.wake
         )
@@ -94,6 +97,7 @@ class Orchestrator:
     def _sweep(self) -> None:
         if self.sweeper.take_back():
             self._ringer.wake()
+        self.sweeps.tend()
 
     def _keep_house(self) -> None:
         self.files.delete_expired()
@@ -134,6 +138,7 @@ def build_app(
     app.include_router(job_endpoints.make_internal_router(parts.attempts))
     app.include_router(model_endpoints.make_router(parts.models))
     app.include_router(merge_endpoints.make_router(parts.merges))
+    app.include_router(sweep_endpoints.make_router(parts.sweeps))
     app.include_router(device_endpoints.make_router(parts.devices))
     app.include_router(worker_endpoints.make_router(parts.workers))
     return app

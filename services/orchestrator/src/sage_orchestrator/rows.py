@@ -145,6 +145,38 @@ class MergeRow(LeasedWork, Base):
     error: Mapped[str | None]
 
 
+class SweepRow(Base):
+    """One request over a grid; its jobs are in SweepPointRow."""
+
+    __tablename__ = "sweeps"
+
+    seq: Mapped[int] = mapped_column(_Sequence, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
+    task: Mapped[str]
+    model: Mapped[str]
+    grid: Mapped[Json]
+    status: Mapped[str] = mapped_column(index=True)
+    is_cancelling: Mapped[bool]
+    """Its owner gave it up; jobs that nobody has stopped yet are to be."""
+    created_at: Mapped[float]
+    finished_at: Mapped[float | None]
+    best_job_id: Mapped[str | None]
+    fine_tuned_model: Mapped[str | None]
+
+
+class SweepPointRow(Base):
+    """Which job trains which point. Jobs themselves know of no sweep."""
+
+    __tablename__ = "sweep_points"
+
+    sweep_id: Mapped[str] = mapped_column(ForeignKey("sweeps.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    """From 1: the job's name ends in it."""
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), unique=True)
+    point: Mapped[Json]
+
+
 class DeviceRow(Base):
     """One device, and the training that waits for room on it."""
 

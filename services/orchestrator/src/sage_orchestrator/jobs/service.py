@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from sqlalchemy.orm import Session
 
 from sage_contracts.config import Task
 from sage_contracts.errors import ConflictError, InvalidDataError, InvalidRequestError, SageError
@@ -33,6 +35,8 @@ from sage_orchestrator.jobs.resolve import hyperparameters_of, name_of, resolve_
 from sage_orchestrator.leases import ended_values, queued_values
 from sage_orchestrator.paging import PageOrder, list_page
 from sage_orchestrator.rows import FileRow, JobRow
+
+AlsoStored = Callable[[Session, list[FineTuningJob]], None]
 
 _WAITING = (JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.PAUSED)
 
@@ -65,32 +69,37 @@ class JobService:
 
         Raises: InvalidRequestError, InvalidDataError (rows and fields), ModelNotFoundError, NotFoundError.
         """
+        return self.create_together([request])[0]
+
+    def create_together(
+        self, requests: Sequence[CreateJobRequest], also: AlsoStored | None = None
+    ) -> list[FineTuningJob]:
+        """All jobs or none, with whatever `also` stores about them. Raises: as `create`."""
         now = self._clock()
-        job_id = new_id("ftjob")
-        row = self._new_row(request, job_id, now)
-        uploads = self._uploads(request)
-        is_small = sum(upload.size_bytes for upload in uploads) <= self._sync_validation_bytes
-        if is_small:
-            self._check(row, uploads)
-        status = JobStatus.QUEUED if is_small else JobStatus.VALIDATING_FILES
-        row.status = status.value
-        row.ring_at = now if is_small else None
+        drafts = [
+            (self._new_row(request, new_id("ftjob"), now), self._uploads(request)) for request in requests
+        ]
+        checked: dict[tuple[str | None, ...], bool] = {}
+        for row, uploads in drafts:
+            files_and_task = (row.training_file, row.validation_file, row.task)
+            if files_and_task not in checked:
+                checked[files_and_task] = self._check_if_small(row, uploads)
+            is_checked = checked[files_and_task]
+            row.status = (JobStatus.QUEUED if is_checked else JobStatus.VALIDATING_FILES).value
+            row.ring_at = now if is_checked else None
         with self._database.write() as session:
-            # The files may have been deleted while they were read.
-            for upload in uploads:
-                files.get(session, upload.id, param="training_file")
-            session.add(row)
-            session.flush()
-            jobs.add_event(session, job_id, now, f"Created fine-tuning job: {job_id}")
-            if is_small:
-                jobs.add_event(
-                    session, job_id, now, f"Queued: {row.name} on {row.model}, preset {row.preset}"
-                )
-            else:
-                jobs.add_event(session, job_id, now, f"Validating training file: {row.training_file}")
-            job = to_job(row, now)
-        self._wake() if is_small else self._check_later(job_id)
-        return job
+            for row, uploads in drafts:
+                self._store(session, row, uploads, now)
+            created = [to_job(row, now) for row, _ in drafts]
+            if also is not None:
+                also(session, created)
+        for job in created:
+            self._wake() if job.status is JobStatus.QUEUED else self._check_later(job.id)
+        return created
+
+    def require_resolvable(self, request: CreateJobRequest) -> None:
+        """Raises: as `create`, as far as that can be said without looking at the data."""
+        self._new_row(request, new_id("ftjob"), self._clock())
 
     def finish_validation(self, job_id: str) -> None:
         """The background part of `create` for large files; harmless when done twice or too late."""
@@ -234,6 +243,25 @@ class JobService:
                     )
                 uploads.append(upload)
         return uploads
+
+    def _store(self, session: Session, row: JobRow, uploads: list[FileRow], now: float) -> None:
+        # The files may have been deleted while they were read.
+        for upload in uploads:
+            files.get(session, upload.id, param="training_file")
+        session.add(row)
+        session.flush()
+        jobs.add_event(session, row.id, now, f"Created fine-tuning job: {row.id}")
+        queued = f"Queued: {row.name} on {row.model}, preset {row.preset}"
+        is_queued = row.status == JobStatus.QUEUED.value
+        checking = f"Validating training file: {row.training_file}"
+        jobs.add_event(session, row.id, now, queued if is_queued else checking)
+
+    def _check_if_small(self, row: JobRow, uploads: list[FileRow]) -> bool:
+        """Whether the files were checked here and now; larger ones are in the background."""
+        if sum(upload.size_bytes for upload in uploads) > self._sync_validation_bytes:
+            return False
+        self._check(row, uploads)
+        return True
 
     def _check(self, row: JobRow, uploads: list[FileRow]) -> None:
         for upload in uploads:

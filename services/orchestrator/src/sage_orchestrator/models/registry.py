@@ -36,6 +36,28 @@ def register_version(session: Session, job: JobRow, finish: Finish, metrics: Job
     session.flush()
 
 
+def promote(session: Session, best: VersionRow, name: str, *, at_least: int, now: float) -> VersionRow:
+    """A new version of `name` on the adapter of another name's version; the name moves there."""
+    version = VersionRow(
+        name=name,
+        version=models.reserve_version(session, name, at_least=at_least),
+        created_at=now,
+        task=best.task,
+        job_id=best.job_id,
+        base_model=best.base_model,
+        adapter_path=best.adapter_path,
+        merged_path=best.merged_path,
+        lora_rank=best.lora_rank,
+        base_eval_loss=best.base_eval_loss,
+        eval_loss=best.eval_loss,
+        meta={**best.meta, "same_as": f"{best.name}@{best.version}"},
+    )
+    session.add(version)
+    models.lock_name(session, name).alias_version = version.version
+    session.flush()
+    return version
+
+
 def versions_on_disk(home: Home, name: str) -> int:
     """The highest version with a folder: a new database beside old files must not write over them."""
     folder = home.finetune_output / name / "versions"

@@ -1,0 +1,97 @@
+"""sage finetune sweep …: one training over a small grid of settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sage_cli.groups import FastHelpGroup
+
+SweepArgument = Annotated[
+    str, typer.Argument(metavar="SWEEP", help="A sweep's id, or its name: the newest one.")
+]
+
+app = typer.Typer(
+    cls=FastHelpGroup, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False
+)
+
+
+@app.callback(invoke_without_command=True)
+def sweep(
+    context: typer.Context,
+    task: Annotated[
+        Literal["code", "qa", "chat", "instruction", "custom"],
+        typer.Option("--task", help="What the model is for."),
+    ] = "custom",
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--grid", metavar="KEY=V1,V2", help="A setting and the values to try; may be repeated."),
+    ] = None,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Choose model, preset and sizes by itself, and say which.")
+    ] = False,
+    model: Annotated[
+        str, typer.Option("--model", help="Base model: a Hub id, a folder, a built-in name, or auto.")
+    ] = "auto",
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Your data: a file; for `code` also a folder of sources.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name that the best model gets.")] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="rtx_3060, rtx_4090, a100, minimal, cpu or auto.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Training settings: a .json, .yaml or .toml file.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="One training setting for all; may be repeated."),
+    ] = None,
+    max_jobs: Annotated[
+        int, typer.Option("--max-jobs", min=1, max=64, help="Refuse a grid with more points.")
+    ] = 16,
+    watch: Annotated[bool, typer.Option("--watch/--no-watch", help="Stay and show the table.")] = True,
+) -> None:
+    """Train every combination of some settings, and keep the best under one name."""
+    if context.invoked_subcommand is not None:
+        return
+    from sage_cli.jobs.submit import JobWish
+    from sage_cli.jobs.sweep import start_command
+
+    start_command(
+        JobWish(
+            task, model=model, data=data, name=name, preset=preset, config=config, settings=settings or []
+        ),
+        grid or [],
+        max_jobs=max_jobs,
+        is_auto=auto,
+        is_watching=watch,
+    )
+
+
+@app.command()
+def show(
+    sweep: SweepArgument, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+) -> None:
+    """Show the table of a sweep: points, states, losses."""
+    from sage_cli.jobs.sweep import show_command
+
+    show_command(sweep, as_json=as_json)
+
+
+@app.command("watch")
+def watch_sweep(sweep: SweepArgument) -> None:
+    """Follow a sweep until its last job ends. Ctrl-C leaves; the sweep goes on."""
+    from sage_cli.jobs.sweep import watch_command
+
+    watch_command(sweep)
+
+
+@app.command()
+def cancel(sweep: SweepArgument) -> None:
+    """Cancel what has not ended; models that were trained stay."""
+    from sage_cli.jobs.sweep import cancel_command
+
+    cancel_command(sweep)

@@ -1,0 +1,179 @@
+"""Sweeps: one training request over a small grid of settings, each point an ordinary fine-tuning job."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sage_contracts.config import LoRAConfig, Task, TrainingConfig
+from sage_contracts.errors import InvalidRequestError
+from sage_contracts.jobs import JobError, JobStatus, SageJobOptions
+
+MOST_JOBS = 64
+Grid = dict[str, list[Any]]
+Point = dict[str, Any]
+"""One value for each field of the grid, under the grid's (dotted) names."""
+
+# Said once for all jobs of a sweep.
+_SAID_ONCE = {
+    "model_name": "`model` of the request",
+    "data_path": "`training_file` of the request",
+    "output_dir": "`sage.name`; the folders follow from it",
+    "task": "`sage.task`",
+    "preset": "`sage.preset`",
+}
+# The jobs are compared by their held-out loss, which has to be of the same rows.
+_SAME_ROWS = ("validation_fraction", "max_eval_rows", "max_length", "seed")
+
+
+class SweepStatus(StrEnum):
+    """`running` until the last job has ended; then it succeeded if any of them did."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self is not SweepStatus.RUNNING
+
+
+class CreateSweepRequest(BaseModel):
+    """POST /v1/sage/sweeps. All but the last two as in a job's request."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    training_file: str | None = None
+    validation_file: str | None = None
+    sage: SageJobOptions = Field(default_factory=SageJobOptions)
+    grid: Grid
+    """Values by field of TrainingConfig: `{"learning_rate": [1e-4, 2e-4], "lora.r": [4, 8]}`."""
+    max_jobs: Annotated[int, Field(ge=1, le=MOST_JOBS)] = 16
+    """A larger grid is refused, so that a slip of the finger does not cost a week."""
+
+
+class SweepChild(BaseModel):
+    """One point of the grid and how far its job is."""
+
+    job_id: str
+    name: str
+    point: Point
+    status: JobStatus
+    step: int | None = None
+    total_steps: int | None = None
+    loss: float | None = None
+    """Of the last step, on the training rows."""
+    base_eval_loss: float | None = None
+    eval_loss: float | None = None
+    fine_tuned_model: str | None = None
+    error: JobError | None = None
+
+
+class Sweep(BaseModel):
+    """GET /v1/sage/sweeps/{id}."""
+
+    id: str
+    object: Literal["sage.sweep"] = "sage.sweep"
+    created_at: int
+    finished_at: int | None = None
+    status: SweepStatus
+    is_cancelling: bool = False
+    name: str
+    task: Task
+    model: str
+    grid: Grid
+    children: list[SweepChild]
+    """In the order of the grid, its last field changing fastest."""
+    best_job_id: str | None = None
+    """The lowest held-out loss so far."""
+    fine_tuned_model: str | None = None
+    """The version of `name` that stands on the best job's adapter; set at the end."""
+
+
+def grid_points(grid: Mapping[str, Sequence[Any]], *, max_jobs: int) -> list[Point]:
+    """All points of a grid that was looked at as a whole.
+
+    Raises: InvalidRequestError, naming the field and the value, or the number of points.
+    """
+    if not grid:
+        raise InvalidRequestError(
+            'The grid is empty: give it a field, such as {"learning_rate": [1e-4, 2e-4]}.', param="grid"
+        )
+    for name in grid:
+        _check_name(name)
+    for name, values in grid.items():
+        if not values:
+            raise InvalidRequestError(
+                f"grid.{name} has no values: give it some, or leave it out.", param=f"grid.{name}"
+            )
+    count = math.prod(len(values) for values in grid.values())
+    if count > max_jobs:
+        sizes = " × ".join(f"{name} {len(values)}" for name, values in grid.items())
+        raise InvalidRequestError(
+            f"The grid has {count} points ({sizes}), and each is a job: more than max_jobs, {max_jobs}. "
+            f"Leave values out, or raise max_jobs (to {MOST_JOBS} at most).",
+            param="grid",
+        )
+    for name, values in grid.items():
+        _check_values(name, values)
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def point_fields(point: Point) -> dict[str, Any]:
+    """A point as sparse TrainingConfig fields: `lora.r` becomes `{"lora": {"r": …}}`."""
+    fields: dict[str, Any] = {}
+    for name, value in point.items():
+        folder, _, inner = name.rpartition(".")
+        (fields.setdefault(folder, {}) if folder else fields)[inner] = value
+    return fields
+
+
+def point_text(point: Point) -> str:
+    """`learning_rate=0.0001, lora.r=4`."""
+    return ", ".join(f"{name}={value_text(value)}" for name, value in point.items())
+
+
+def value_text(value: Any) -> str:
+    """A grid's value as people write it."""
+    return (
+        f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+    )
+
+
+def _check_name(name: str) -> None:
+    param = f"grid.{name}"
+    known = [field for field in TrainingConfig.model_fields if field != "lora"]
+    known += [f"lora.{field}" for field in LoRAConfig.model_fields]
+    if name in _SAID_ONCE:
+        raise InvalidRequestError(f"{param} is the same for all jobs: use {_SAID_ONCE[name]}.", param=param)
+    if name in _SAME_ROWS:
+        raise InvalidRequestError(
+            f"{param}: the jobs are compared by their loss on the same held-out rows, and {name} changes"
+            " those: set it for all of them in sage.config.",
+            param=param,
+        )
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"Did you mean {near[0]!r}?" if near else f"The settings are: {', '.join(known)}."
+        raise InvalidRequestError(f"{param}: there is no training setting {name!r}. {hint}", param=param)
+
+
+def _check_values(name: str, values: Sequence[Any]) -> None:
+    param = f"grid.{name}"
+    for position, value in enumerate(values):
+        if value in values[:position]:
+            raise InvalidRequestError(f"{param} has {value_text(value)} twice.", param=param)
+        try:
+            TrainingConfig.model_validate(point_fields({name: value}))
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise InvalidRequestError(f"{param}: {value_text(value)}: {reason}", param=param) from None

@@ -1,0 +1,49 @@
+"""Queries on sweeps, and the one way to change a sweep's status."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from sage_contracts.errors import NotFoundError
+from sage_contracts.sweeps import SweepStatus
+from sage_orchestrator.leases import guarded_update
+from sage_orchestrator.paging import page_rows
+from sage_orchestrator.rows import JobRow, SweepPointRow, SweepRow
+
+
+def get(session: Session, sweep_id: str, *, lock: bool = False) -> SweepRow:
+    """Raises: NotFoundError."""
+    query = select(SweepRow).where(SweepRow.id == sweep_id)
+    row = session.scalar(query.with_for_update() if lock else query)
+    if row is None:
+        raise NotFoundError(f"There is no sweep {sweep_id!r}: list them with GET /v1/sage/sweeps.")
+    return row
+
+
+def page(session: Session, *, after: str | None, limit: int) -> tuple[Sequence[SweepRow], bool]:
+    return page_rows(session, select(SweepRow), SweepRow, after=after, limit=limit)
+
+
+def children(session: Session, sweep_id: str) -> list[tuple[SweepPointRow, JobRow]]:
+    """The points with their jobs, in the order of the grid."""
+    query = (
+        select(SweepPointRow, JobRow)
+        .join(JobRow, JobRow.id == SweepPointRow.job_id)
+        .where(SweepPointRow.sweep_id == sweep_id)
+        .order_by(SweepPointRow.number)
+    )
+    return [(point, job) for point, job in session.execute(query)]
+
+
+def open_ids(session: Session) -> Sequence[str]:
+    query = select(SweepRow.id).where(SweepRow.status == SweepStatus.RUNNING.value)
+    return session.scalars(query.order_by(SweepRow.seq)).all()
+
+
+def change(session: Session, sweep_id: str, values: dict[str, Any]) -> bool:
+    """Change a sweep if it has not ended. Says whether it did."""
+    return guarded_update(session, SweepRow, sweep_id, values, sources=[SweepStatus.RUNNING.value])
