@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -10,28 +11,29 @@ TEMPLATE = (
 )
 
 
-def make_model(folder: Path, *, seed: int = 0, context: int = 512) -> Path:
-    """A llama of two layers with a byte-level tokenizer, as a plain folder. It never stops by itself."""
+def make_model(folder: Path, *, seed: int = 0, context: int = 512, **settings: Any) -> Path:
+    """A llama of two layers with a byte-level tokenizer, as a plain folder. It never stops by itself.
+
+    `settings` are further words for its LlamaConfig.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = _byte_tokenizer()
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=context,
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": context,
         # Random weights of the usual scale give almost equal logits: adapters would not change the argmax.
-        initializer_range=0.4,
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
+        "initializer_range": 0.4,
+        "tie_word_embeddings": False,
+    }
+    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    config = LlamaConfig(vocab_size=len(tokenizer), **{**shape, **special, **settings})
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         # The specials are never the argmax, so that greedy answers run to max_tokens.

@@ -29,7 +29,7 @@ def test_nothing_heavy_is_imported() -> None:
 import sys
 from sage.tools.finetune import LoRATrainer, TrainingConfig, PresetConfigs, LoRAConfig
 import sage.tools.finetune.data, sage.tools.finetune.code_data, sage.tools.finetune.task_data
-from sage.tools.finetune.merge import merge_adapter
+from sage.tools.finetune.merging.merge import merge_adapter
 from sage.tools.finetune.quickstart import quickstart_overrides
 from sage.tools.finetune.base_models import default_model, resolve_base
 quickstart_overrides("code", "cpu")

@@ -31,7 +31,7 @@ class StopNow(BaseException):
 def merge(spec: ChildSpec, out: IO[str]) -> DoneMessage:
     """Write `<output>/merged_model/`. Raises: SageError, StopNow."""
     from sage.tools.finetune.base_models import resolve_base
-    from sage.tools.finetune.merge import merge_adapter
+    from sage.tools.finetune.merging.merge import merge_adapter
 
     def phase(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

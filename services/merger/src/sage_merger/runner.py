@@ -176,7 +176,7 @@ class MergeAttempt:
         if exit_code in (-signal.SIGKILL, 128 + signal.SIGKILL):
             message = (
                 f"The merging process was killed ({how}): almost always the machine or the container ran out "
-                "of memory. Merging holds the whole base model in fp32: give it more memory, and try again."
+                "of memory. The check of a merge loads the whole model: give it more memory, and try again."
             )
             return self._failed(OutOfMemoryError.code, self._with_log(message))
         message = f"The merging process ended without a result ({how})."

@@ -1,0 +1,1 @@
+"""Adapters folded into their base, tensor by tensor, and checked against the adapter."""

@@ -1,0 +1,70 @@
+"""Merged weights as a plain Hugging Face folder, with the tokenizer and template that the adapter brought."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from sage.tools.finetune.merging.numbers import FLOATS, ITEM_BYTES
+from sage.tools.finetune.merging.tensor_files import MAX_SHARD_BYTES, PlannedTensor, write_tensors
+from sage.tools.finetune.merging.weights import MergedWeights
+from sage.tools.finetune.storage import write_json
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+# What else a server reads, or a person has to: own model code, generation defaults, the licence.
+_BASE_FILES = ("generation_config.json", "preprocessor_config.json", "LICENSE*", "*.py")
+
+
+def write_model(
+    weights: MergedWeights, folder: Path, code: str | None = None, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """Fill an empty folder. `code` is safetensors' dtype for every weight; None leaves each in the base's.
+
+    Raises: TrainingFailedError when a value does not fit the dtype.
+    """
+    planned = []
+    for tensor in weights.tensors:
+        target = (code or tensor.code) if tensor.is_number else tensor.source.code
+        planned.append(PlannedTensor(tensor.name, target, tensor.shape, partial(tensor.write, code=target)))
+    write_tensors(folder, planned, max_shard_bytes)
+    config = dict(weights.config)
+    dtype = FLOATS[code or weights.main_code]
+    config["dtype"] = dtype
+    if "torch_dtype" in config:  # the key's older name; both are read
+        config["torch_dtype"] = dtype
+    write_json(folder / "config.json", config)
+    copy_tokenizer(weights.adapter_dir, weights.base, folder)
+    for pattern in _BASE_FILES:
+        for path in weights.base.glob(pattern):
+            shutil.copyfile(path, folder / path.name)
+
+
+def model_bytes(weights: MergedWeights, code: str | None) -> int:
+    """What the weights take in that dtype."""
+    if code is None:
+        return sum(tensor.source.size_bytes for tensor in weights.tensors)
+    return weights.elements * ITEM_BYTES[code]
+
+
+def copy_tokenizer(adapter_dir: Path, base: Path, folder: Path) -> None:
+    """The files as they are: what was trained with is what is served with."""
+    source = adapter_dir if (adapter_dir / "tokenizer_config.json").is_file() else base
+    for path in _present(source):
+        shutil.copyfile(path, folder / path.name)
+
+
+def _present(folder: Path) -> Iterator[Path]:
+    return (folder / name for name in _TOKENIZER_FILES if (folder / name).is_file())
