@@ -24,6 +24,8 @@ class SdkRun:
 
     job: FineTuningJob
     event_messages: list[str]
+    step_metrics: str
+    """The result file: one row a step, as CSV."""
     tuned_answer: str
     base_answer: str
     chunks: int
@@ -77,10 +79,18 @@ def run(base_url: str, model: str, *, suffix: str = "sdk", deadline_s: float = 9
     messages = [event.message for event in client.fine_tuning.jobs.list_events(job.id, limit=100)]
     if job.status != "succeeded" or job.fine_tuned_model is None:
         raise RuntimeError(f"job {job.id} {job.status}: {job.error}")
+    step_metrics = client.files.content(job.result_files[0]).text
     probe = "What is 4 plus 7?"
     tuned, chunks = answer(client, job.fine_tuned_model, probe)
     base, _ = answer(client, f"base:{model}", probe)
-    return SdkRun(job=job, event_messages=messages, tuned_answer=tuned, base_answer=base, chunks=chunks)
+    return SdkRun(
+        job=job,
+        event_messages=messages,
+        step_metrics=step_metrics,
+        tuned_answer=tuned,
+        base_answer=base,
+        chunks=chunks,
+    )
 
 
 def main() -> None:
@@ -90,7 +100,8 @@ def main() -> None:
     arguments = parser.parse_args()
     seen = run(arguments.base_url, arguments.model)
     print("\n".join(reversed(seen.event_messages)))
-    print(f"\n{seen.job.fine_tuned_model}: {seen.tuned_answer!r}\nbase: {seen.base_answer!r}")
+    print(f"\n{seen.step_metrics}")
+    print(f"{seen.job.fine_tuned_model}: {seen.tuned_answer!r}\nbase: {seen.base_answer!r}")
 
 
 if __name__ == "__main__":

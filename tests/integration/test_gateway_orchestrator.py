@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -28,6 +28,8 @@ TOKEN = "between-us"
 class Process:
     url: str
     pid: int
+    orchestrator_url: str = ""
+    """Of the one behind it, where workers report."""
 
     def rss_bytes(self) -> int:
         fields = Path(f"/proc/{self.pid}/statm").read_text().split()
@@ -93,7 +95,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
         beat = {"worker_id": "trainer@test:1", "kind": "trainer", "device": "cpu"}
         headers = {"X-Sage-Internal-Token": TOKEN}
         httpx.post(f"{orchestrator_url}/internal/workers/beat", json=beat, headers=headers).raise_for_status()
-        yield process
+        yield replace(process, orchestrator_url=orchestrator_url)
 
 
 @pytest.fixture
@@ -120,6 +122,67 @@ def test_a_file_and_a_job_through_the_gateway(sdk: openai.OpenAI) -> None:
     assert job.id in [listed.id for listed in sdk.fine_tuning.jobs.list(limit=5)]
     assert sdk.fine_tuning.jobs.list_events(job.id, limit=10).data
     assert sdk.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+
+
+def work_on(gateway: Process, job_id: str, loss: float) -> None:
+    """What a trainer says about a job of two steps."""
+    with httpx.Client(
+        base_url=f"{gateway.orchestrator_url}/internal/jobs/{job_id}",
+        headers={"X-Sage-Internal-Token": TOKEN},
+    ) as link:
+        said = {"worker_id": "w1"}
+        claim = link.post("/claim", json=said | {"device_total_bytes": 8 * 2**30}).raise_for_status().json()
+        said["attempt"] = claim["attempt"]
+        data = [{"step": n, "total_steps": 2, "train_loss": 2.5 - n / 2} for n in (1, 2)]
+        events = [
+            {"created_at": 1, "message": "a step", "type": "metrics", "data": figures, "seq": figures["step"]}
+            for figures in data
+        ]
+        link.post("/events", json=said | {"events": events}).raise_for_status()
+        done = {"outcome": "succeeded", "base_model": "base", "adapter_path": f"adapters/{job_id}"}
+        metrics = {"metrics": {"base_eval_loss": 2.0, "eval_loss": loss}}
+        link.post("/finish", json=said | done | metrics).raise_for_status()
+
+
+def test_the_steps_of_a_job_are_a_file_of_its_own(gateway: Process, sdk: openai.OpenAI) -> None:
+    uploaded = sdk.files.create(file=("pairs.jsonl", io.BytesIO(rows(20))), purpose="fine-tune")
+    job = sdk.fine_tuning.jobs.create(model="smollm2-135m", training_file=uploaded.id, suffix="steps")
+    assert job.result_files == []
+    work_on(gateway, job.id, 1.5)
+
+    job = sdk.fine_tuning.jobs.retrieve(job.id)
+    assert (job.status, job.fine_tuned_model) == ("succeeded", "steps@1")
+    [file_id] = job.result_files
+    assert sdk.files.retrieve(file_id).purpose == "fine-tune-results"
+    assert [file.id for file in sdk.files.list(purpose="fine-tune-results")] == [file_id]
+    assert sdk.files.content(file_id).text.splitlines() == [
+        "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy",
+        "0,,,2,",
+        "1,2,,,",
+        "2,1.5,,1.5,",
+    ]
+    metrics = [event for event in sdk.fine_tuning.jobs.list_events(job.id) if event.type == "metrics"]
+    assert [event.data for event in metrics] == [
+        {"step": 2, "total_steps": 2, "train_loss": 1.5},
+        {"step": 1, "total_steps": 2, "train_loss": 2.0},
+    ]
+
+
+def test_a_sweep_through_the_gateway(gateway: Process, sdk: openai.OpenAI) -> None:
+    body = {"model": "smollm2-135m", "sage": {"task": "code"}, "grid": {"lora.r": [4, 8]}}
+    sweep = sdk.post("/sage/sweeps", body=body, cast_to=httpx.Response).json()
+    path = f"{gateway.url}/v1/sage/sweeps/{sweep['id']}"
+    for child, loss in zip(sweep["children"], (1.9, 1.5), strict=True):
+        work_on(gateway, child["job_id"], loss)
+    deadline = time.monotonic() + 30
+    while (sweep := httpx.get(path).json())["status"] == "running":
+        assert time.monotonic() < deadline, sweep
+        time.sleep(0.1)
+    assert sweep["fine_tuned_model"] == "code@1"
+    assert sweep["best_job_id"] == sweep["children"][1]["job_id"]
+    assert "code" in [model.id for model in sdk.models.list()]
+    refused = httpx.post(f"{gateway.url}/v1/sage/sweeps", json=body | {"grid": {"lora.r": [0]}})
+    assert refused.json()["error"]["message"] == "grid.lora.r: 0: Input should be greater than 0"
 
 
 def test_errors_of_the_orchestrator_arrive_as_the_sdks_classes(sdk: openai.OpenAI) -> None:

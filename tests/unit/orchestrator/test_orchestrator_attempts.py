@@ -56,6 +56,44 @@ def test_metrics_add_up_and_tokens_are_told_at_the_end(rig: Rig) -> None:
     assert rig.get("/v1/models/code@1")["sage"]["base_eval_loss"] == 2.5
 
 
+def heard(*numbers: int) -> list[dict[str, object]]:
+    return [{"created_at": 1.0, "message": f"news {number}", "seq": number} for number in numbers]
+
+
+def test_what_is_told_twice_is_written_down_once(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    rig.claim(job_id)
+    rig.report(job_id, events=heard(1, 2))
+    # The answer was lost; meanwhile there is more to tell.
+    rig.report(job_id, events=heard(1, 2, 3))
+    rig.report(job_id, events=heard(1, 2, 3))
+    rig.report(job_id, events=heard(4))
+    news = [text for text in rig.messages(job_id) if text.startswith("news")]
+    assert news == ["news 1", "news 2", "news 3", "news 4"]
+
+
+def test_every_attempt_counts_from_one_again(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    rig.claim(job_id)
+    rig.report(job_id, events=heard(1, 2))
+    rig.finish(job_id, "released")
+    rig.claim(job_id)
+    rig.report(job_id, 2, events=heard(1))
+    assert [text for text in rig.messages(job_id) if text.startswith("news")] == [
+        "news 1",
+        "news 2",
+        "news 1",
+    ]
+
+
+def test_events_without_a_number_are_always_taken(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    rig.claim(job_id)
+    for _ in range(2):
+        rig.report(job_id, events=[{"created_at": 1.0, "message": "from an older trainer"}])
+    assert rig.messages(job_id).count("from an older trainer") == 2
+
+
 def test_a_failure_keeps_its_reason(rig: Rig) -> None:
     job_id = rig.create_job()["id"]
     rig.claim(job_id)

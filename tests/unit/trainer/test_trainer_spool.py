@@ -72,3 +72,22 @@ def test_urgency_lasts_until_the_next_batch() -> None:
     assert spool.is_urgent
     spool.batch()
     assert not spool.is_urgent
+
+
+def test_events_are_numbered_once_however_often_they_are_sent() -> None:
+    spool = Spool(10)
+    spool.add(message(1))
+    spool.batch()
+    spool.add(message(2))
+    # The answer to the first report was lost: both go out, under the numbers they had.
+    assert [event.seq for event in spool.batch()[0]] == [1, 2]
+    spool.sent()
+    spool.add(message(3))
+    assert [event.seq for event in spool.batch()[0]] == [3]
+
+
+def test_the_note_about_lost_events_goes_with_the_first_that_was_kept() -> None:
+    spool = Spool(1)
+    for number in range(3):
+        spool.add(message(number))
+    assert [event.seq for event in spool.batch()[0]] == [3, 3]

@@ -14,6 +14,8 @@ class FilePurpose(StrEnum):
     BATCH = "batch"
     USER_DATA = "user_data"
     EVALS = "evals"
+    FINE_TUNE_RESULTS = "fine-tune-results"
+    """Written by us when a job succeeds; nothing is uploaded for it."""
 
 
 class FileObject(BaseModel):

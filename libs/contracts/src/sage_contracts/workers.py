@@ -63,6 +63,9 @@ class EventReport(_Wire):
     message: str
     type: Literal["message", "metrics"] = "message"
     data: dict[str, Any] | None = None
+    seq: int | None = None
+    """Counts up within an attempt, from 1. A report is sent again when its answer was lost: what comes under
+    a number that is known already is dropped. None is always taken."""
 
 
 class CheckpointReport(_Wire):

@@ -71,6 +71,10 @@ class JobRow(LeasedWork, Base):
     metrics: Mapped[Json]
     error: Mapped[Json | None]
     fine_tuned_model: Mapped[str | None]
+    events_heard: Mapped[int | None]
+    """The highest number among the events of the newest attempt: what comes again is known."""
+    result_file: Mapped[str | None]
+    """The id of the file with its step metrics; set by success."""
     waiting_for: Mapped[str | None]
     """The last "device busy" shown, so that a waiting job says it once."""
 

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Any, assert_never
 
 from pydantic import ValidationError
 
@@ -242,7 +242,12 @@ class Attempt:
             case EvalMessage():
                 known = {"base_eval_loss" if message.of == "base" else "eval_loss": message.loss}
                 self._metrics = self._metrics.model_copy(update=known)
-                self._say(f"Held-out loss of the {message.of} model: {message.loss:.4f}", is_urgent=True)
+                step = 0 if message.of == "base" else self._metrics.step
+                self._say(
+                    f"Held-out loss of the {message.of} model: {message.loss:.4f}",
+                    is_urgent=True,
+                    data={"step": step, "full_valid_loss": message.loss},
+                )
             case CheckpointMessage():
                 self._spool.add_checkpoint(
                     CheckpointReport.model_validate(message.model_dump(exclude={"kind"}))
@@ -268,8 +273,15 @@ class Attempt:
         text = f"Step {step.step}/{step.total_steps}{loss}"
         self._spool.add(EventReport(created_at=time.time(), message=text, type="metrics", data=data))
 
-    def _say(self, message: str, level: EventLevel = EventLevel.INFO, *, is_urgent: bool = False) -> None:
-        event = EventReport(created_at=time.time(), level=level, message=message)
+    def _say(
+        self,
+        message: str,
+        level: EventLevel = EventLevel.INFO,
+        *,
+        is_urgent: bool = False,
+        data: dict[str, Any] | None = None,
+    ) -> None:
+        event = EventReport(created_at=time.time(), level=level, message=message, data=data)
         self._spool.add(event, is_urgent=is_urgent)
 
     def _with_log(self, message: str) -> str:

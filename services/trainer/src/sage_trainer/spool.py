@@ -17,6 +17,7 @@ class Spool:
         self._events: list[EventReport] = []
         self._checkpoints: list[CheckpointReport] = []
         self._dropped = 0
+        self._count = 0
         self._on_the_way = (0, 0)
         self.is_urgent = False
         """Something came that people wait for: report at once."""
@@ -25,7 +26,9 @@ class Spool:
         return len(self._events) + len(self._checkpoints)
 
     def add(self, event: EventReport, *, is_urgent: bool = False) -> None:
-        self._events.append(event)
+        # Under its number an event that was sent twice is recognised.
+        self._count += 1
+        self._events.append(event.model_copy(update={"seq": self._count}))
         self.is_urgent = self.is_urgent or is_urgent
         if len(self._events) > self._max_events:
             self._drop_oldest()
@@ -40,10 +43,11 @@ class Spool:
         self._on_the_way = (len(events), len(self._checkpoints))
         if self._dropped:
             lost = f"{self._dropped} events were dropped while the orchestrator did not answer"
-            events = [
-                EventReport(created_at=events[0].created_at, level=EventLevel.WARN, message=lost),
-                *events,
-            ]
+            first = events[0]
+            note = EventReport(
+                created_at=first.created_at, level=EventLevel.WARN, message=lost, seq=first.seq
+            )
+            events = [note, *events]
         return events, list(self._checkpoints)
 
     def sent(self) -> None:

@@ -122,15 +122,13 @@ def to_object(row: FileRow) -> FileObject:
 
 
 def _purpose(given: str | None) -> FilePurpose:
-    names = ", ".join(purpose.value for purpose in FilePurpose)
+    uploadable = [purpose for purpose in FilePurpose if purpose is not FilePurpose.FINE_TUNE_RESULTS]
+    names = ", ".join(purpose.value for purpose in uploadable)
     if not given:
         raise InvalidRequestError(f"The upload says no `purpose`: one of {names}.", param="purpose")
-    try:
-        return FilePurpose(given)
-    except ValueError:
-        raise InvalidRequestError(
-            f"There is no purpose {given!r}: one of {names}.", param="purpose"
-        ) from None
+    if given not in uploadable:
+        raise InvalidRequestError(f"There is no purpose {given!r}: one of {names}.", param="purpose")
+    return FilePurpose(given)
 
 
 def _expiry(fields: dict[str, str], now: float) -> float | None:

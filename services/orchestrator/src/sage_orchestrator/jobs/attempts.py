@@ -12,7 +12,16 @@ from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import InvalidRequestError, NotYoursError, SageError, TrainingFailedError
 from sage_contracts.home import Home
 from sage_contracts.jobs import EventLevel, FineTuningJob, JobMetrics, JobStatus
-from sage_contracts.workers import ClaimRequest, Finish, Order, Outcome, Report, ReportReply, TrainClaim
+from sage_contracts.workers import (
+    ClaimRequest,
+    EventReport,
+    Finish,
+    Order,
+    Outcome,
+    Report,
+    ReportReply,
+    TrainClaim,
+)
 from sage_orchestrator.clock import Clock
 from sage_orchestrator.database import Database
 from sage_orchestrator.devices import ledger
@@ -20,6 +29,7 @@ from sage_orchestrator.devices import repository as devices
 from sage_orchestrator.files import repository as files
 from sage_orchestrator.jobs import repository as jobs
 from sage_orchestrator.jobs.objects import to_job
+from sage_orchestrator.jobs.results import add_results
 from sage_orchestrator.leases import ended_values, queued_values
 from sage_orchestrator.models import repository as models
 from sage_orchestrator.models.registry import register_version, versions_on_disk
@@ -97,6 +107,7 @@ class AttemptService:
             "pending_order": Order.CONTINUE.value,
             "waiting_for": None,
             "ring_at": None,
+            "events_heard": None,
         }
         source = [JobStatus.QUEUED]
         if not jobs.transition(
@@ -118,10 +129,13 @@ class AttemptService:
             if report.metrics is not None:
                 values["metrics"] = _merged(row.metrics, report.metrics)
             order = jobs.order_of(row)
+            news = _not_heard(report.events, row.events_heard or 0)
+            heard = max((event.seq for event in news if event.seq is not None), default=row.events_heard)
+            values["events_heard"] = heard
             if not jobs.change(session, job_id, values, attempt=report.attempt):
                 raise NotYoursError(f"{job_id} was taken from attempt {report.attempt}.")
             devices.renew(session, ledger.training_holder(job_id), expires_at)
-            jobs.add_events(session, job_id, report.events)
+            jobs.add_events(session, job_id, news)
             jobs.add_checkpoints(session, job_id, now, report.checkpoints)
         return ReportReply(order=order, lease_s=self.lease_s)
 
@@ -143,6 +157,7 @@ class AttemptService:
             if target is JobStatus.SUCCEEDED:
                 metrics = JobMetrics.model_validate(values.get("metrics", row.metrics))
                 register_version(session, row, finish, metrics, now)
+                values["result_file"] = add_results(session, self.home, job_id, metrics, now)
             if not jobs.transition(
                 session, job_id, target, values, sources=[JobStatus.RUNNING], attempt=finish.attempt
             ):
@@ -226,6 +241,11 @@ class AttemptService:
 def _merged(known: dict[str, Any], news: JobMetrics) -> dict[str, Any]:
     """What is not said again stays known: the base's loss is measured once, before the first step."""
     return {**known, **news.model_dump(exclude_none=True)}
+
+
+def _not_heard(events: list[EventReport], heard: int) -> list[EventReport]:
+    """Without those that came before, in a report whose answer was lost."""
+    return [event for event in events if event.seq is None or event.seq > heard]
 
 
 def _last_event(finish: Finish, target: JobStatus, values: dict[str, Any]) -> tuple[str, EventLevel]:

@@ -38,6 +38,7 @@ def to_job(row: JobRow, now: float) -> FineTuningJob:
         # The field is a plain string to OpenAI's clients: data that we bring along gets a name of its own.
         training_file=row.training_file or f"builtin:{row.task}",
         validation_file=row.validation_file,
+        result_files=[row.result_file] if row.result_file else [],
         hyperparameters=Hyperparameters.model_validate(row.hyperparameters),
         method=JobMethod.model_validate(row.method),
         trained_tokens=metrics.trained_tokens if status is JobStatus.SUCCEEDED else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import or_, select, update
@@ -75,6 +75,12 @@ def event_page(
 ) -> tuple[Sequence[EventRow], bool]:
     query = select(EventRow).where(EventRow.job_id == job_id)
     return page_rows(session, query, EventRow, after=after, limit=limit, order=order)
+
+
+def event_data(session: Session, job_id: str) -> Iterator[dict[str, Any]]:
+    """The figures of a job's events, oldest first."""
+    query = select(EventRow.data).where(EventRow.job_id == job_id).order_by(EventRow.seq)
+    return (data for data in session.scalars(query.execution_options(yield_per=1000)) if data)
 
 
 def checkpoint_page(

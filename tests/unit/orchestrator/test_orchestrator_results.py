@@ -1,0 +1,84 @@
+"""A succeeded job's result file: the steps as CSV, downloadable like any file."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.fakes.orchestrator_rig import Rig
+
+from sage_contracts.jobs import JobMetrics
+from sage_orchestrator.jobs.results import step_metrics_csv
+
+HEADERS = ["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"]
+
+
+def step(number: int, **figures: Any) -> dict[str, Any]:
+    data = {"step": number, "total_steps": 2} | figures
+    return {"created_at": 1.0, "message": f"Step {number}/2", "type": "metrics", "data": data}
+
+
+def test_a_succeeded_job_has_its_steps_as_a_file(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    assert rig.job(job_id)["result_files"] == []
+    rig.claim(job_id)
+    held_out = {"created_at": 1.0, "message": "Held-out loss", "data": {"step": 0, "full_valid_loss": 2.5}}
+    accuracy = {"train_mean_token_accuracy": 0.5}
+    rig.report(
+        job_id, events=[held_out, step(1, train_loss=2.25, learning_rate=1e-4), step(2, train_loss=2.0)]
+    )
+    rig.report(job_id, events=[step(2, train_loss=1.75, **accuracy)])
+    job = rig.finish(job_id, metrics={"eval_loss": 1.5})
+
+    [file_id] = job["result_files"]
+    content = rig.http.get(f"/v1/files/{file_id}/content").text
+    assert content.splitlines() == [",".join(HEADERS), "0,,,2.5,", "1,2.25,,,", "2,1.75,0.5,1.5,"]
+    file = rig.get(f"/v1/files/{file_id}")
+    assert (file["purpose"], file["filename"]) == ("fine-tune-results", "step_metrics.csv")
+    assert file["bytes"] == len(content)
+    assert [each["id"] for each in rig.get("/v1/files", purpose="fine-tune-results")["data"]] == [file_id]
+    # Said twice, written once.
+    assert rig.finish(job_id, metrics={"eval_loss": 1.5})["result_files"] == [file_id]
+    assert [path.name for path in (rig.home / "files").iterdir()] == [f"{file_id}.csv"]
+
+
+def test_a_job_that_did_not_succeed_has_none(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    rig.claim(job_id)
+    rig.report(job_id, events=[step(1, train_loss=2.0)])
+    assert rig.finish(job_id, "failed")["result_files"] == []
+    assert rig.get("/v1/files")["data"] == []
+
+
+def test_results_cannot_be_uploaded(rig: Rig) -> None:
+    data, files = {"purpose": "fine-tune-results"}, {"file": ("x.csv", b"step\n")}
+    response = rig.http.post("/v1/files", files=files, data=data)
+    assert response.status_code == 400
+    assert "one of fine-tune, assistants" in response.json()["error"]["message"]
+
+
+@given(
+    events=st.lists(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "step": st.integers(0, 5),
+                "train_loss": st.none() | st.floats(0, 10),
+                "full_valid_loss": st.floats(0, 10),
+                "note": st.text(),
+            },
+        )
+    ),
+    metrics=st.builds(JobMetrics, base_eval_loss=st.none() | st.floats(0, 10)),
+)
+def test_every_row_is_a_step_with_figures(events: list[dict[str, Any]], metrics: JobMetrics) -> None:
+    headers, *rows = csv.reader(io.StringIO(step_metrics_csv(events, metrics)))
+    assert headers == HEADERS
+    steps = [int(row[0]) for row in rows]
+    assert steps == sorted(set(steps))
+    assert all(len(row) == len(HEADERS) and any(row[1:]) for row in rows)
+    with_loss = {event["step"] for event in events if "step" in event and event.get("train_loss") is not None}
+    assert with_loss == {int(row[0]) for row in rows if row[1]}
