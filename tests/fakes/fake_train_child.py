@@ -7,6 +7,7 @@ stubborn  steps forever and ignores SIGTERM
 crash     a traceback and exit code 3, no last words
 refuse    last words with an error code of ours
 oom       kills itself as the kernel does
+hungry    is killed so after two steps and a checkpoint, until it has been given two rungs
 noisy     fills stderr and says what is no message, then done
 family    leaves a process of its own behind, which holds standard output open
 """
@@ -125,6 +126,19 @@ class FakeRun:
     def oom(self) -> None:
         print("about to allocate", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
+
+    def hungry(self) -> None:
+        saved = self.folder / "checkpoint"
+        done = int(saved.read_text()) if saved.exists() else 0
+        if done:
+            self.say(LogMessage(message=f"Resumed from step {done}"))
+        for number in (done + 1, done + 2):
+            self.step(number, 6)
+        saved.write_text(str(done + 2))
+        if len(self.spec.rungs) < 2:
+            self.oom()
+        self.say(LogMessage(message=f"Rungs: {', '.join(self.spec.rungs)}"))
+        self.done()
 
     def noisy(self) -> None:
         for _ in range(2000):

@@ -163,7 +163,7 @@ def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(folders: Rig) ->
     [
         ("crash", "training_failed", ["exit code 3", "the fake crashed on purpose", "logs/train.log"]),
         ("refuse", "invalid_training_file", ["Row 7 has no answer"]),
-        ("oom", "out_of_memory", ["signal SIGKILL", "load_in_8bit", "about to allocate"]),
+        ("oom", "out_of_memory", ["signal SIGKILL", "in vain: halve_batch", "about to allocate"]),
     ],
 )
 def test_how_a_child_failed_is_told(folders: Rig, name: str, code: str, words: list[str]) -> None:
@@ -177,6 +177,24 @@ def test_how_a_child_failed_is_told(folders: Rig, name: str, code: str, words: l
     assert finish.error_code == code
     for part in words:
         assert part in finish.error_message
+
+
+def test_a_child_that_is_killed_for_its_memory_gets_a_smaller_successor(folders: Rig) -> None:
+    job = folders.records.add_job("job-1", "hungry")
+    folders.start_worker()
+    folders.ring("job-1")
+
+    (finish,) = folders.records.wait_for(lambda: job.finishes)
+
+    assert finish.outcome is Outcome.SUCCEEDED, finish.error_message
+    assert job.claims == 1
+    assert "Resumed from step 4" in job.messages
+    assert "Rungs: halve_batch, gradient_checkpointing" in job.messages
+    told = [text for text in job.messages if "Going on from its last checkpoint with" in text]
+    assert [text.split(" with ")[1].split(":")[0] for text in told] == [
+        "halve_batch", "gradient_checkpointing",
+    ]  # fmt: skip
+    assert "signal SIGKILL" in told[0]
 
 
 def test_noise_and_stray_processes_of_a_child_do_no_harm(folders: Rig) -> None:

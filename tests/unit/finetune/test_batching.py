@@ -31,9 +31,16 @@ def test_steps_come_from_epochs_or_from_max_steps() -> None:
     assert schedule(rows=3, batch=8).total_steps == 2
 
 
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(1, 600))
-def test_micro_batches_hold_each_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    groups = micro_batches(lengths, budget)
+@given(
+    st.lists(st.integers(1, 300), min_size=1, max_size=40),
+    st.integers(1, 600),
+    st.none() | st.integers(1, 8),
+)
+def test_micro_batches_hold_each_row_once_within_the_budget(
+    lengths: list[int], budget: int, max_rows: int | None
+) -> None:
+    groups = micro_batches(lengths, budget, max_rows)
+    assert max_rows is None or max(map(len, groups)) <= max_rows
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     for group in groups:
         assert len(group) == 1 or sum(lengths[index] for index in group) <= budget

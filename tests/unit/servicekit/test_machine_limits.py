@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sage_contracts.home import Home, write_whole
-from sage_servicekit.machine import find_device, return_free_memory, total_memory_bytes
+from sage_servicekit.machine import find_device, oom_kill_count, return_free_memory, total_memory_bytes
 from sage_servicekit.settings import ServiceSettings, worker_id
 
 NVIDIA_SMI = "#!/bin/sh\necho '24564, 20000'\necho '81559, 81000'\n"
@@ -21,6 +21,23 @@ def test_memory_is_the_containers_where_that_is_less(tmp_path: Path) -> None:
     assert total_memory_bytes(tmp_path) == machine
     (tmp_path / "memory.max").write_text("1073741824\n")
     assert total_memory_bytes(tmp_path) == 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("membership", "file"),
+    [
+        ("0::/user.slice/a", "user.slice/a/memory.events"),
+        ("0::/seen/from/outside", "memory.events"),
+        ("5:cpu:/b\n4:memory:/b\n0::/", "memory/b/memory.oom_control"),
+        ("4:memory:/docker/1", "memory/memory.oom_control"),
+    ],
+)
+def test_the_kernels_count_of_kills_is_found(tmp_path: Path, membership: str, file: str) -> None:
+    (tmp_path / "membership").write_text(membership + "\n")
+    assert oom_kill_count(tmp_path, tmp_path / "membership") is None
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("low 0\noom 2\noom_kill 3\n")
+    assert oom_kill_count(tmp_path, tmp_path / "membership") == 3
 
 
 @pytest.mark.parametrize(

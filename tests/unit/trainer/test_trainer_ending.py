@@ -46,8 +46,7 @@ def test_outcomes(ordered: Outcome | None, words: LastWords | None, exit_code: i
     [
         (FAILED, 1, "training_failed", "ValueError: no [log]"),
         (EXPLAINED, 1, "invalid_training_file", "Row 7"),
-        (None, -9, "out_of_memory", "signal SIGKILL"),
-        (None, 137, "out_of_memory", "exit code 137"),
+        (None, -9, "training_failed", "signal SIGKILL"),
         (None, -11, "training_failed", "signal SIGSEGV"),
         (None, 3, "training_failed", "exit code 3"),
     ],

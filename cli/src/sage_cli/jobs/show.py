@@ -86,6 +86,8 @@ def show_command(given: str, *, as_json: bool) -> None:
     ]
     if job.finished_at:
         rows.append(("finished", render.clock_text(job.finished_at)))
+    if metrics.oom_rungs:
+        rows.append(("memory", f"did not suffice at first: {', '.join(metrics.oom_rungs)}"))
     if metrics.step is not None:
         rows.append(
             ("progress", f"step {metrics.step}/{metrics.total_steps or '?'}  {'  '.join(figures(metrics))}")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from sage_contracts.config import PresetName, Task, TrainingConfig
+from sage_contracts.config import OomRung, PresetName, Task, TrainingConfig
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """A name users give to a tuned model: also a folder name, so no separators and no leading dot."""
@@ -124,6 +124,8 @@ class JobMetrics(BaseModel):
     """Held-out loss after training."""
     trained_tokens: int | None = None
     peak_memory_bytes: int | None = None
+    oom_rungs: list[OomRung] | None = None
+    """What was changed for lack of memory, in order; known at the end."""
 
 
 class SageJobInfo(BaseModel):

@@ -31,6 +31,21 @@ def total_memory_bytes(cgroup: Path = _CGROUP) -> int:
     return total
 
 
+def oom_kill_count(cgroup: Path = _CGROUP, membership: Path = Path("/proc/self/cgroup")) -> int | None:
+    """Processes beside this one that the kernel has killed for lack of memory; None where nobody counts."""
+    for line in _read(membership).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        mount, name = (cgroup / "memory", "memory.oom_control") if controllers else (cgroup, "memory.events")
+        # A container sees its own group at the mount's root, whatever the path says.
+        for folder in (mount / path.lstrip("/"), mount):
+            counts = dict(row.split() for row in _read(folder / name).splitlines())
+            if counts.get("oom_kill", "").isdecimal():
+                return int(counts["oom_kill"])
+    return None
+
+
 def find_device(wanted: str = "auto") -> Device:
     """The device to compute on: the first NVIDIA GPU, else the CPU. `wanted` names one instead of "auto".
 

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Literal
@@ -174,13 +175,15 @@ def _run_engine(spec: ChildSpec, tell: Telling, output_dir: Path, source_dir: Pa
         validation_path=home.resolve(claim.validation_path) if claim.validation_path else None,
         resume=True,  # take_checkpoints has left only what is to be resumed
         run_id=claim.job_id,
+        rungs=spec.rungs,
     ).train()
 
 
 def _job_metrics(result: TrainResult) -> JobMetrics:
     known = {name: value for name, value in result.metrics.items() if name in JobMetrics.model_fields}
     known |= {"base_eval_loss": result.base_eval_loss, "eval_loss": result.eval_loss}
-    return JobMetrics.model_validate({**known, "phase": "done", "eta_s": 0})
+    rungs = [rung["name"] for rung in result.meta.get("oom_rungs", [])]
+    return JobMetrics.model_validate({**known, "phase": "done", "eta_s": 0, "oom_rungs": rungs or None})
 
 
 def last_words(spec: ChildSpec, tell: Telling) -> DoneMessage | StoppedMessage | FailedMessage:
@@ -197,8 +200,15 @@ def last_words(spec: ChildSpec, tell: Telling) -> DoneMessage | StoppedMessage |
         return FailedMessage(code=TrainingFailedError.code, message=f"{type(error).__name__}: {error}")
 
 
+def die_first() -> None:
+    """Let the kernel take this process when memory runs out: the worker knows what to do then."""
+    with suppress(OSError):  # there is no such file but on Linux
+        Path("/proc/self/oom_score_adj").write_text("500")
+
+
 def main() -> int:
     end_with_parent()
+    die_first()
     out = take_stdout()
     spec = ChildSpec.model_validate_json(Path(sys.argv[1]).read_bytes())
     tell = Telling(out, Home(Path(spec.home)))

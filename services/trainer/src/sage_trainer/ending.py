@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sage_contracts.errors import OutOfMemoryError, TrainingFailedError
+from sage_contracts.errors import TrainingFailedError
 from sage_contracts.workers import Outcome
 from sage_servicekit.children import describe_exit
 from sage_trainer.messages import DoneMessage, FailedMessage, StoppedMessage
-
-OUT_OF_MEMORY_ADVICE = (
-    "Try, in this order: load_in_8bit or load_in_4bit, a smaller max_length, "
-    "per_device_train_batch_size=1, gradient_checkpointing, a smaller lora.r."
-)
 
 LastWords = DoneMessage | StoppedMessage | FailedMessage
 
@@ -55,11 +49,5 @@ def ending_of(
 def _death(exit_code: int, with_log: Callable[[str], str]) -> Ending:
     """An end without last words."""
     how = describe_exit(exit_code)
-    if exit_code in (-signal.SIGKILL, 128 + signal.SIGKILL):
-        message = (
-            f"The training process was killed ({how}): almost always the machine or the container "
-            f"ran out of memory. {OUT_OF_MEMORY_ADVICE}"
-        )
-        return Ending(Outcome.FAILED, OutOfMemoryError.code, with_log(message))
     message = f"The training process ended without a result ({how})."
     return Ending(Outcome.FAILED, TrainingFailedError.code, with_log(message))

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from sage_contracts.config import OomRung
 from sage_contracts.jobs import EventLevel, JobMetrics
 from sage_contracts.workers import TrainClaim
 
@@ -18,6 +19,8 @@ class ChildSpec(BaseModel):
     home: str
     device: str
     claim: TrainClaim
+    rungs: list[OomRung] = Field(default_factory=list)
+    """Of the out-of-memory ladder, chosen after an earlier child of this attempt had died."""
 
 
 class _Said(BaseModel):

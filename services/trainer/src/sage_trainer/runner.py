@@ -7,12 +7,14 @@ import logging
 import os
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
 from pydantic import ValidationError
 
 from sage.tools.finetune.hardware import physical_cores
+from sage_contracts.config import OomRung
 from sage_contracts.errors import (
     InvalidRequestError,
     NotFoundError,
@@ -35,8 +37,9 @@ from sage_contracts.workers import (
     TrainClaim,
 )
 from sage_servicekit.children import Child, tail
-from sage_servicekit.machine import Device
+from sage_servicekit.machine import Device, oom_kill_count
 from sage_servicekit.worker import OrchestratorLink, claim, until_accepted
+from sage_trainer.child_deaths import ChildDeaths
 from sage_trainer.ending import Ending, LastWords, ending_of, stronger_order
 from sage_trainer.messages import (
     CHILD_MESSAGE,
@@ -132,9 +135,32 @@ class Attempt:
             self._finish(ending)
 
     def _train(self) -> Ending:
+        """One child after another, as long as they die for lack of memory and something can be changed."""
+        checkpoints = self._log_path.parent.parent / "checkpoints"
+        deaths = ChildDeaths(self._claim, checkpoints, self._post.device.name, oom_kill_count)
+        rungs: Sequence[OomRung] = ()
+        while True:
+            deaths.begin()
+            exit_code = self._train_child(rungs)
+            ending = ending_of(self._ordered, self._words, exit_code, self._with_log)
+            if self._words is not None or self._ordered is not None or self._is_lost:
+                return ending
+            after = deaths.after(exit_code, self._log_tail())
+            if after is None:
+                return ending
+            if isinstance(after, Ending):
+                return replace(after, error_message=self._with_log(after.error_message or ""))
+            self._say(after.message, EventLevel.WARN, is_urgent=True)
+            rungs = after.rungs
+
+    def _train_child(self, rungs: Sequence[OomRung]) -> int:
+        """Spawn a child that begins on these rungs, and pump until it is dead. Returns its exit code."""
         spec_path = self._post.settings.home.run / f"train-{self._claim.job_id}-{self._claim.attempt}.json"
         spec = ChildSpec(
-            home=str(self._post.settings.home.root), device=self._post.device.name, claim=self._claim
+            home=str(self._post.settings.home.root),
+            device=self._post.device.name,
+            claim=self._claim,
+            rungs=list(rungs),
         )
         write_whole(spec_path, spec.model_dump_json(indent=1))
         self._log_start = self._log_path.stat().st_size if self._log_path.exists() else 0
@@ -151,7 +177,7 @@ class Attempt:
         if self._ordered is not None and child.was_killed:
             grace = f"{self._post.settings.stop_grace_s:.0f} s"
             self._say(f"The training process did not stop within {grace} and was killed", EventLevel.WARN)
-        return ending_of(self._ordered, self._words, exit_code, self._with_log)
+        return exit_code
 
     def _child_env(self) -> dict[str, str]:
         settings, device = self._post.settings, self._post.device.name
@@ -284,8 +310,11 @@ class Attempt:
         event = EventReport(created_at=time.time(), level=level, message=message, data=data)
         self._spool.add(event, is_urgent=is_urgent)
 
+    def _log_tail(self) -> str:
+        return tail(self._log_path, since_byte=self._log_start)
+
     def _with_log(self, message: str) -> str:
-        last_lines = tail(self._log_path, since_byte=self._log_start)
+        last_lines = self._log_tail()
         where = self._post.settings.home.relative(self._log_path)
         return f"{message}\nLast lines of {where}:\n{last_lines}" if last_lines else message
 

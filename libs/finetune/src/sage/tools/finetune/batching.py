@@ -48,8 +48,8 @@ class Schedule:
         return sorted(row for step in range(steps) for row in self.rows_of(step))
 
 
-def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Indices grouped so that each group's tokens fit the budget; a longer row goes alone.
+def micro_batches(lengths: Sequence[int], token_budget: int, max_rows: int | None = None) -> list[list[int]]:
+    """Indices in groups of at most `max_rows` whose tokens fit the budget; a longer row goes alone.
 
     First-fit decreasing: long rows first, so that groups come out equally full and few.
     """
@@ -57,7 +57,8 @@ def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     room: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         length = lengths[index]
-        fit = next((g for g, left in enumerate(room) if length <= left), None)
+        has_room = (g for g, left in enumerate(room) if length <= left and len(groups[g]) != max_rows)
+        fit = next(has_room, None)
         if fit is None:
             groups.append([index])
             room.append(token_budget - length)

@@ -46,6 +46,8 @@ class TrainingLoop:
     checkpoints: Checkpoints
     state: RunState
     device: str
+    rows_at_once: int | None = None
+    """Rows per forward pass; None: as many as the tokens allow."""
     scaler: Any = None
     """Loss scaling, for fp16 only."""
     last_metrics: StepMetrics | None = None
@@ -88,7 +90,7 @@ class TrainingLoop:
             group["lr"] = rate * group["rate_share"]
 
         summed = 0.0
-        for group in micro_batches([len(row.ids) for row in rows], self.token_budget):
+        for group in micro_batches([len(row.ids) for row in rows], self.token_budget, self.rows_at_once):
             if self.callbacks.should_stop() == "stop":
                 raise RunStopped("stop")
             loss = self.loss([rows[index] for index in group])

@@ -54,6 +54,11 @@ class RunParts:
         return token_budget(self._config, self.device, self._rungs)
 
     @property
+    def rows_at_once(self) -> int | None:
+        """Rows per forward pass of training; None: as many as the tokens allow, until memory says no."""
+        return self._config.per_device_train_batch_size if "halve_batch" in self._rungs else None
+
+    @property
     def eval_token_budget(self) -> int:
         """Tokens per forward pass of an evaluation, which keeps nothing for a backward pass."""
         return min(EVAL_TOKEN_BUDGET, self.token_budget) if self._rungs else EVAL_TOKEN_BUDGET

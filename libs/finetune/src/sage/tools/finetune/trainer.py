@@ -155,7 +155,7 @@ class _Run:
             told.on_phase("training", f"{schedule.total_steps} steps of {config.effective_batch_size} rows")
             loop = TrainingLoop(
                 parts.model, loss, parts.optimizer, train, schedule, config, parts.token_budget, told,
-                checkpoints, state, parts.device, parts.scaler,
+                checkpoints, state, parts.device, parts.rows_at_once, parts.scaler,
             )  # fmt: skip
             stopped = loop.run()
             if stopped:
