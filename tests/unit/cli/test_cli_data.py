@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import subprocess
 import zipfile
 from pathlib import Path
@@ -38,7 +40,7 @@ def tree(tmp_path: Path) -> Path:
 
 def test_a_folder_is_packed_with_its_own_sources_only(tree: Path) -> None:
     data.check(tree, Task.CODE)
-    with data.packed(tree) as file:
+    with data.packed(tree, Task.CODE) as file:
         assert file.filename == "project.zip"
         names = zipfile.ZipFile(file.path).namelist()
     assert sorted(names) == ["app.py", "lib/words.py", "made/gen.py"]
@@ -56,7 +58,7 @@ def test_a_file_is_sent_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"instruction": "a", "output": "b"}\n')
     data.check(path, Task.CUSTOM)
-    with data.packed(path) as file:
+    with data.packed(path, Task.CUSTOM) as file:
         assert (file.path, file.filename) == (path, "rows.jsonl")
 
 
@@ -65,11 +67,11 @@ def test_a_file_is_sent_as_it_is(tmp_path: Path) -> None:
     [
         ("missing.json", None, Task.CUSTOM, "There is no"),
         ("empty.json", "", Task.CUSTOM, "is empty"),
-        ("one.json", '{"instruction": "a", "output": "b"}', Task.CUSTOM, "list"),
+        ("one.json", '{"rows": "a"}', Task.CUSTOM, "list"),
         ("rows.jsonl", '{"instruction": "a"}\n', Task.CUSTOM, "row 1"),
         ("folder/readme.md", "text", Task.CODE, "no Python source"),
         ("folder/app.py", "x = 1\n", Task.CODE, "docstring"),
-        ("folder/app.py", FUNCTION, Task.QA, "Only the task code"),
+        ("folder/app.py", FUNCTION, Task.QA, "holds no data"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(
@@ -81,3 +83,36 @@ def test_what_cannot_be_trained_on_is_refused(
         path.write_text(content)
     with pytest.raises(InvalidDataError, match=told):
         data.check(path.parent if name.startswith("folder") else path, task)
+
+
+def test_what_the_server_cannot_read_is_sent_as_json_lines(tmp_path: Path) -> None:
+    from pyarrow import Table, parquet
+
+    rows = [{"question": f"Q{n}", "answer": f"A{n}"} for n in range(3)]
+    parquet.write_table(Table.from_pylist(rows), tmp_path / "rows.parquet")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(json.dumps(rows[0]).encode()))
+    (folder / "b.csv").write_text("question,answer\nQ1,A1\nQ2,A2\n")
+    (folder / "package.py").write_text(FUNCTION)
+    for path in (tmp_path / "rows.parquet", folder):
+        data.check(path, Task.QA)
+        with data.packed(path, Task.QA) as file:
+            assert file.filename == f"{path.stem}.jsonl"
+            assert [json.loads(line) for line in file.path.read_text().splitlines()] == rows
+        assert not file.path.exists()
+
+
+def test_a_source_tree_with_json_in_it_is_still_one(tree: Path) -> None:
+    (tree / "package.json").write_text("{}")
+    data.check(tree, Task.CODE)
+    with data.packed(tree, Task.CODE) as file:
+        assert file.filename == "project.zip"
+
+
+def test_rows_are_checked_for_the_method(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+    data.check(path, Task.CUSTOM, "dpo")
+    with pytest.raises(InvalidDataError, match="use method=dpo, orpo or kto"):
+        data.check(path, Task.CUSTOM)

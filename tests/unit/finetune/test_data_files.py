@@ -38,8 +38,8 @@ def test_lists_and_lines_are_told_apart_by_content(tmp_path: Path, name: str, te
         ('{"rows": [1]}', "not a list"),
         ('{\n "rows": [1]\n}', "not a list"),
         ("7", "not a list"),
-        ('[{"a": 1},]', "line 1"),
-        ('{"a": 1}\n{"a": \n', "data.json, line 2"),
+        ("hello\nworld\n", "neither JSON nor a table"),
+        ('{"a": [{"x": 1}], "b": [{"x": 1}]}', "2 lists of objects"),
     ],
 )
 def test_a_file_that_is_no_list_of_rows_is_refused(tmp_path: Path, text: str, said: str) -> None:

@@ -67,8 +67,19 @@ def test_code_learns_from_a_tree(tmp_path: Path) -> None:
     assert "one module" in splits.description
 
 
-def test_custom_needs_data_and_only_code_takes_a_folder(tmp_path: Path) -> None:
+def test_custom_needs_data_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(InvalidDataError, match="give some with --data"):
         prepare(TrainingConfig(task=Task.CUSTOM))
-    with pytest.raises(InvalidDataError, match="Only the task 'code'"):
+    with pytest.raises(InvalidDataError, match="holds no data"):
         prepare(TrainingConfig(task=Task.QA, data_path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("task", [Task.QA, Task.CODE])
+def test_a_folder_of_rows_is_read_as_one_file(tmp_path: Path, task: Task) -> None:
+    write_rows(tmp_path / "b.json", range(10, 20))
+    write_rows(tmp_path / "a.json", range(10))
+    (tmp_path / "README.md").write_text("not data")
+    splits = prepare(TrainingConfig(task=task, data_path=str(tmp_path)))
+    assert questions(splits.train + splits.validation) == {f"Q{n}" for n in range(20)}
+    origins = {row.messages[0]["content"]: row.origin for row in splits.train + splits.validation}
+    assert origins["Q12"] == f"row 3 of {tmp_path.name}/b.json"

@@ -100,6 +100,29 @@ def start(
 app.add_typer(sweeps.app, name="sweep")
 
 
+@app.command()
+def validate(
+    data: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A file of rows, a folder of such files, or a Hub id.")
+    ],
+    max_length: Annotated[
+        int, typer.Option("--max-length", min=1, help="Tokens beyond which training would cut a row.")
+    ] = 1024,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Count tokens with this base model's tokenizer.")
+    ] = None,
+    method: Annotated[
+        Literal["sft", "dpo", "orpo", "kto"] | None,
+        typer.Option("--method", help="What the rows are for; otherwise what most of them look like."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check training data on this machine, before anything is paid for."""
+    from sage_cli.jobs.validate import validate_command
+
+    validate_command(data, max_length=max_length, model=model, method=method, as_json=as_json)
+
+
 @app.command("list")
 def list_jobs(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100)] = 20,

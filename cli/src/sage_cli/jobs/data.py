@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from sage.tools.finetune.data.hub import is_hub_id
+from sage.tools.finetune.data.opening import is_parquet
+from sage.tools.finetune.data.sources import data_files
 from sage_contracts.config import Task
 from sage_contracts.errors import InvalidDataError
 
@@ -31,12 +34,15 @@ class DataFile:
     filename: str
 
 
-def check(path: Path, task: Task) -> None:
+def check(path: Path, task: Task, method: str = "sft") -> None:
     """Refuse what cannot be trained on, before anything starts. Raises: InvalidDataError."""
+    if is_hub_id(path):
+        _check_rows(path, method)
+        return
     if not path.exists():
-        raise InvalidDataError(f"There is no {path}. Give --data a file or, for the task code, a folder.")
+        raise InvalidDataError(f"There is no {path}. Give --data a file or a folder.")
     if path.is_dir():
-        _check_folder(path, task)
+        _check_folder(path, task, method)
         return
     if not path.is_file():
         raise InvalidDataError(f"{path} is neither a file nor a folder.")
@@ -45,16 +51,22 @@ def check(path: Path, task: Task) -> None:
     if path.stat().st_size == 0:
         raise InvalidDataError(f"{path} is empty: there is nothing to learn from.")
     if path.suffix not in (".zip", _SOURCE_SUFFIX):
-        _check_rows(path)
+        _check_rows(path, method)
 
 
 @contextmanager
-def packed(path: Path) -> Iterator[DataFile]:
-    """The file to upload: the path itself, or for a folder a temporary archive of its sources."""
-    if path.is_file():
+def packed(path: Path, task: Task) -> Iterator[DataFile]:
+    """The file to upload: the path itself; or temporarily the rows of a folder, of a hub's data set or of a
+    Parquet file, which the server could not read, as JSON Lines; or an archive of a folder's sources."""
+    if path.is_file() and not is_parquet(path, path.name):
         yield DataFile(path, path.name)
         return
     with TemporaryDirectory(prefix="sage-data-") as folder:
+        if not path.is_dir() or _holds_rows(path, task):
+            lines = Path(folder) / f"{path.absolute().name.removesuffix('.parquet') or 'rows'}.jsonl"
+            _write_rows(path, lines)
+            yield DataFile(lines, lines.name)
+            return
         archive = Path(folder) / f"{path.absolute().name or 'sources'}.zip"
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as stream:
             for file in source_files(path):
@@ -69,14 +81,12 @@ def source_files(folder: Path) -> list[Path]:
     return [file for file in candidates if _is_wanted(file, folder)]
 
 
-def _check_folder(path: Path, task: Task) -> None:
-    if task is not Task.CODE:
-        raise InvalidDataError(
-            f"{path} is a folder. Only the task code learns from a folder of sources; for {task.value} give a"
-            " JSON or JSONL file."
-        )
+def _check_folder(path: Path, task: Task, method: str) -> None:
     if not os.access(path, os.R_OK | os.X_OK):
         raise InvalidDataError(f"{path} cannot be read: you have no permission.")
+    if _holds_rows(path, task):
+        _check_rows(path, method)
+        return
     if not source_files(path):
         raise InvalidDataError(
             f"{path} holds no Python source (*.py). Give --data a folder with code in it,"
@@ -87,10 +97,25 @@ def _check_folder(path: Path, task: Task) -> None:
     build_code_pairs(path)
 
 
-def _check_rows(path: Path) -> None:
+def _holds_rows(folder: Path, task: Task) -> bool:
+    # Source trees often hold some JSON; folders of rows hold no code.
+    return task is not Task.CODE or (bool(data_files(folder)) and not source_files(folder))
+
+
+def _check_rows(path: Path, method: str) -> None:
     from sage.tools.finetune.data import validate_file
 
-    validate_file(path).require_all_good()
+    validate_file(path, method=method).require_all_good()
+
+
+def _write_rows(path: Path, lines: Path) -> None:
+    import orjson
+
+    from sage.tools.finetune.data import load_rows
+
+    with lines.open("wb") as stream:
+        for row in load_rows(path):
+            stream.write(orjson.dumps(row.content(), default=str, option=orjson.OPT_APPEND_NEWLINE))
 
 
 def _listed_by_git(folder: Path) -> list[Path] | None:

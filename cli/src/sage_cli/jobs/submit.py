@@ -80,7 +80,7 @@ def check(wish: JobWish) -> CheckedWish:
         )
     if data is not None:
         data = data.expanduser()
-        job_data.check(data, task)
+        job_data.check(data, task, str(fields.get("method", "sft")))
     preset = PresetName(wish.preset) if wish.preset else None
     options = SageJobOptions(name=wish.name, task=task, preset=preset, config=fields)
     return CheckedWish(task, model, data, options)
@@ -88,18 +88,18 @@ def check(wish: JobWish) -> CheckedWish:
 
 def submit(client: Client, wish: CheckedWish) -> FineTuningJob:
     """Upload the data and create the job. Raises: SageError; then the uploaded data is deleted again."""
-    with uploaded(client, wish.data) as file_id:
+    with uploaded(client, wish) as file_id:
         request = CreateJobRequest(model=wish.model, training_file=file_id, sage=wish.options)
         return client.create_job(request)
 
 
 @contextmanager
-def uploaded(client: Client, data: Path | None) -> Iterator[str | None]:
+def uploaded(client: Client, wish: CheckedWish) -> Iterator[str | None]:
     """The id of the uploaded data, None without any; deleted again when the block fails."""
-    if data is None:
+    if wish.data is None:
         yield None
         return
-    with job_data.packed(data) as file:
+    with job_data.packed(wish.data, wish.task) as file:
         file_id = client.upload(file.path, file.filename).id
     try:
         yield file_id

@@ -121,7 +121,7 @@ def _without(checked: CheckedWish, grid: Grid) -> CheckedWish:
 
 
 def _submit(client: Client, wish: CheckedWish, grid: Grid, max_jobs: int) -> Sweep:
-    with uploaded(client, wish.data) as file_id:
+    with uploaded(client, wish) as file_id:
         return client.create_sweep(
             CreateSweepRequest(
                 model=wish.model, training_file=file_id, sage=wish.options, grid=grid, max_jobs=max_jobs

@@ -20,8 +20,9 @@ from sage_orchestrator.rows import FileRow
 
 # Kept on disk after the id, so that whoever reads the file by path alone can tell its format.
 _KNOWN_SUFFIXES = (
-    ".jsonl.gz", ".json.gz", ".csv.gz", ".tar.gz", ".tgz", ".zip",
-    ".jsonl", ".json", ".csv", ".parquet", ".txt", ".gz",
+    ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz", ".tar.gz", ".tgz", ".zip",
+    ".jsonl.zst", ".json.zst", ".csv.zst", ".tsv.zst",
+    ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst",
 )  # fmt: skip
 _STALE_UPLOAD_S = 24 * 3600.0
 

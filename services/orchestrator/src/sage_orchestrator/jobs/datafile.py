@@ -17,21 +17,22 @@ def is_archive(filename: str) -> bool:
     return filename.lower().endswith(_ARCHIVES)
 
 
-def check_data(path: Path, filename: str, task: Task) -> None:
-    """Rows as JSON or JSONL; for the task `code` also a source tree as *.zip, *.tar.gz or *.tgz, uploaded
-    with the purpose fine-tune. Only the list of names in it is read here: the trainer extracts it.
+def check_data(path: Path, filename: str, task: Task, method: str) -> None:
+    """Rows as JSON, JSON Lines, CSV or TSV, also compressed, that suit the training method. For the task
+    `code` also a source tree as *.zip, *.tar.gz or *.tgz, uploaded with the purpose fine-tune: only the list
+    of names in it is read here, the trainer extracts it.
 
     Raises: InvalidDataError, naming rows and fields, or what is wrong with the file as a whole.
     """
     if not is_archive(filename):
         from sage.tools.finetune.data import validate_file
 
-        validate_file(path, filename).require_all_good()
+        validate_file(path, filename, method=method).require_all_good()
         return
     if task is not Task.CODE:
         raise InvalidDataError(
             f"{filename} is an archive, which only the task `code` takes (a source tree): upload rows as "
-            f"JSON or JSONL, or say sage.task = code instead of {task.value}."
+            f"JSON, JSON Lines or CSV, or say sage.task = code instead of {task.value}."
         )
     try:
         names = _zip_names(path) if filename.lower().endswith(".zip") else _tar_names(path)

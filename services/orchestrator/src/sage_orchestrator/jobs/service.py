@@ -264,9 +264,10 @@ class JobService:
         return True
 
     def _check(self, row: JobRow, uploads: list[FileRow]) -> None:
+        method = str(row.config.get("method", "sft"))
         for upload in uploads:
             try:
-                check_data(self._home.resolve(upload.path), upload.filename, Task(row.task))
+                check_data(self._home.resolve(upload.path), upload.filename, Task(row.task), method)
             except InvalidDataError as error:
                 error.param = "training_file" if upload.id == row.training_file else "validation_file"
                 raise

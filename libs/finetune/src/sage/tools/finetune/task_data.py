@@ -13,6 +13,7 @@ from random import Random
 from sage.tools.finetune.code_data import CodePair, build_code_pairs, split_by_module
 from sage.tools.finetune.data import Conversation, load_conversations
 from sage.tools.finetune.data.report import conversation_key
+from sage.tools.finetune.data.sources import data_files
 from sage.tools.finetune.registry import Registry
 from sage_contracts.config import Task, TrainingConfig
 from sage_contracts.errors import InvalidDataError
@@ -49,24 +50,27 @@ def prepare(
 ) -> Splits:
     """The rows to train on and to hold out; limited to `max_train_rows` and `max_eval_rows`.
 
-    `training_path` (default: `config.data_path`) is a file of rows; for the task `code` also a source tree.
+    `training_path` (default: `config.data_path`) is a file of rows, a folder of such files, or a hub's data
+    set; for the task `code` also a source tree.
     Raises: InvalidDataError.
     """
     path = training_path or (Path(config.data_path).expanduser() if config.data_path else None)
     if path is None:
         splits = TASKS.get(config.task.value)(config)
-    elif config.task is Task.CODE and (path.is_dir() or path.suffix == ".py"):
+    elif config.task is Task.CODE and _is_source(path):
         splits = _split_code(build_code_pairs(path), config, f"functions of {path}")
     else:
         splits = _from_files(config, path, validation_path)
     return _limited(splits, config)
 
 
+def _is_source(path: Path) -> bool:
+    """Whether a path given for the task `code` means source code, and not rows."""
+    # Source trees often hold some JSON; folders of rows hold no code.
+    return path.suffix == ".py" or (path.is_dir() and (any(path.rglob("*.py")) or not data_files(path)))
+
+
 def _from_files(config: TrainingConfig, path: Path, validation_path: Path | None) -> Splits:
-    if path.is_dir():
-        raise InvalidDataError(
-            f"{path} is a folder. Only the task 'code' takes one; give a JSON or JSONL file."
-        )
     rows = load_conversations(path)
     if validation_path is None:
         return _split_rows(rows, config, path.name)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sage.tools.finetune.data.conversation import Message, RowError
-from sage.tools.finetune.data.fields import kind_of, optional_text, required_text, tools_of
+from sage.tools.finetune.data.fields import json_in, kind_of, optional_text, required_text, tools_of
 from sage.tools.finetune.data.formats import FORMATS, Fields, asked, match
 from sage.tools.finetune.data.turns import parse_turn, parse_turns
 
@@ -64,17 +64,19 @@ def to_preference(row: Any, origin: str) -> Preference:
     return row_format.to_preference(fields, origin)
 
 
+def to_pair(row: Any, origin: str) -> PreferencePair:
+    """The same, but two answers. Raises: RowError."""
+    preference = to_preference(row, origin)
+    if isinstance(preference, RatedAnswer):
+        raise RowError("label", "rates a single answer, and this method compares two: use method=kto")
+    return preference
+
+
 def load_preferences(path: Path, display_name: str | None = None) -> list[PreferencePair]:
     """Every row as a pair of answers, for DPO and ORPO. Raises: InvalidDataError, naming bad rows."""
     from sage.tools.finetune.data.report import load_each
 
-    def pair(row: Any, origin: str) -> PreferencePair:
-        preference = to_preference(row, origin)
-        if isinstance(preference, RatedAnswer):
-            raise RowError("label", "rates a single answer, and this method compares two: use method=kto")
-        return preference
-
-    return load_each(path, pair, display_name)
+    return load_each(path, to_pair, display_name)
 
 
 def load_rated_answers(path: Path, display_name: str | None = None) -> list[RatedAnswer]:
@@ -120,6 +122,8 @@ class OpenAIPairs(PreferenceFormat):
 
     def to_preference(self, row: Fields, origin: str) -> PreferencePair:
         given = row.get("input")
+        if isinstance(given, str) and given.startswith("{"):
+            given = json_in(given, "input")  # in tables
         if not isinstance(given, Mapping):
             raise RowError("input", f"is {kind_of(given)}, not an object with messages")
         prompt = parse_turns(given.get("messages"), "input.messages")

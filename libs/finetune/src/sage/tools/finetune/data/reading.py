@@ -1,96 +1,188 @@
-"""Rows from files. JSON lists and JSON Lines, told apart by their first character, not by the file's name."""
+"""Rows from whatever people have them in: told apart by content, never by the file's name."""
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, NamedTuple, cast
 
+import orjson
+
+from sage.tools.finetune.data.conversation import RowError
+from sage.tools.finetune.data.encodings import detect_encoding
+from sage.tools.finetune.data.formats import format_name
+from sage.tools.finetune.data.json_rows import Found, document_rows, line_rows, list_rows
+from sage.tools.finetune.data.opening import HEAD_BYTES, PARQUET, head_of, open_plain
+from sage.tools.finetune.data.sources import files_of
+from sage.tools.finetune.data.tables import find_delimiter, header_of, parquet_rows, table_rows
 from sage_contracts.errors import InvalidDataError
 
+_READ_BYTES = 1 << 18
+_SAMPLED_LINES = 100
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row of a file, with its number from 1 as a person would count it."""
+
+class Row(NamedTuple):
+    """One row of a file, with its number from 1 as a person would count it (a table's header not counted)."""
 
     number: int
     value: Any
+    file: str
+    """The name people know the file by."""
+
+    def content(self) -> Any:
+        """Raises: RowError where the row could not even be parsed."""
+        if isinstance(self.value, RowError):
+            raise self.value
+        return self.value
+
+    @property
+    def origin(self) -> str:
+        return f"row {self.number} of {self.file}"
 
 
-def load_rows(path: Path, display_name: str | None = None) -> Iterator[Row]:
-    """The rows of a JSON list or a JSON Lines file, in order.
+class Rows:
+    """The rows of a file or of a folder of files, read anew by each iteration.
 
-    Raises: InvalidDataError for a missing, empty or unreadable file, or JSON that is not a list.
+    Iterating raises InvalidDataError for what is missing, empty or no data at all. A row that cannot be
+    parsed comes as a row whose content raises.
     """
-    name = display_name or path.name
-    if not path.is_file():
-        raise InvalidDataError(f"There is no file {name}. Give the path of a JSON or JSONL file.")
-    found = False
-    try:
-        with path.open(encoding="utf-8-sig") as stream:
-            for row in _rows(stream, name):
+
+    def __init__(self, path: Path, display_name: str | None = None) -> None:
+        self.path = path
+        self.name = display_name or path.name
+        self.containers: list[str] = []
+        """What the files read so far were: `JSON Lines`, `CSV`, …"""
+        self.notes: list[str] = []
+        """What a person should know about how the files were read."""
+
+    def __iter__(self) -> Iterator[Row]:
+        self.containers.clear()
+        self.notes.clear()
+        found = False
+        for path, name in files_of(self.path, self.name, self.notes):
+            for number, value in enumerate(self._file_rows(path, name), 1):
                 found = True
-                yield row
-    except UnicodeDecodeError as error:
-        raise InvalidDataError(
-            f"{name} is not UTF-8 text (byte {error.start}). Save it as UTF-8 JSON or JSONL."
-        ) from error
-    if not found:
-        raise InvalidDataError(f"{name} is empty. Put at least one row in it, or choose another file.")
-
-
-def _rows(stream: TextIO, name: str) -> Iterator[Row]:
-    first = stream.read(1)
-    while first and first.isspace():
-        first = stream.read(1)
-    if not first:
-        return
-    stream.seek(0)
-    if first == "[":
-        yield from _list_rows(stream.read(), name)
-    elif name.lower().endswith(".json"):
-        text = stream.read()
-        if _is_one_document(text):
+                yield Row(number, value, name)
+        if not found:
             raise InvalidDataError(
-                f"{name} holds one JSON value that is not a list of rows. Put the rows in a list, "
-                "[{...}, {...}], or write one object per line and call the file .jsonl."
+                f"{self.name} is empty. Put at least one row in it, or choose another file."
             )
-        yield from _line_rows(text.splitlines(), name)
-    else:
-        yield from _line_rows(stream, name)
 
-
-def _list_rows(text: str, name: str) -> Iterator[Row]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InvalidDataError(
-            f"{name} is not valid JSON: {error.msg} in line {error.lineno}, column {error.colno}."
-        ) from error
-    for number, value in enumerate(rows, start=1):
-        yield Row(number, value)
-
-
-def _line_rows(lines: Iterable[str], name: str) -> Iterator[Row]:
-    number = 0
-    for line_number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        number += 1
-        try:
-            yield Row(number, json.loads(line))
-        except json.JSONDecodeError as error:
+    def _file_rows(self, path: Path, name: str) -> Iterable[Found]:
+        head = head_of(path, name)
+        if head.startswith(PARQUET):
+            return self._told("Parquet", parquet_rows(path, name))
+        encoding = detect_encoding(head, is_whole=len(head) < HEAD_BYTES)
+        if encoding is None:
             raise InvalidDataError(
-                f"{name}, line {line_number} is not valid JSON: {error.msg} at column {error.colno}. "
-                "Write one JSON object per line, or one JSON list."
+                f"{name} is not UTF-8 text, nor text in another encoding that can be recognised. "
+                "Save it as UTF-8 JSON, JSON Lines or CSV."
+            )
+        if not encoding.startswith("utf-8"):
+            self.notes.append(f"{name} is read as {encoding.upper().replace('_', '-')}")
+        return self._text_rows(path, name, encoding, head.decode(encoding, "ignore").lstrip())
+
+    def _text_rows(self, path: Path, name: str, encoding: str, head: str) -> Iterable[Found]:
+        if not head:
+            return ()
+        if head[0] == "[":
+            return self._told("JSON", _read_text(path, name, encoding, list_rows))
+        if head[0] == "{":
+            if _is_lines(head):
+                return self._told("JSON Lines", _read_lines(path, name, encoding))
+            return self._told("JSON", self._documents(path, name, encoding))
+        delimiter = find_delimiter(head)
+        if delimiter is None:
+            raise InvalidDataError(_not_rows(name, head))
+        kind = {",": "CSV", "\t": "TSV"}.get(delimiter, f"CSV with {delimiter!r}")
+        return self._told(kind, _read_text(path, name, encoding, lambda text: table_rows(text, delimiter)))
+
+    def _documents(self, path: Path, name: str, encoding: str) -> Iterator[Found]:
+        """Objects over several lines; a single one may be a row or hold the list of rows."""
+        values = _read_text(path, name, encoding, document_rows)
+        first = list(islice(values, 2))
+        only = first[0] if len(first) == 1 else None
+        if not isinstance(only, dict) or format_name(only) is not None:
+            yield from first
+            yield from values
+            return
+        lists = [key for key, value in only.items() if _is_list_of_objects(value)]
+        if len(lists) != 1:
+            raise InvalidDataError(
+                f"{name} holds one JSON value that is not a list of rows, and {_how_many(lists)} in it. Put "
+                "the rows in a list, [{...}, {...}], or write one object per line."
+            )
+        self.notes.append(f"the rows of {name} are the list in its field {lists[0]!r}")
+        yield from only[lists[0]]
+
+    def _told(self, container: str, rows: Iterable[Found]) -> Iterable[Found]:
+        self.containers.append(container)
+        return rows
+
+
+def load_rows(path: Path, display_name: str | None = None) -> Rows:
+    """The rows of a file, or of every data file in a folder, in order."""
+    return Rows(path, display_name)
+
+
+def _read_lines(path: Path, name: str, encoding: str) -> Iterator[Found]:
+    if not encoding.startswith("utf-8"):
+        yield from _read_text(path, name, encoding, line_rows)
+        return
+    with open_plain(path, name) as stream:
+        if encoding == "utf-8-sig":
+            stream.read(3)
+        yield from line_rows(stream)
+
+
+def _read_text(path: Path, name: str, encoding: str, rows_of: Any) -> Iterator[Found]:
+    with open_plain(path, name) as stream, _as_text(stream, encoding) as text:
+        try:
+            yield from rows_of(text)
+        except UnicodeDecodeError as error:
+            raise InvalidDataError(
+                f"{name} begins as {encoding.upper()}, but is not so everywhere ({error.reason}). "
+                "Save it as UTF-8."
             ) from error
 
 
-def _is_one_document(text: str) -> bool:
+def _as_text(stream: BinaryIO, encoding: str) -> io.TextIOWrapper:
+    # Universal newlines would change what is inside quoted cells.
+    return io.TextIOWrapper(cast(Any, stream), encoding=encoding, newline="")
+
+
+def _is_lines(head: str) -> bool:
+    """Whether lines are values of their own: one of the first is a whole object, and there are others."""
+    lines = [line for line in head.split("\n")[:_SAMPLED_LINES] if line.strip()]
+    return len(lines) > 1 and any(line.startswith("{") and _is_object(line) for line in lines)
+
+
+def _is_object(line: str) -> bool:
     try:
-        json.loads(text)
-    except json.JSONDecodeError:
+        return isinstance(orjson.loads(line), dict)
+    except orjson.JSONDecodeError:
         return False
-    return True
+
+
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
+def _how_many(lists: list[str]) -> str:
+    return f"{len(lists)} lists of objects ({', '.join(lists)}) are" if lists else "no list of objects is"
+
+
+def _not_rows(name: str, head: str) -> str:
+    try:
+        orjson.loads(head)
+    except orjson.JSONDecodeError:
+        columns = ", ".join(header_of(head))[:200]
+        return (
+            f"{name} is neither JSON nor a table with known columns (its first line reads: {columns}). Name "
+            "the columns of a CSV file in its first line, as in question,answer or instruction,input,output."
+        )
+    return (
+        f"{name} holds one JSON value that is not a list of rows. Put the rows in a list, [{{...}}, {{...}}]."
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,11 +14,21 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from sage.tools.finetune.data.conversation import Conversation, Message, RowError
-from sage.tools.finetune.data.formats import format_name, to_conversation, to_messages
-from sage.tools.finetune.data.reading import load_rows
+from sage.tools.finetune.data.fields import tools_of
+from sage.tools.finetune.data.formats import match, to_conversation
+from sage.tools.finetune.data.lengths import LengthCounter, TokenReport
+from sage.tools.finetune.data.preferences import (
+    PreferenceFormat,
+    PreferencePair,
+    to_pair,
+    to_preference,
+)
+from sage.tools.finetune.data.reading import Row, load_rows
 from sage_contracts.errors import InvalidDataError
 
 SHOWN_BAD_ROWS = 5
+KEPT_BAD_ROWS = 20
+_SAMPLED_ROWS = 1000
 
 T = TypeVar("T")
 
@@ -25,62 +37,101 @@ class BadRow(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     row: int
-    """From 1."""
+    """From 1; of a table, below its header."""
     field: str
     reason: str
+    file: str | None = None
+    """Which of a folder's files."""
 
     def __str__(self) -> str:
-        return f"row {self.row}, field {self.field}: {self.reason}"
+        where = f"{self.file}, " if self.file else ""
+        return f"{where}row {self.row}, field {self.field}: {self.reason}"
 
 
 class DataReport(BaseModel):
-    """The outcome of reading every row of one file."""
+    """The outcome of reading every row of one file, or of a folder's files."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str
+    container: str = ""
+    """JSON, JSON Lines, CSV, TSV, Parquet; of a folder all that occur."""
     format: str | None
     """That of most rows."""
+    formats: dict[str, int] = Field(default_factory=dict)
+    """Rows by format, the most frequent first."""
     rows: int
     good: int
     bad: list[BadRow] = Field(default_factory=list)
+    """The first ones; `rows - good` is their number."""
     duplicates: int = 0
     """Good rows whose conversation was seen before."""
+    empty_answers: int = 0
+    """Bad rows that are so for want of an answer."""
+    tokens: TokenReport | None = None
+    notes: list[str] = Field(default_factory=list)
 
     def require_all_good(self) -> None:
         """Raises: InvalidDataError, naming the first bad rows."""
         if self.bad:
-            raise InvalidDataError(_bad_rows_message(self.name, self.rows, self.bad))
+            raise InvalidDataError(_bad_rows_message(self.name, self.rows, self.rows - self.good, self.bad))
 
 
-def validate_file(path: Path, display_name: str | None = None) -> DataReport:
-    """Read every row and say which cannot be used.
+def validate_file(
+    path: Path,
+    display_name: str | None = None,
+    *,
+    method: str | None = None,
+    lengths: LengthCounter | None = None,
+    on_bad: Callable[[BadRow], None] = lambda bad: None,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> DataReport:
+    """Read every row, one at a time, and say which cannot be used for the training method.
 
-    Raises: InvalidDataError when the file as a whole cannot be read (missing, empty, not a list).
+    Without a method the first rows decide whether preferences are meant. `on_bad` is told every bad row, of
+    which the report keeps the first KEPT_BAD_ROWS; `on_rows` now and then how many rows have been read.
+    Raises: InvalidDataError when the file as a whole cannot be read (missing, empty, no data).
     """
-    name = display_name or path.name
+    source = load_rows(path, display_name)
+    rows = iter(source)
+    sample = list(islice(rows, _SAMPLED_ROWS))
+    read = _reader(method, sample)
     formats: Counter[str] = Counter()
     bad: list[BadRow] = []
-    seen: set[bytes] = set()
-    rows = duplicates = 0
-    for row in load_rows(path, name):
-        rows += 1
-        if (found := format_name(row.value)) is not None:
-            formats[found] += 1
+    seen = Duplicates()
+    count = bad_count = empty_answers = 0
+    for row in chain(sample, rows):
+        count += 1
+        if count % _SAMPLED_ROWS == 0:
+            on_rows(count)
         try:
-            key = conversation_key(to_messages(row.value))
+            format_name, row_format, fields = match(row.content())
+            formats[format_name] += 1
+            messages, key = read(row_format, fields)
+            tools = tools_of(fields)
         except RowError as error:
-            bad.append(BadRow(row=row.number, field=error.field, reason=error.reason))
+            bad_count += 1
+            empty_answers += error.is_empty_answer
+            told = _bad_row(row, error, source.name)
+            on_bad(told)
+            if len(bad) < KEPT_BAD_ROWS:
+                bad.append(told)
             continue
-        duplicates += key in seen
         seen.add(key)
+        if lengths is not None:
+            lengths.add(messages, tools)
     return DataReport(
-        name=name,
+        name=source.name,
+        container=", ".join(dict.fromkeys(source.containers)),
         format=formats.most_common(1)[0][0] if formats else None,
-        rows=rows,
-        good=rows - len(bad),
+        formats=dict(formats.most_common()),
+        rows=count,
+        good=count - bad_count,
         bad=bad,
-        duplicates=duplicates,
+        duplicates=seen.count(),
+        empty_answers=empty_answers,
+        tokens=lengths.report() if lengths is not None else None,
+        notes=source.notes,
     )
 
 
@@ -91,16 +142,19 @@ def load_conversations(path: Path, display_name: str | None = None) -> list[Conv
 
 def load_each(path: Path, read: Callable[[Any, str], T], display_name: str | None = None) -> list[T]:
     """What `read(row, origin)` makes of every row. Raises: InvalidDataError, naming the first bad rows."""
-    name = display_name or path.name
+    source = load_rows(path, display_name)
     good: list[T] = []
     bad: list[BadRow] = []
-    for row in load_rows(path, name):
+    bad_count = 0
+    for row in source:
         try:
-            good.append(read(row.value, f"row {row.number} of {name}"))
+            good.append(read(row.content(), row.origin))
         except RowError as error:
-            bad.append(BadRow(row=row.number, field=error.field, reason=error.reason))
+            bad_count += 1
+            if len(bad) < KEPT_BAD_ROWS:
+                bad.append(_bad_row(row, error, source.name))
     if bad:
-        raise InvalidDataError(_bad_rows_message(name, len(good) + len(bad), bad))
+        raise InvalidDataError(_bad_rows_message(source.name, len(good) + bad_count, bad_count, bad))
     return good
 
 
@@ -112,7 +166,65 @@ def conversation_key(messages: Sequence[Message]) -> bytes:
     return blake2b(orjson.dumps(said), digest_size=16).digest()
 
 
-def _bad_rows_message(name: str, rows: int, bad: Sequence[BadRow]) -> str:
+class Duplicates:
+    """Counts repeated keys in 8 bytes each, where a set would take a hundred."""
+
+    def __init__(self) -> None:
+        self._parts = [array("Q") for _ in range(256)]
+
+    def add(self, key: bytes) -> None:
+        self._parts[key[0]].append(int.from_bytes(key[1:9]))
+
+    def count(self) -> int:
+        return sum(len(part) - len(set(part)) for part in self._parts)
+
+
+def _reader(method: str | None, sample: Iterable[Row]) -> Callable[[Any, Any], tuple[list[Message], bytes]]:
+    if method is None:
+        method = "kto" if _are_preferences(sample) else "sft"
+    return {"sft": _read_conversation, "kto": _read_preference}.get(method, _read_pair)
+
+
+def _are_preferences(sample: Iterable[Row]) -> bool:
+    votes: Counter[bool] = Counter()
+    for row in sample:
+        try:
+            votes[isinstance(match(row.content())[1], PreferenceFormat)] += 1
+        except RowError:
+            continue
+    return votes[True] > votes[False]
+
+
+def _read_conversation(row_format: Any, fields: Any) -> tuple[list[Message], bytes]:
+    messages = row_format.to_messages(fields)
+    return messages, conversation_key(messages)
+
+
+def _read_pair(row_format: Any, fields: Any) -> tuple[list[Message], bytes]:
+    return _longer(to_pair(fields, ""))
+
+
+def _read_preference(row_format: Any, fields: Any) -> tuple[list[Message], bytes]:
+    preference = to_preference(fields, "")
+    if isinstance(preference, PreferencePair):
+        return _longer(preference)
+    said = [*preference.prompt_messages, *preference.answer]
+    return said, conversation_key([{"role": str(preference.is_desirable), "content": ""}, *said])
+
+
+def _longer(pair: PreferencePair) -> tuple[list[Message], bytes]:
+    """The longer of the two conversations in a pair, for its length, and the key of both."""
+    longer = max(pair.chosen, pair.rejected, key=lambda turns: sum(len(m["content"]) for m in turns))
+    key = conversation_key([*pair.prompt_messages, *pair.chosen, *pair.rejected])
+    return [*pair.prompt_messages, *longer], key
+
+
+def _bad_row(row: Row, error: RowError, name: str) -> BadRow:
+    file = None if row.file == name else row.file
+    return BadRow(row=row.number, field=error.field, reason=error.reason, file=file)
+
+
+def _bad_rows_message(name: str, rows: int, bad_count: int, bad: Sequence[BadRow]) -> str:
     shown = "; ".join(map(str, bad[:SHOWN_BAD_ROWS]))
-    more = f"; and {len(bad) - SHOWN_BAD_ROWS} more" if len(bad) > SHOWN_BAD_ROWS else ""
-    return f"{name}: {len(bad)} of {rows} rows cannot be used: {shown}{more}. Correct or remove them."
+    more = f"; and {bad_count - SHOWN_BAD_ROWS} more" if bad_count > SHOWN_BAD_ROWS else ""
+    return f"{name}: {bad_count} of {rows} rows cannot be used: {shown}{more}. Correct or remove them."

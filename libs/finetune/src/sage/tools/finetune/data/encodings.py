@@ -1,0 +1,67 @@
+"""Which characters the bytes of a text file stand for."""
+
+from __future__ import annotations
+
+import codecs
+import re
+
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_LEGACY = ("gb18030", "big5", "cp932", "cp949", "cp1252", "cp1251", "latin_1")
+_SAMPLE_BYTES = 1 << 16
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+# Two bytes of GB 2312's first level: the 3,755 characters of everyday Chinese, and its punctuation.
+_EVERYDAY_CHINESE = re.compile(rb"[\xa1-\xa3\xb0-\xd7][\xa1-\xfe]")
+_KOREAN_ENDS_BEFORE = 0xC9
+"""Korean's two bytes begin within the first half of those; Chinese, in the order of its sounds, in both."""
+
+
+def detect_encoding(head: bytes, *, is_whole: bool) -> str | None:
+    """A codec that reads `head`, the beginning (or the whole) of a file; None when it is no text at all."""
+    for mark, encoding in _MARKS:
+        if head.startswith(mark):
+            return encoding
+    if b"\0" in head:
+        return _utf16_without_mark(head)
+    if _can_read(head, "utf-8", is_whole):
+        return "utf-8"
+    return _legacy(head, is_whole)
+
+
+def _utf16_without_mark(head: bytes) -> str | None:
+    for encoding, zero_at in (("utf-16-le", 1), ("utf-16-be", 0)):
+        # Every format starts with ASCII: a bracket, a brace, a quotation mark or a column's name.
+        if len(head) > 1 and head[zero_at] == 0 and head[1 - zero_at] and _can_read(head, encoding, False):
+            return encoding
+    return None
+
+
+def _legacy(head: bytes, is_whole: bool) -> str | None:
+    if _can_read(head, "gb18030", is_whole) and _is_everyday_chinese(head):
+        return "gb18030"
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(head[:_SAMPLE_BYTES], cp_isolation=list(_LEGACY)).best()
+    if best is None or _CONTROL.search(str(best)):
+        return None
+    return best.encoding if _can_read(head, best.encoding, is_whole) else None
+
+
+def _is_everyday_chinese(head: bytes) -> bool:
+    high = len(re.findall(rb"[\x80-\xff]", head))
+    pairs = _EVERYDAY_CHINESE.findall(head)
+    late = sum(pair[0] >= _KOREAN_ENDS_BEFORE for pair in pairs)
+    return 2 * len(pairs) >= 0.9 * high and late >= 0.1 * len(pairs)
+
+
+def _can_read(head: bytes, encoding: str, is_whole: bool) -> bool:
+    try:
+        codecs.getincrementaldecoder(encoding)().decode(head, is_whole)
+    except UnicodeDecodeError:
+        return False
+    return True

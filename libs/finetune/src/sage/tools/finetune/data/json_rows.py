@@ -1,0 +1,147 @@
+"""Rows of JSON Lines, of JSON lists, and of JSON objects written one after another."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO, TextIO
+
+import orjson
+
+from sage.tools.finetune.data.conversation import RowError
+
+Found = Any | RowError
+"""A row's value, or why the row is no JSON."""
+
+MAX_ROW_BYTES = 256 << 20
+_CHUNK_CHARS = 1 << 20
+_SPACE = re.compile(r"[ \t\r\n]*")
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def line_rows(lines: BinaryIO | TextIO) -> Iterator[Found]:
+    """One value per line that is not blank. Lines are UTF-8 bytes, or text."""
+    line_number = 0
+    while line := lines.readline(MAX_ROW_BYTES + 1):
+        line_number += 1
+        if len(line) > MAX_ROW_BYTES:
+            yield _too_large()
+            return
+        try:
+            yield orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            if line.strip():
+                yield RowError("row", f"is not valid JSON: {_in_words(error)} of line {line_number}")
+
+
+def list_rows(text: TextIO) -> Iterator[Found]:
+    """The elements of one JSON list, without holding the list. A broken one ends the reading."""
+    scan = _Scanner(text)
+    scan.take("[")
+    if scan.peek() == "]":
+        scan.take("]")
+        is_open = False
+    else:
+        is_open = True
+    while is_open:
+        value = scan.value()
+        yield value
+        if isinstance(value, RowError):
+            return
+        sign = scan.peek()
+        if sign not in (",", "]"):
+            yield scan.broken("a comma or the list's ] is missing")
+            return
+        scan.take(sign)
+        is_open = sign == ","
+    if scan.peek():
+        yield scan.broken("something follows after the list's end")
+
+
+def document_rows(text: TextIO) -> Iterator[Found]:
+    """Values written one after another, over any number of lines each."""
+    scan = _Scanner(text)
+    while scan.peek():
+        value = scan.value()
+        yield value
+        if isinstance(value, RowError):
+            return
+
+
+class _Scanner:
+    """Reads JSON values from a text piece by piece; what a piece's end cuts is tried again with more."""
+
+    def __init__(self, text: TextIO) -> None:
+        self._text = text
+        self._decoder = json.JSONDecoder()
+        self._buffer = ""
+        self._at = 0
+        self._line = 1
+        self._is_ended = False
+
+    def peek(self) -> str:
+        """The next sign that is not white space; empty at the end."""
+        while True:
+            self._at = _SPACE.match(self._buffer, self._at).end()  # type: ignore[union-attr]
+            if self._at < len(self._buffer) or not self._more():
+                return self._buffer[self._at : self._at + 1]
+
+    def take(self, sign: str) -> None:
+        if self.peek() == sign:
+            self._at += 1
+
+    def value(self) -> Found:
+        self.peek()
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._buffer, self._at)
+            except json.JSONDecodeError as error:
+                problem = self.broken(error.msg, error.pos)  # now: reading on moves the buffer
+                if self._is_cut(error) and self._more():
+                    continue
+                is_too_large = len(self._buffer) - self._at > MAX_ROW_BYTES
+                return _too_large() if is_too_large else problem
+            except RecursionError:
+                return self.broken("it is nested too deeply")
+            if end == len(self._buffer) and not isinstance(value, dict | list | str) and self._more():
+                continue  # a number may go on
+            raw, self._at = self._buffer[self._at : end], end
+            if _HALF_CHARACTER.search(raw):
+                try:  # the standard library lets through halves of characters that no tokenizer takes
+                    orjson.loads(raw)
+                except orjson.JSONDecodeError as error:
+                    return RowError("row", f"is not valid JSON: {error.msg}")
+            return value
+
+    def broken(self, what: str, at: int | None = None) -> RowError:
+        """The error of a place in the buffer; by default where the scanner stands."""
+        at = self._at if at is None else at
+        line = self._line + self._buffer.count("\n", 0, at)
+        column = at - self._buffer.rfind("\n", 0, at)
+        where = f"in line {line}, column {column}"
+        return RowError("row", f"is not valid JSON: {what} {where}; what follows was not read")
+
+    def _is_cut(self, error: json.JSONDecodeError) -> bool:
+        is_within_limit = len(self._buffer) - self._at <= MAX_ROW_BYTES
+        is_string = error.msg.startswith("Unterminated string")
+        return is_within_limit and (is_string or error.pos >= len(self._buffer) - len("-Infinity"))
+
+    def _more(self) -> bool:
+        if self._is_ended:
+            return False
+        # As much again as is waiting, so that a long row is not tried over and over.
+        block = self._text.read(max(_CHUNK_CHARS, len(self._buffer) - self._at))
+        self._is_ended = not block
+        self._line += self._buffer.count("\n", 0, self._at)
+        self._buffer, self._at = self._buffer[self._at :] + block, 0
+        return bool(block)
+
+
+def _too_large() -> RowError:
+    return RowError("row", f"is larger than {MAX_ROW_BYTES >> 20} MiB; what follows was not read")
+
+
+def _in_words(error: orjson.JSONDecodeError) -> str:
+    message = error.msg.split(":")[0]
+    return f"{message} at column {error.colno}"

@@ -1,0 +1,103 @@
+"""The bytes of a file with its compression taken off, whatever the file is called."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, BinaryIO, cast
+
+import zstandard
+
+from sage_contracts.errors import InvalidDataError
+
+HEAD_BYTES = 1 << 20
+_READ_BYTES = 1 << 18
+_GZIP = b"\x1f\x8b"
+_ZSTD = b"\x28\xb5\x2f\xfd"
+PARQUET = b"PAR1"
+
+_FOREIGN = {
+    b"PK\x03\x04": "a ZIP archive or an Excel workbook; save a workbook as CSV, unpack an archive",
+    b"\xd0\xcf\x11\xe0": "an old Excel or Word file; save it as CSV",
+    b"%PDF": "a PDF; the rows have to be written out as JSON Lines",
+    b"BZh": "compressed with bzip2; use gzip or zstd",
+    b"\xfd7zXZ": "compressed with xz; use gzip or zstd",
+    b"7z\xbc\xaf": "a 7-Zip archive; unpack it",
+    b"ARROW1": "an Arrow file; save it as Parquet",
+    b"SQLite format 3": "a SQLite database; export a table as CSV",
+    b"GGUF": "a GGUF model, not data",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+}
+
+
+@contextmanager
+def open_plain(path: Path, name: str) -> Iterator[BinaryIO]:
+    """The file's content, uncompressed. Raises: InvalidDataError where the compressed data is damaged."""
+    try:
+        with path.open("rb") as raw:
+            yield _plain(raw)
+    except (zlib.error, EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        raise InvalidDataError(
+            f"{name} is damaged or was cut off ({error}). Make or download it anew."
+        ) from error
+
+
+def head_of(path: Path, name: str) -> bytes:
+    """Up to HEAD_BYTES from the beginning. Raises: InvalidDataError, also for a file that is no data."""
+    with open_plain(path, name) as stream:
+        head = stream.read(HEAD_BYTES)
+    for magic, what in _FOREIGN.items():
+        if head.startswith(magic):
+            raise InvalidDataError(f"{name} is {what}. Rows go into JSON, JSON Lines, CSV, TSV or Parquet.")
+    if head[257:262] == b"ustar":
+        raise InvalidDataError(f"{name} is a tar archive. Unpack it and give the folder.")
+    return head
+
+
+def is_parquet(path: Path, name: str) -> bool:
+    """Whether the file is Parquet, compressed as a whole or not. Raises: InvalidDataError."""
+    with open_plain(path, name) as stream:
+        return stream.read(len(PARQUET)) == PARQUET
+
+
+def _plain(raw: IO[bytes]) -> BinaryIO:
+    magic = raw.read(4)
+    raw.seek(0)
+    if magic.startswith(_GZIP):
+        return cast(BinaryIO, io.BufferedReader(gzip.GzipFile(fileobj=raw), _READ_BYTES))
+    if magic == _ZSTD:
+        return cast(BinaryIO, io.BufferedReader(_ZstdStream(raw), _READ_BYTES))
+    return cast(BinaryIO, raw)
+
+
+class _ZstdStream(io.RawIOBase):
+    """Frames one after another, like gzip's members. The library's reader takes a cut frame for the end."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._plain = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: bytearray | memoryview) -> int:  # type: ignore[override]
+        while not self._plain:
+            block = self._frame.unused_data if self._frame.eof else b""
+            block = block or self._raw.read(_READ_BYTES)
+            if not block:
+                if not self._frame.eof:
+                    raise EOFError("the last frame has no end")
+                return 0
+            if self._frame.eof:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._plain = memoryview(self._frame.decompress(block))
+        size = min(len(target), len(self._plain))
+        target[:size] = self._plain[:size]
+        self._plain = self._plain[size:]
+        return size

@@ -1,0 +1,150 @@
+"""Token counts from a base model's own tokenizer files, or an estimate where there are none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sage.tools.finetune.base_models import SMOLLM2, folder_name
+from sage.tools.finetune.data.frames import Frames, Template, plain_frame
+from sage.tools.finetune.data.lengths import LengthCounter
+from sage_contracts.errors import InvalidRequestError
+
+_BYTES_PER_TOKEN = 4
+_HUB_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+def length_counter(model: str | None, home: Path, max_length: int) -> LengthCounter:
+    """Counts with the tokenizer of `model`; without one with the built-in model's if it is already here, else
+    by estimate. Raises: InvalidRequestError when the named model has no tokenizer that can be read here."""
+    folder = _folder(model or SMOLLM2, home)
+    if folder is None and model is not None:
+        folder = _from_hub(model)
+    counter: FileCounter | Estimate = Estimate()
+    template: Template = plain_frame
+    if folder is not None:
+        try:
+            counter = FileCounter(folder, model or SMOLLM2)
+            template = _template(folder)
+        except ImportError as error:
+            if model is not None:
+                raise InvalidRequestError(
+                    f"Counting with --model needs the Python package {error.name}. Install it, or leave "
+                    "--model out for an estimate.",
+                    param="model",
+                ) from error
+    return LengthCounter(counter, Frames(template), max_length)
+
+
+class FileCounter:
+    """A tokenizer.json, read by the tokenizers library."""
+
+    is_estimate = False
+
+    def __init__(self, folder: Path, name: str) -> None:
+        from tokenizers import Tokenizer
+
+        self.name = name
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [len(encoding) for encoding in found]
+
+    def ends(self, text: str) -> list[int]:
+        return [end for _, end in self._tokenizer.encode(text, add_special_tokens=False).offsets]
+
+
+class Estimate:
+    """A token for every four bytes of UTF-8, about what byte-pair encodings need for English."""
+
+    name = "estimate"
+    is_estimate = True
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        return [-(-len(text.encode()) // _BYTES_PER_TOKEN) for text in texts]
+
+    def ends(self, text: str) -> list[int]:
+        return _byte_ends(text)
+
+
+def _byte_ends(text: str) -> list[int]:
+    ends, size = [], 0
+    for at, character in enumerate(text, 1):
+        before = size // _BYTES_PER_TOKEN
+        size += len(character.encode())
+        ends += [at] * (size // _BYTES_PER_TOKEN - before)
+    return ends if size % _BYTES_PER_TOKEN == 0 else [*ends, len(text)]
+
+
+def _folder(model: str, home: Path) -> Path | None:
+    places = (Path(model).expanduser(), home / "base_models" / folder_name(model))
+    return next((place for place in places if (place / "tokenizer.json").is_file()), None)
+
+
+def _from_hub(model: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(model, allow_patterns=list(_HUB_FILES), etag_timeout=10))
+    except Exception as error:  # not installed, offline, unknown: all mean the same to the user
+        raise InvalidRequestError(
+            f"--model {model}: there is no tokenizer.json in such a folder or base model, and none could be "
+            f"had from a model hub ({type(error).__name__}). Give a model's folder, or leave --model out.",
+            param="model",
+        ) from error
+
+
+def _template(folder: Path) -> Template:
+    """The folder's chat template, compiled as transformers does. Raises: ImportError without jinja2."""
+    config_file = folder / "tokenizer_config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+    separate = folder / "chat_template.jinja"
+    source = separate.read_text(encoding="utf-8") if separate.is_file() else config.get("chat_template")
+    if isinstance(source, list):
+        source = next((item["template"] for item in source if item["name"] == "default"), None)
+    if not isinstance(source, str):
+        return plain_frame
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _generation_tag()]
+    )
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+    compiled = environment.from_string(source)
+    special = {name: _text_of(config.get(name)) for name in _SPECIAL}
+    return lambda messages, tools: compiled.render(messages=messages, tools=tools, **special)
+
+
+def _generation_tag() -> Any:
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+
+    class Generation(Extension):
+        """`{% generation %}`, which marks what is learned; for counting it is only what is inside."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
+    return Generation
+
+
+def _refuse(message: str) -> None:
+    raise ValueError(message)
+
+
+def _text_of(token: Any) -> str:
+    return token.get("content", "") if isinstance(token, dict) else token or ""

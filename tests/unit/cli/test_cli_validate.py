@@ -1,0 +1,107 @@
+"""sage finetune validate: what people read, what programs read, and the exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Sage = Callable[..., Any]
+
+GOOD = {"question": "Q?", "answer": "A"}
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return str(path)
+
+
+def test_a_good_file_ends_with_0_and_needs_no_server(sage: Sage, tmp_path: Path) -> None:
+    ran = sage("finetune", "validate", write(tmp_path / "rows.jsonl", [GOOD, {"text": "t"}, GOOD]))
+    assert ran.exit_code == 0, ran.output
+    for told in ("rows.jsonl: 3 rows, JSON Lines", "qa", "1 exact duplicate", "Every row can be used."):
+        assert told in ran.stdout
+    assert "Tokens, estimated from the text's length" in ran.stdout
+
+
+def test_bad_rows_are_shown_with_number_field_and_reason(sage: Sage, tmp_path: Path) -> None:
+    rows = [GOOD, {"question": "Q?", "answer": ""}, "{oops", {"question": "Q2", "answer": "word " * 2000}]
+    ran = sage("finetune", "validate", write(tmp_path / "rows.jsonl", rows), "--max-length", "100")
+    assert ran.exit_code == 2
+    assert "2    answer  is empty: the row has no answer to learn" in ran.stdout
+    assert "3    row     is not valid JSON" in ran.stdout
+    assert "2 of 4 rows cannot be used, 1 for want of an answer" in ran.stdout
+    assert "1 row longer than 100 tokens" in ran.stdout
+
+
+def test_the_screen_shows_20_bad_rows_and_json_all(sage: Sage, tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [GOOD, *({"question": f"Q{n}"} for n in range(30))])
+    shown = sage("finetune", "validate", path)
+    assert shown.stdout.count("is missing") == 20
+    assert "and 10 more; --json prints all" in shown.stdout
+
+    ran = sage("finetune", "validate", path, "--json")
+    assert ran.exit_code == 2
+    told = json.loads(ran.stdout)
+    assert list(told)[:6] == ["format", "rows", "good", "bad", "duplicates", "tokens"]
+    assert (told["format"], told["rows"], told["good"], told["duplicates"]) == ("qa", 31, 1, 0)
+    reason = "is missing: the row has no answer to learn"
+    assert told["bad"] == [{"row": n, "field": "answer", "reason": reason} for n in range(2, 32)]
+    assert told["tokens"]["is_estimate"] is True
+
+
+def test_nothing_but_bad_rows_is_still_json(sage: Sage, tmp_path: Path) -> None:
+    ran = sage("finetune", "validate", write(tmp_path / "rows.jsonl", [{"a": 1}, {"b": 2}]), "--json")
+    told = json.loads(ran.stdout)
+    assert (ran.exit_code, told["format"], told["good"], told["tokens"]) == (2, None, 0, {})
+
+
+def test_a_folder_names_the_file_of_a_bad_row(sage: Sage, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write(folder / "a.jsonl", [GOOD])
+    (folder / "b.csv").write_text("instruction,output\nhi,hello\nx,\n")
+    ran = sage("finetune", "validate", str(folder), "--json")
+    assert ran.exit_code == 2
+    told = json.loads(ran.stdout)
+    assert (told["bad"][0]["file"].endswith("set/b.csv"), told["bad"][0]["row"]) == (True, 2)
+
+
+def test_the_method_decides_what_good_means(sage: Sage, tmp_path: Path) -> None:
+    path = write(tmp_path / "pairs.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b"}])
+    assert sage("finetune", "validate", path).exit_code == 0
+    assert sage("finetune", "validate", path, "--method", "orpo").exit_code == 0
+    refused = sage("finetune", "validate", path, "--method", "sft")
+    assert (refused.exit_code, "use method=dpo, orpo or kto" in refused.stdout) == (2, True)
+    rated = write(tmp_path / "rated.jsonl", [{"prompt": "p", "completion": "a", "label": True}])
+    assert sage("finetune", "validate", rated, "--method", "dpo").exit_code == 2
+    assert sage("finetune", "validate", rated, "--method", "kto").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("none.jsonl", None, "There is no file none.jsonl"),
+        ("empty.json", b" \n", "is empty"),
+        ("book.csv", b"PK\x03\x04rest", "save a workbook as CSV"),
+        ("cut.jsonl.gz", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\xab", "damaged or was cut off"),
+        ("notes.txt", b"These are notes, no rows.\n", "neither JSON nor a table with known columns"),
+    ],
+)
+def test_what_is_no_data_says_what_it_is(
+    sage: Sage, tmp_path: Path, name: str, content: bytes | None, told: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    ran = sage("finetune", "validate", str(tmp_path / name))
+    assert ran.exit_code == 2
+    assert told in " ".join(ran.output.split())
+
+
+def test_a_model_without_a_tokenizer_is_refused(sage: Sage, tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [GOOD])
+    ran = sage("finetune", "validate", path, "--model", str(tmp_path))
+    assert (ran.exit_code, "there is no tokenizer.json" in " ".join(ran.output.split())) == (2, True)

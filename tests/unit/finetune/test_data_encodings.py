@@ -1,0 +1,74 @@
+"""Files come in the encodings of the world, and damaged ones are not taken for short ones."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from sage.tools.finetune.data import load_conversations, validate_file
+from sage_contracts.errors import InvalidDataError
+
+TEXTS = {
+    "gb18030": "什么是网关？请用中文回答,网关是所有请求的入口。",
+    "big5": "什麼是閘道？請用中文回答,閘道是所有請求的入口。",
+    "cp932": "ゲートウェイとは何ですか,すべてのリクエストの入口です。",
+    "cp949": "게이트웨이가 무엇입니까,모든 요청의 입구입니다.",
+    "cp1252": "Où est le café ?,Près de l'église à côté.",
+    "utf-16": "什么是网关？,网关是入口。",
+    "utf-16-be": "什么是网关？,网关是入口。",
+    "utf-32": "Où est le café ?,Près de l'église.",
+    "utf-8-sig": "什么是网关？,网关是入口。",
+}
+
+
+@pytest.mark.parametrize("encoding", TEXTS)
+def test_a_table_in_any_encoding_is_read(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "rows.csv"
+    question, answer = TEXTS[encoding].split(",")
+    path.write_bytes(f"Question,Answer\r\n{TEXTS[encoding]}\r\n".encode(encoding))
+    (row,) = load_conversations(path)
+    assert [message["content"] for message in row.messages] == [question, answer]
+    report = validate_file(path)
+    assert (report.container, bool(report.notes)) == ("CSV", encoding != "utf-8-sig")
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress])
+def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, compress: object) -> None:
+    path = tmp_path / "rows"
+    content = compress(b"".join(b'{"question": "Q%d", "answer": "A"}\n' % n for n in range(5000)))  # type: ignore[operator]
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InvalidDataError, match="damaged or was cut off"):
+        validate_file(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "row", "reason"),
+    [
+        ('[{"text": "a"},]', 2, "line 1, column 16"),
+        ('[{"text": "a"}, {"text": }]', 2, "line 1, column 26"),
+        ('[{"text": "a"} {"text": "b"}]', 2, "comma"),
+        ('[{"text": "a"}', 2, "missing"),
+        ('[{"text": "a"}] x', 2, "follows after"),
+        ('[{"text": "\\ud83d"}]', 1, "not valid JSON"),
+        ('[{"text": "a"},\n{"text": "b\nc"}]', 2, "line 2"),
+        ("[" * 100_000, 1, "nested too deeply"),
+        ("text,system\na,b,c\n", 1, "3 cells where the header has 2"),
+        ('text\n"a"b\n', 1, "not valid CSV"),
+    ],
+)
+def test_the_place_of_a_syntax_error_is_told(tmp_path: Path, text: str, row: int, reason: str) -> None:
+    path = tmp_path / "rows"
+    path.write_text(text)
+    (bad,) = validate_file(path).bad
+    assert (bad.row, bad.field) == (row, "row")
+    assert reason in bad.reason
+
+
+def test_a_list_is_read_across_the_pieces_it_is_read_in(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    texts = ["é" * (n * 40_000 % 700_000 + 1) for n in range(12)]
+    path.write_text("[" + ",\n".join(f'{{"text": "{text}"}}' for text in texts) + "]")
+    assert [c.messages[1]["content"] for c in load_conversations(path)] == texts

@@ -1,0 +1,78 @@
+"""Lengths of rows, and what a limit cuts off, by a tokenizer whose tokens are single characters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sage.tools.finetune.data.frames import Frames
+from sage.tools.finetune.data.lengths import LengthCounter
+from sage.tools.finetune.data.tokenizer_files import Estimate
+
+
+class Characters:
+    name = "characters"
+    is_estimate = False
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        return [len(text) for text in texts]
+
+    def ends(self, text: str) -> list[int]:
+        return list(range(1, len(text) + 1))
+
+
+def template(messages: Sequence[Any], tools: Any) -> str:
+    return "".join(f"<{m['role'][0]}>{m['content'].strip()}." for m in messages)
+
+
+def pair(question: str, answer: str) -> list[Any]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def test_what_lies_beyond_the_limit_is_counted_by_answers() -> None:
+    counter = LengthCounter(Characters(), Frames(template), max_length=20)
+    counter.add(pair("q", "short"), None)  # <u>q.<a>short. is 14
+    counter.add(pair("q", "0123456789abcdefghij"), None)  # 8 before it: 12 fit, 8 do not
+    counter.add(pair("a question that is too long", "lost"), None)
+    report = counter.report()
+    assert report is not None
+    assert (report.total, report.longest, report.too_long) == (14 + 29 + 39, 39, 2)
+    assert (report.answer_tokens_cut, report.answers_cut_off) == (8 + 4, 1)
+    assert sum(bar.rows for bar in report.histogram) == 3
+
+
+def test_no_rows_have_no_lengths() -> None:
+    assert LengthCounter(Characters(), Frames(template), 10).report() is None
+
+
+@given(st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), st.text()), min_size=1))
+def test_frames_render_as_the_template_does(turns: list[tuple[str, str]]) -> None:
+    messages: list[Any] = [{"role": role, "content": content} for role, content in turns]
+    assert Frames(template).render(messages, None) == template(messages, None)
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1), st.integers(1, 3000))
+def test_the_histogram_holds_every_row_once(lengths: list[int], max_length: int) -> None:
+    counter = LengthCounter(Characters(), Frames(lambda messages, tools: messages[0]["content"]), max_length)
+    for length in lengths:
+        counter.add([{"role": "user", "content": "x" * length}], None)
+    report = counter.report()
+    assert report is not None
+    bars = report.histogram
+    assert sum(bar.rows for bar in bars) == len(lengths)
+    assert all(left.most + 1 == right.least for left, right in pairwise(bars))
+    assert bars[0].least <= min(lengths) <= max(lengths) <= bars[-1].most
+    assert report.median == sorted(lengths)[(len(lengths) + 1) // 2 - 1]
+
+
+@given(st.text())
+def test_the_estimate_has_an_end_for_every_token(text: str) -> None:
+    estimate = Estimate()
+    ends = estimate.ends(text)
+    assert len(ends) == estimate.count([text])[0]
+    assert ends == sorted(ends)
+    assert not ends or ends[-1] == len(text)
