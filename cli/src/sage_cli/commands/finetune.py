@@ -123,6 +123,34 @@ def validate(
     validate_command(data, max_length=max_length, model=model, method=method, as_json=as_json)
 
 
+@app.command()
+def preview(
+    data: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="Your data; otherwise the task's own.")
+    ] = None,
+    task: Annotated[TaskName, typer.Option("--task", help="What the model is for.")] = "custom",
+    model: ModelOption = "auto",
+    rows: Annotated[int, typer.Option("--rows", "-n", min=1, max=1000, help="How many rows.")] = 3,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", min=2, help="Tokens of a row that the model sees.")
+    ] = None,
+    with_tokens: Annotated[bool, typer.Option("--tokens", help="Show where each token ends.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show rows exactly as the model will see them, and what it learns from."""
+    from sage_cli.preview.command import preview_command
+
+    preview_command(
+        data,
+        task=task,
+        model=model,
+        rows=rows,
+        max_length=max_length,
+        with_tokens=with_tokens,
+        as_json=as_json,
+    )
+
+
 @app.command("list")
 def list_jobs(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100)] = 20,

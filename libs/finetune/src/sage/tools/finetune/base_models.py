@@ -50,6 +50,17 @@ def base_info(folder: Path) -> dict[str, Any]:
     return info if isinstance(info, dict) else {}
 
 
+def local_base(name: str, home: Path) -> Path | None:
+    """The folder of a base model that is on this machine already."""
+    places = (Path(name).expanduser(), home / name, home / "base_models" / folder_name(name))
+    return next((place for place in places if (place / "config.json").is_file()), None)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether the name can only be a model hub's, `owner/model` or `model`: no path, nothing built in."""
+    return not _is_path(name) and not is_builtin(name)
+
+
 def resolve_base(name: str, home: Path, report: Report = lambda message: None) -> Path:
     """The folder of a base model, fetched or converted on first use into `<home>/base_models`.
 
@@ -57,9 +68,9 @@ def resolve_base(name: str, home: Path, report: Report = lambda message: None) -
     Raises: ModelNotFoundError when there is none, or no hub to ask; ServiceUnavailableError when a built-in
     model cannot be downloaded; StorageFullError.
     """
-    for folder in (Path(name).expanduser(), home / name, home / "base_models" / folder_name(name)):
-        if (folder / "config.json").is_file():
-            return folder
+    folder = local_base(name, home)
+    if folder is not None:
+        return folder
     if _is_path(name):
         problem = "has no config.json in it" if Path(name).expanduser().is_dir() else "does not exist"
         raise ModelNotFoundError(

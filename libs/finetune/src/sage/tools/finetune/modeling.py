@@ -22,6 +22,20 @@ def load_tokenizer(base: Path) -> Any:
         ) from error
 
 
+def load_tokenizer_from_hub(name: str) -> Any:
+    """Without the weights. Raises: ModelNotFoundError."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # unknown, gated, no hub: all mean the same to the user
+        raise ModelNotFoundError(
+            f"The tokenizer of {name} is not on this machine and could not be had from a model hub "
+            f"({type(error).__name__}). Name a folder with the model, or a built-in model.",
+            param="model",
+        ) from error
+
+
 def load_base(base: Path, config: TrainingConfig, device: str, precision: ResolvedPrecision) -> Any:
     """The causal language model of a folder, quantised as the config says, every weight frozen.
 

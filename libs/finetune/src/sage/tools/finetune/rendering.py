@@ -60,11 +60,16 @@ class ChatRenderer:
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._added_ids: dict[str, int] = tokenizer.get_added_vocab()
+        self._added = frozenset(self._added_ids.values())
         self.stats = RenderStats()
 
     @property
     def template_hash(self) -> str:
         return self._template.sha256
+
+    def is_added(self, token: int) -> bool:
+        """Whether the token is one of the template's marks rather than a piece of somebody's words."""
+        return token in self._added
 
     def samples(self, conversations: Sequence[Conversation]) -> list[Sample]:
         """One sample per conversation; one per assistant turn where the template rewrites earlier turns.

@@ -57,17 +57,18 @@ def prepare(
     path = training_path or (Path(config.data_path).expanduser() if config.data_path else None)
     if path is None:
         splits = TASKS.get(config.task.value)(config)
-    elif config.task is Task.CODE and _is_source(path):
+    elif is_source_tree(config.task, path):
         splits = _split_code(build_code_pairs(path), config, f"functions of {path}")
     else:
         splits = _from_files(config, path, validation_path)
     return _limited(splits, config)
 
 
-def _is_source(path: Path) -> bool:
-    """Whether a path given for the task `code` means source code, and not rows."""
+def is_source_tree(task: Task, path: Path) -> bool:
+    """Whether a path means source code, to make rows of, and not rows."""
     # Source trees often hold some JSON; folders of rows hold no code.
-    return path.suffix == ".py" or (path.is_dir() and (any(path.rglob("*.py")) or not data_files(path)))
+    is_source = path.suffix == ".py" or (path.is_dir() and (any(path.rglob("*.py")) or not data_files(path)))
+    return task is Task.CODE and is_source
 
 
 def _from_files(config: TrainingConfig, path: Path, validation_path: Path | None) -> Splits:

@@ -1,0 +1,1 @@
+"""sage finetune preview: rows as the model will see them."""
