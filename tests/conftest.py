@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -35,11 +36,29 @@ def _no_gpu() -> str | None:
     return None if Path("/proc/driver/nvidia/version").exists() else "no NVIDIA GPU"
 
 
+def _no_vllm() -> str | None:
+    if os.environ.get("SAGE_VLLM_COMMAND") or importlib.util.find_spec("vllm") is not None:
+        return None
+    return "vLLM is not installed here, and SAGE_VLLM_COMMAND names none"
+
+
+def _no_base_image() -> str | None:
+    if missing := REQUIREMENTS["docker"]():
+        return missing
+    image = os.environ.get("PYTHON_IMAGE", "python:3.11-slim-bookworm")
+    for command in (["docker", "compose", "version"], ["docker", "image", "inspect", image]):
+        if subprocess.run(command, capture_output=True, timeout=60, check=False).returncode != 0:
+            return f"`{' '.join(command)}` fails"
+    return None
+
+
 REQUIREMENTS: dict[str, Callable[[], str | None]] = {
     "docker": functools.cache(_no_docker),
     "redis": functools.cache(_no_redis),
     "postgres": functools.cache(_no_postgres),
     "gpu": functools.cache(_no_gpu),
+    "vllm": functools.cache(_no_vllm),
+    "base_image": functools.cache(_no_base_image),
 }
 
 

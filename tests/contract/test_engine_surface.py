@@ -5,7 +5,6 @@ vLLM runs where it is installed in this environment, or where SAGE_VLLM_COMMAND 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from collections.abc import AsyncIterator
@@ -80,12 +79,13 @@ def settings_of(kind: str, home: Path) -> tuple[Kind, InferenceSettings]:
     command = os.environ.get("SAGE_VLLM_COMMAND", "")
     if kind == "fake":
         return "vllm", InferenceSettings(home_dir=home, vllm_command=fake_command("--grandchild"))
-    if kind == "vllm" and not command and importlib.util.find_spec("vllm") is None:
-        pytest.skip("vLLM is not installed here, and SAGE_VLLM_COMMAND names none")
     return kind, InferenceSettings(home_dir=home, vllm_command=command, engine_threads=1)  # type: ignore[return-value]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["fake", "transformers", "vllm"])
+ENGINES = ["fake", "transformers", pytest.param("vllm", marks=pytest.mark.vllm)]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=ENGINES)
 async def subject(request: pytest.FixtureRequest, models: Path) -> AsyncIterator[Subject]:
     kind, settings = settings_of(request.param, models)
     factory = EngineFactory(settings, kind, Device("cpu", machine_bytes()))

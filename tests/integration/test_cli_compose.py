@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -31,26 +30,7 @@ http.server.ThreadingHTTPServer(("0.0.0.0", 8080), Handler).serve_forever()
 """
 
 
-def docker_problem() -> str | None:
-    if shutil.which("docker") is None:
-        return "there is no docker command"
-    for command in (
-        ["docker", "info"],
-        ["docker", "compose", "version"],
-        ["docker", "image", "inspect", IMAGE],
-    ):
-        if subprocess.run(command, capture_output=True, timeout=60).returncode != 0:
-            return f"`{' '.join(command)}` fails"
-    return None
-
-
-@pytest.fixture(scope="module", autouse=True)
-def needs_docker() -> None:
-    if problem := docker_problem():
-        pytest.skip(f"needs Docker with Compose and the image {IMAGE}: {problem}")
-
-
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.base_image]
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from sage_contracts.errors import InvalidRequestError, PayloadTooLargeError, Sag
 from sage_contracts.workers import INTERNAL_TOKEN_HEADER
 from sage_gateway.directory import ModelDirectory
 from sage_gateway.measures import ChatMeasures
-from sage_gateway.relay import CLIENT_LEFT_STATUS, ClientLeftError, RelayResponse, unless_client_leaves
+from sage_gateway.relay import CLIENT_LEFT_STATUS, RelayResponse
 from sage_retrieval.store import IndexStore
+from sage_servicekit.connection import ClientLeftError, unless_client_leaves
 from sage_servicekit.errors import status_of
 
 OVERHEAD_HEADER = "X-Sage-Overhead-Ms"

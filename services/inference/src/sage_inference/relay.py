@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,9 @@ from sage_contracts.errors import (
 from sage_inference.host import Host
 from sage_inference.models import Wanted
 from sage_inference.records import Grant
-from sage_inference.reply import ReplyWriter, unless_client_leaves
+from sage_inference.reply import ReplyWriter
 from sage_inference.settings import InferenceSettings
+from sage_servicekit.connection import ClientLeftError, unless_client_leaves
 
 _CONNECT_TIMEOUT_S = 10.0
 _RETRY_AFTER_S = 10.0
@@ -91,7 +92,8 @@ class Answer(Response):
         self._session = session
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await unless_client_leaves(receive, self._answer(ReplyWriter(send, "inference")))
+        with suppress(ClientLeftError):
+            await unless_client_leaves(receive, self._answer(ReplyWriter(send, "inference")))
 
     async def _answer(self, reply: ReplyWriter) -> None:
         try:

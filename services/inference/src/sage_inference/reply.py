@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Coroutine
-from typing import Any
 
-from starlette.types import Receive, Send
+from starlette.types import Send
 
 from sage_contracts.errors import ErrorBody, SageError
 from sage_servicekit.errors import status_of
@@ -67,23 +64,3 @@ class ReplyWriter:
         # The blank line first ends an event that the engine may have left half-sent.
         await self.write(b"\n\ndata: " + content + b"\n\ndata: [DONE]\n\n")
         await self.end()
-
-
-async def unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Do the work, or cancel it and wait for its end when the client closes the connection."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_until_disconnect(receive))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        is_done = working.done()
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-    if is_done:
-        working.result()
-
-
-async def _until_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -8,7 +8,7 @@ import logging
 import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from sage_contracts.errors import InvalidRequestError, ModelNotFoundError, NotFoundError, SageError
-from sage_inference.reply import EVENT_STREAM, ReplyWriter, unless_client_leaves
+from sage_inference.reply import EVENT_STREAM, ReplyWriter
 from sage_inference.transformers_engine.generation import Generator, Prompt
 from sage_inference.transformers_engine.protocol import (
     ChatCompletionRequest,
@@ -30,6 +30,7 @@ from sage_inference.transformers_engine.protocol import (
     UnloadAdapterRequest,
 )
 from sage_servicekit import errors
+from sage_servicekit.connection import ClientLeftError, unless_client_leaves
 
 Result = TypeVar("Result")
 Encode = Callable[[Generator], Prompt]
@@ -130,7 +131,8 @@ class Completion(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         reply = ReplyWriter(send, _SOURCE)
         answering = self._stream(reply) if self._request.stream else self._whole(reply)
-        await unless_client_leaves(receive, answering)
+        with suppress(ClientLeftError):
+            await unless_client_leaves(receive, answering)
 
     async def _stream(self, reply: ReplyWriter) -> None:
         opening = self._shape.opening()
