@@ -116,11 +116,13 @@ class State:
     files: dict[str, FileObject] = field(default_factory=dict)
     merges: dict[str, int] = field(default_factory=dict)
     sweeps: dict[str, Sweep] = field(default_factory=dict)
+    swept: dict[str, str] = field(default_factory=dict)
+    """The best job by the name of its sweep."""
     requests: list[dict[str, Any]] = field(default_factory=list)
     counter: Any = field(default_factory=lambda: itertools.count(1))
 
     def clear(self) -> None:
-        for kept in (self.jobs, self.files, self.merges, self.sweeps, self.requests):
+        for kept in (self.jobs, self.files, self.merges, self.sweeps, self.swept, self.requests):
             kept.clear()
         self.counter = itertools.count(1)
 
@@ -177,6 +179,9 @@ def cards(state: State) -> list[ModelCard]:
         found.append(ModelCard(id=job.fine_tuned_model or "", created=job.created_at, sage=info))
         alias = info.model_copy(update={"alias_of": job.fine_tuned_model})
         found.append(ModelCard(id=job.sage.name, created=job.created_at, sage=alias))
+    for name, job_id in state.swept.items():
+        info = ModelInfo(name=name, version=1, job_id=job_id, base_model=MODEL, adapter_path="adapters/best")
+        found.append(ModelCard(id=name, created=0, sage=info))
     return [*{card.id: card for card in found}.values(), ModelCard(id="mock", created=0)]
 
 
@@ -425,6 +430,7 @@ def _add_sweeps(app: FastAPI, state: State) -> None:
         if len(waiting) == 1:
             sweep.status = SweepStatus.SUCCEEDED if sweep.best_job_id else SweepStatus.FAILED
             sweep.fine_tuned_model = f"{sweep.name}@1" if sweep.best_job_id else None
+            state.swept = {sweep.name: sweep.best_job_id} if sweep.best_job_id else {}
         return sweep
 
     @app.post("/v1/sage/sweeps/{sweep_id}/cancel")

@@ -39,7 +39,9 @@ def test_a_sweep_fills_its_table_and_names_the_best(online: Sage, requests: Requ
     shown = online("finetune", "sweep", "show", "code").output.splitlines()
     assert shown[1].split() == ["JOB", "learning_rate", "lora.r", "STATE", "STEP", "LOSS", "HELD-OUT"]
     assert shown[4].split() == ["code-s3", "0.0002", "4", "succeeded", "4/4", "2.100", "1.698", "best"]
-    assert json.loads(online("finetune", "sweep", "show", "code", "--json").stdout)["best_job_id"]
+    best_id = json.loads(online("finetune", "sweep", "show", "code", "--json").stdout)["best_job_id"]
+    # The name is no job's: it stands for the one that it was taken from.
+    assert online("finetune", "show", "code").output.startswith(f"{best_id}  code-s3")
 
 
 def test_a_sweep_without_a_model_ends_with_3(online: Sage) -> None:

@@ -17,6 +17,10 @@ def find_job(client: Client, given: str) -> FineTuningJob:
     for job in jobs:  # newest first
         if given in (job.sage.name, job.fine_tuned_model):
             return job
+    # The name of a sweep: the job that its version came from.
+    job_ids = (card.sage.job_id for card in client.models() if card.id == given and card.sage is not None)
+    if job_id := next(job_ids, None):
+        return client.job(job_id)
     if not jobs:
         raise NotFoundError("There are no jobs yet. Start one: sage finetune quickstart code")
     names = ", ".join(dict.fromkeys(job.sage.name for job in jobs))
