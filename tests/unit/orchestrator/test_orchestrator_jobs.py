@@ -236,3 +236,12 @@ def test_the_stored_configuration_survives_a_restart(home: Path) -> None:
         job = rig.create_job(suffix="kept")
     with open_rig(home) as rig:
         assert json.dumps(rig.job(job["id"])) == json.dumps(job)
+
+
+def test_a_preset_that_was_chosen_is_explained(rig: Rig) -> None:
+    chosen = rig.post(JOBS, {"model": "smollm2-135m", "sage": {"task": "qa"}})
+    told = [text for text in rig.messages(chosen["id"]) if text.startswith("Preset ")]
+    assert len(told) == 1
+    assert told[0].startswith(f"Preset {chosen['sage']['preset']}: ")
+    named = rig.post(JOBS, {"model": "smollm2-135m", "sage": {"task": "qa", "preset": "a100"}})
+    assert not [text for text in rig.messages(named["id"]) if text.startswith("Preset ")]

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from sage_contracts.config import PresetName, Task, TrainingConfig
 from sage_contracts.errors import InvalidRequestError
 from sage_contracts.jobs import CreateJobRequest
-from sage_orchestrator.jobs.resolve import name_of, preset_for, resolve_config, task_of
+from sage_orchestrator.jobs.resolve import name_of, resolve_config, task_of
 
-GIB = 2**30
 PRESETS = [preset for preset in PresetName if preset is not PresetName.AUTO]
 
 
@@ -106,17 +105,3 @@ def test_names_come_from_suffix_then_task_then_the_job() -> None:
     assert name_of(request_for(training_file="f"), "ftjob-0123456789ab") == "ft-456789ab"
     with pytest.raises(InvalidRequestError, match="suffix"):
         name_of(request_for(suffix="a", sage={"name": "b"}), "ftjob-0123456789ab")
-
-
-@pytest.mark.parametrize(
-    ("device", "gib", "preset"),
-    [
-        ("cpu", 512, "cpu"),
-        ("cuda:0", 6, "minimal"),
-        ("cuda:0", 12, "rtx_3060"),
-        ("cuda:1", 24, "rtx_4090"),
-        ("cuda:0", 80, "a100"),
-    ],
-)
-def test_the_preset_fits_the_device(device: str, gib: int, preset: str) -> None:
-    assert preset_for(device, gib * GIB) == preset

@@ -24,7 +24,9 @@ from sage_contracts.jobs import FineTuningJob, JobStatus
 _TOLD_AS_THEY_ARE = (InvalidRequestError, NotFoundError, StorageFullError, TrainingFailedError)
 
 
-def show_choices(console: Console, job: FineTuningJob, data: Path | None) -> None:
+def show_choices(
+    console: Console, job: FineTuningJob, data: Path | None, why_preset: str | None = None
+) -> None:
     """How the job was set up: everything that was chosen on the user's behalf is named."""
     config = job.sage.config
     batch = f"{config.per_device_train_batch_size}×{config.gradient_accumulation_steps}"
@@ -35,6 +37,7 @@ def show_choices(console: Console, job: FineTuningJob, data: Path | None) -> Non
         ("base model", config.model_name),
         ("data", str(data) if data else own_data_text(job.sage.task.value)),
         ("preset", f"{job.sage.preset.value if job.sage.preset else 'none'}{quantised}"),
+        *([("because", why_preset)] if why_preset else []),
         (
             "training",
             f"{length}, batch {batch}, learning rate {config.learning_rate:g}, LoRA r={config.lora.r}",

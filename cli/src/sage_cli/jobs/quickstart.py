@@ -7,7 +7,7 @@ from sage_cli.client import Client
 from sage_cli.jobs import outcome
 from sage_cli.jobs.follow import follow
 from sage_cli.jobs.probe import compare
-from sage_cli.jobs.submit import JobWish, check, submit
+from sage_cli.jobs.submit import JobWish, check, submit, why_preset
 from sage_cli.jobs.views import view_for
 from sage_cli.stack.updown import ensure_stack
 
@@ -18,7 +18,7 @@ def quickstart_command(wish: JobWish) -> None:
     console = render.output()
     with Client.from_env() as client:
         job = submit(client, checked.sized_for(client))
-        outcome.show_choices(console, job, checked.data)
+        outcome.show_choices(console, job, checked.data, why_preset(client, job))
         try:
             with view_for(console) as view:
                 job = follow(client, job.id, view)

@@ -9,7 +9,7 @@ from sage_cli.client import Client
 from sage_cli.jobs import outcome
 from sage_cli.jobs.find import find_job
 from sage_cli.jobs.follow import follow
-from sage_cli.jobs.submit import JobWish, check, submit
+from sage_cli.jobs.submit import JobWish, check, submit, why_preset
 from sage_cli.jobs.views import view_for
 from sage_cli.stack.updown import ensure_stack
 from sage_contracts.jobs import FineTuningJob
@@ -21,7 +21,7 @@ def start_command(wish: JobWish, *, is_auto: bool, is_watching: bool) -> None:
     console = render.output()
     with Client.from_env() as client:
         job = submit(client, checked.sized_for(client) if is_auto else checked)
-        outcome.show_choices(console, job, checked.data)
+        outcome.show_choices(console, job, checked.data, why_preset(client, job))
         if not is_watching:
             typer.echo(f"Queued. Follow it with: sage finetune watch {job.id}")
             return

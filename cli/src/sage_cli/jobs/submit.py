@@ -109,6 +109,13 @@ def uploaded(client: Client, wish: CheckedWish) -> Iterator[str | None]:
         raise
 
 
+def why_preset(client: Client, job: FineTuningJob) -> str | None:
+    """Why `auto` chose the job's preset, as its first events say; None when nothing was chosen."""
+    start = f"Preset {job.sage.preset.value}: " if job.sage.preset else None
+    told = (event.message for event in client.events_page(job.id, after=None).data)
+    return next((text.removeprefix(start) for text in told if start and text.startswith(start)), None)
+
+
 def _model(given: str, fields: dict[str, Any]) -> str:
     """The base model: the flag, else the settings' `model_name`; a folder becomes absolute."""
     named = fields.pop("model_name", None)

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from sage_contracts import auto
 from sage_contracts.config import PresetName, Task
 from sage_contracts.errors import InvalidRequestError, ModelNotFoundError
 from sage_contracts.home import Home
 from sage_orchestrator import bases
-from sage_orchestrator.jobs.resolve import preset_for
 
 TrainingDevice = tuple[str, int]
 """Name (`cpu`, `cuda:0`) and bytes of the trainer's device."""
 
 
-def choose_preset(asked: PresetName | None, trainer: TrainingDevice | None) -> PresetName:
-    """The preset as asked, else the one for the trainer's device, else for this machine's."""
-    if asked is not None and asked is not PresetName.AUTO:
-        return asked
-    if trainer is not None:
-        return preset_for(*trainer)
-    from sage_servicekit.machine import find_device
+def choose_preset(
+    asked: PresetName | None, model: str, home: Home, trainer: TrainingDevice | None
+) -> tuple[PresetName, str]:
+    """(the preset as asked, else the one for the model on the trainer's device, else on this machine's; why).
 
-    device = find_device()
-    return preset_for(device.name, device.total_bytes)
+    The reason is empty when nothing was chosen.
+    """
+    if asked is not None and asked is not PresetName.AUTO:
+        return asked, ""
+    from sage.tools.finetune.model_size import parameters_of
+
+    if trainer is None:
+        from sage_servicekit.machine import find_device
+
+        device = find_device()
+        trainer = (device.name, device.total_bytes)
+    choice = auto.choose_preset(*trainer, parameters_of(model, home.root))
+    return choice.preset, choice.why
 
 
 def choose_model(asked: str, task: Task, home: Home, trainer: TrainingDevice | None) -> str:

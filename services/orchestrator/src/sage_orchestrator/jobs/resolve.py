@@ -18,7 +18,6 @@ _SAID_ELSEWHERE = {
     "task": "`sage.task`",
     "preset": "`sage.preset`",
 }
-GIB = 2**30
 
 
 def task_of(request: CreateJobRequest) -> Task:
@@ -58,17 +57,6 @@ def hyperparameters_of(request: CreateJobRequest) -> Hyperparameters:
         return top
     said = {key: value for key, value in method.model_dump().items() if value != "auto"}
     return Hyperparameters.model_validate({**top.model_dump(), **said})
-
-
-def preset_for(device: str, total_bytes: int) -> PresetName:
-    """The preset for the device that will train."""
-    if device == "cpu":
-        return PresetName.CPU
-    if total_bytes < 8 * GIB:
-        return PresetName.MINIMAL
-    if total_bytes < 20 * GIB:
-        return PresetName.RTX_3060
-    return PresetName.RTX_4090 if total_bytes < 40 * GIB else PresetName.A100
 
 
 def resolve_config(

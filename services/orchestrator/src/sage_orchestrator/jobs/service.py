@@ -77,10 +77,10 @@ class JobService:
         """All jobs or none, with whatever `also` stores about them. Raises: as `create`."""
         now = self._clock()
         drafts = [
-            (self._new_row(request, new_id("ftjob"), now), self._uploads(request)) for request in requests
+            (*self._new_row(request, new_id("ftjob"), now), self._uploads(request)) for request in requests
         ]
         checked: dict[tuple[str | None, ...], bool] = {}
-        for row, uploads in drafts:
+        for row, _, uploads in drafts:
             files_and_task = (row.training_file, row.validation_file, row.task)
             if files_and_task not in checked:
                 checked[files_and_task] = self._check_if_small(row, uploads)
@@ -88,9 +88,9 @@ class JobService:
             row.status = (JobStatus.QUEUED if is_checked else JobStatus.VALIDATING_FILES).value
             row.ring_at = now if is_checked else None
         with self._database.write() as session:
-            for row, uploads in drafts:
-                self._store(session, row, uploads, now)
-            created = [to_job(row, now) for row, _ in drafts]
+            for row, why, uploads in drafts:
+                self._store(session, row, why, uploads, now)
+            created = [to_job(row, now) for row, _, _ in drafts]
             if also is not None:
                 also(session, created)
         for job in created:
@@ -193,7 +193,8 @@ class JobService:
                 raise ConflictError(f"{job_id} is {status.value}: it cannot become {target.value}.")
             return to_job(jobs.get(session, job_id), now)
 
-    def _new_row(self, request: CreateJobRequest, job_id: str, now: float) -> JobRow:
+    def _new_row(self, request: CreateJobRequest, job_id: str, now: float) -> tuple[JobRow, str]:
+        """(what will be stored, why its preset was chosen or "")."""
         for integration in request.integrations or []:
             if integration.get("type") != "wandb":
                 raise InvalidRequestError(
@@ -202,12 +203,12 @@ class JobService:
         task = task_of(request)
         name = name_of(request, job_id)
         trainer = self._training_device()
-        preset = choose_preset(request.sage.preset, trainer)
         model = choose_model(request.model, task, self._home, trainer)
+        preset, why = choose_preset(request.sage.preset, model, self._home, trainer)
         output_dir = self._home.relative(self._home.finetune_output / name)
         config = resolve_config(request, task=task, preset=preset, model=model, output_dir=output_dir)
         asked = hyperparameters_of(request)
-        return JobRow(
+        row = JobRow(
             id=job_id,
             name=name,
             task=task.value,
@@ -227,6 +228,7 @@ class JobService:
             lost_attempts=0,
             rings=0,
         )
+        return row, why
 
     def _uploads(self, request: CreateJobRequest) -> list[FileRow]:
         uploads = []
@@ -244,13 +246,17 @@ class JobService:
                 uploads.append(upload)
         return uploads
 
-    def _store(self, session: Session, row: JobRow, uploads: list[FileRow], now: float) -> None:
+    def _store(
+        self, session: Session, row: JobRow, why_preset: str, uploads: list[FileRow], now: float
+    ) -> None:
         # The files may have been deleted while they were read.
         for upload in uploads:
             files.get(session, upload.id, param="training_file")
         session.add(row)
         session.flush()
         jobs.add_event(session, row.id, now, f"Created fine-tuning job: {row.id}")
+        if why_preset:
+            jobs.add_event(session, row.id, now, f"Preset {row.preset}: {why_preset}")
         queued = f"Queued: {row.name} on {row.model}, preset {row.preset}"
         is_queued = row.status == JobStatus.QUEUED.value
         checking = f"Validating training file: {row.training_file}"
