@@ -9,8 +9,9 @@ from typing import Any, Literal
 import pytest
 
 from sage.tools.finetune.head_loss import IGNORED
-from sage.tools.finetune.losses import PackedLoss, PlainLoss, choose_loss
+from sage.tools.finetune.losses import FusedLoss, PackedLoss, PlainLoss, choose_loss
 from sage.tools.finetune.modeling import add_adapters, load_base
+from sage.tools.finetune.projections import Projections
 from sage.tools.finetune.rendering import Sample
 from sage_contracts.config import LoRAConfig, TrainingConfig
 
@@ -27,10 +28,14 @@ def rows(count: int = 5) -> list[Sample]:
     return made
 
 
+def lora(**changes: Any) -> LoRAConfig:
+    return LoRAConfig(**{"lora_dropout": 0.0, **changes})
+
+
 def adapted(base: Path, precision: Literal["fp32", "bf16"] = "fp32", **changes: Any) -> Any:
     import torch
 
-    config = TrainingConfig(lora=LoRAConfig(lora_dropout=0.0), **changes)
+    config = TrainingConfig(**{"lora": lora(), **changes})
     model = add_adapters(load_base(base, config, "cpu", precision), config.lora)
     torch.manual_seed(5)
     for name, parameter in model.named_parameters():
@@ -58,16 +63,28 @@ def take_gradients(model: Any) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_equal_those_of_plain_transformers(tiny_base: Path, checkpointing: bool) -> None:
-    import torch
+ATTENTION_ONLY = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
+
+@pytest.mark.parametrize("way", [PackedLoss, FusedLoss])
+@pytest.mark.parametrize(
+    ("targets", "checkpointing"),
+    [
+        (ATTENTION_ONLY, False),
+        (ATTENTION_ONLY, True),
+        ("all-linear", False),
+        (["v_proj", "down_proj"], False),
+    ],
+)
+def test_gradients_equal_those_of_plain_transformers(
+    tiny_base: Path, way: type[PackedLoss], targets: Any, checkpointing: bool
+) -> None:
     samples = rows()
-    model = adapted(tiny_base, gradient_checkpointing=checkpointing)
+    model = adapted(tiny_base, gradient_checkpointing=checkpointing, lora=lora(target_modules=targets))
     model.train()
     expected_loss, expected = plain_gradients(model, samples)
 
-    loss = PackedLoss(model, head_chunk=16)  # several chunks even here
+    loss = way(model, head_chunk=16)  # several chunks even here
     labels = sum(sample.label_count for sample in samples)
     total = 0.0
     for micro in (samples[:2], samples[2:]):  # cut up, as under a token budget
@@ -77,11 +94,94 @@ def test_gradients_equal_those_of_plain_transformers(tiny_base: Path, checkpoint
     found = take_gradients(model)
 
     assert total == pytest.approx(expected_loss, rel=1e-5)
-    assert found.keys() == expected.keys()
     assert all("lora_" in name for name in found), "the base must not get gradients"
+    assert_same_gradients(found, expected)
+
+
+def assert_same_gradients(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    import torch
+
+    assert found.keys() == expected.keys()
     for name, gradient in found.items():
         noise = 1e-5 * float(expected[name].abs().max())
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=noise)
+
+
+def test_fused_layers_with_biases_and_one_layer_without_adapters_are_exact(tmp_path: Path) -> None:
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(1)
+    config = Qwen2Config(
+        vocab_size=256, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2,
+    )  # fmt: skip
+    base = Qwen2ForCausalLM(config)
+    for name, parameter in base.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.normal_()
+    base.save_pretrained(tmp_path)
+    model = adapted(tmp_path)
+    for name, parameter in model.named_parameters():
+        if ".layers.1." in name:
+            parameter.requires_grad_(False)  # what layers_to_transform leaves out
+    model.get_base_model().model.layers[1].self_attn = plain_copy(model.get_base_model().model.layers[1])
+    samples = rows()
+    _, expected = plain_gradients(model, samples)
+    (FusedLoss(model)(samples) / sum(sample.label_count for sample in samples)).backward()
+    assert_same_gradients(take_gradients(model), expected)
+
+
+def plain_copy(layer: Any) -> Any:
+    """The layer's attention without its adapters."""
+    for name in ATTENTION_ONLY:
+        setattr(layer.self_attn, name, getattr(layer.self_attn, name).base_layer)
+    return layer.self_attn
+
+
+def test_dropout_of_joined_projections_is_exact_for_its_mask_and_drops_the_asked_share(
+    tiny_base: Path,
+) -> None:
+    import torch
+    from torch.nn.functional import linear
+
+    attention = adapted(tiny_base, lora=lora(lora_dropout=0.2)).get_base_model().model.layers[0].self_attn
+    joined = Projections([attention.q_proj, attention.k_proj, attention.v_proj])
+    x, upstream = torch.randn(300, 64, requires_grad=True), torch.randn(300, 128)
+    y, seen = joined.forward(x.detach(), True)
+    assert float(seen.float().mean()) == pytest.approx(0.8, abs=0.01)
+    assert not torch.equal(seen, joined.forward(x.detach(), True)[1]), "every draw has its own mask"
+
+    dropped = x * seen / 0.8
+    parts = [
+        linear(x, layer.base_layer.weight) + linear(linear(dropped, adapter.a), adapter.b) * adapter.scaling
+        for layer, adapter in zip(
+            (attention.q_proj, attention.k_proj, attention.v_proj), joined.adapters, strict=True
+        )
+    ]
+    expected = torch.cat(parts, 1)
+    torch.testing.assert_close(y, expected.detach(), rtol=1e-4, atol=1e-4)
+    wanted = torch.autograd.grad(expected, [x, *joined.parameters], upstream)
+    of_x, of_weights = joined.backward(upstream, x.detach(), seen, True)
+    for found, right in zip((of_x, *of_weights), wanted, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-3, atol=1e-4 * float(right.abs().max()))
+
+
+def test_fused_layers_go_their_own_way_when_somebody_generates(tiny_base: Path) -> None:
+    import torch
+
+    model = adapted(tiny_base)
+    prompt = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 1}
+    expected = model.generate(**prompt, **settings)
+    with model.disable_adapter():
+        base_answer = model.generate(**prompt, **settings)
+        base_loss = PackedLoss(model)(rows()).item()
+    loss = FusedLoss(model)
+    assert model.generate(**prompt, **settings).tolist() == expected.tolist()
+    assert expected.tolist() != base_answer.tolist()
+    with model.disable_adapter():
+        assert loss(rows()).item() == pytest.approx(base_loss, rel=1e-5)
 
 
 def test_an_unfrozen_or_unusual_head_is_exact_too(tiny_base: Path) -> None:
@@ -106,7 +206,7 @@ def test_half_precision_loses_no_more_than_the_plain_path_does(tiny_base: Path) 
     expected_loss, expected = plain_gradients(adapted(tiny_base), samples)
     exact = torch.cat([gradient.flatten() for gradient in expected.values()])
     errors = {}
-    for make in (PlainLoss, PackedLoss):
+    for make in (PlainLoss, PackedLoss, FusedLoss):
         model = adapted(tiny_base, "bf16")
         loss = make(model)(samples) / labels
         loss.backward()
@@ -114,12 +214,25 @@ def test_half_precision_loses_no_more_than_the_plain_path_does(tiny_base: Path) 
         found = torch.cat([gradient.flatten() for gradient in take_gradients(model).values()])
         errors[make] = float((found - exact).norm() / exact.norm())
     assert errors[PackedLoss] < 1.5 * errors[PlainLoss] + 0.02
+    assert errors[FusedLoss] < 1.5 * errors[PlainLoss] + 0.02
 
 
-def test_the_packed_path_is_chosen_where_it_is_exact(tiny_base: Path) -> None:
+def test_the_fastest_path_that_is_exact_is_chosen(tiny_base: Path) -> None:
     said: list[str] = []
-    assert choose_loss(adapted(tiny_base), rows(), said.append).name == "packed"
+    assert choose_loss(adapted(tiny_base), rows(), said.append).name == "fused"
+    trained_norms = adapted(tiny_base)
+    trained_norms.get_base_model().model.layers[0].input_layernorm.weight.requires_grad_(True)
+    assert choose_loss(trained_norms, rows(), said.append).name == "packed"
     assert said == []
+
+
+def test_a_layer_that_only_looks_like_the_family_is_not_fused(tiny_base: Path) -> None:
+    model = adapted(tiny_base)
+    mlp = model.get_base_model().model.layers[1].mlp
+    mlp.register_forward_hook(lambda module, inputs, output: 1.5 * output)
+    said: list[str] = []
+    assert choose_loss(model, rows(), said.append).name == "packed"
+    assert "fused" in said[0]
 
 
 def test_a_model_that_does_more_than_its_head_falls_back_to_plain(tiny_base: Path) -> None:

@@ -116,7 +116,7 @@ def test_a_run_learns_and_leaves_the_published_layout(base: Path, data: Path, tm
     assert TrainingConfig.model_validate_json((output / "training_config.json").read_text()) == config
     meta = json.loads((output / "finetune_meta.json").read_text())
     assert meta["base_model"] == str(base)
-    assert (meta["train_rows"], meta["held_out_rows"], meta["loss_path"]) == (24, 4, "packed")
+    assert (meta["train_rows"], meta["held_out_rows"], meta["loss_path"]) == (24, 4, "fused")
     assert meta["metrics"]["eval_loss"] == result.eval_loss
     assert len(meta["data_sha256"]) == len(meta["chat_template_sha256"]) == 64
     (run,) = (output / "logs").iterdir()

@@ -27,7 +27,7 @@ def packed_attention(
     value: Any,
     attention_mask: Any,
     *,
-    row_lengths: Sequence[int],
+    row_lengths: Sequence[int] | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -35,11 +35,18 @@ def packed_attention(
 ) -> tuple[Any, None]:
     """query (1, heads, tokens, dim), key and value (1, kv_heads, tokens, dim) -> (1, tokens, heads, dim).
 
+    Without `row_lengths` (somebody generates with the model meanwhile) there is one row, maybe with a cache.
     Raises: NotImplementedError for what this attention cannot do (the caller then trains row by row).
     """
     from torch import cat, float32
     from torch.nn.functional import scaled_dot_product_attention
 
+    if row_lengths is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **unsupported
+        )
     for name in ("softcap", "s_aux", "position_bias"):
         if unsupported.get(name) is not None:
             raise NotImplementedError(f"packed attention does not know {name}")

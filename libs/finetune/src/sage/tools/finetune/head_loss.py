@@ -52,16 +52,14 @@ def _frozen_head_loss() -> Callable[..., Any]:
                 logits = narrow if precise is product else precise[: len(wanted)].copy_(narrow)
                 if bias is not None:
                     logits += bias
-                # In place, one pass for each: shift, pick the label's, exponentiate, sum.
-                logits -= logits.amax(1, keepdim=True)
-                picked = logits.gather(1, wanted)
-                norm = logits.exp_().sum(1, keepdim=True)
-                total += ((norm.log() - picked) * counted).sum()
+                # In place, and few passes over what is far larger than any cache.
+                torch.log_softmax(logits, 1, out=logits)
+                total -= (logits.gather(1, wanted) * counted).sum()
                 if gradient is not None:
                     # d loss / d logits = softmax - one_hot, and nothing where there is no label.
-                    logits *= counted / norm
-                    logits.scatter_add_(1, wanted, -counted)
-                    gradient[part] = (logits if precise is product else narrow.copy_(logits)) @ weight
+                    logits.exp_().scatter_add_(1, wanted, -torch.ones_like(counted))
+                    found = (logits if precise is product else narrow.copy_(logits)) @ weight
+                    torch.mul(found, counted, out=gradient[part])
             if gradient is not None:
                 ctx.save_for_backward(gradient)
             return total

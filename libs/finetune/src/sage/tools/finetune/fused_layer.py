@@ -1,0 +1,230 @@
+"""One decoder layer of the llama family as a single step of autograd.
+
+Only what the backward pass cannot have again cheaply is kept: the layer's input, rotated queries, keys and
+values, what attention gave, the residual between the halves, and gate and up. Norms, activations and adapter
+inputs are computed again. Rows lie end to end, shape (tokens, width), each attending to itself alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+from sage.tools.finetune.projections import NotFusableError, Projections
+
+_FAMILY = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
+"""Layers that compute exactly this; whoever fuses proves it once more on rows of the run."""
+
+
+def fuse_layers(decoder: Any) -> None:
+    """Let every layer take the fused way when it is called with `row_lengths`, and its own way otherwise.
+
+    `unfuse_layers` takes it back.
+
+    Raises: NotFusableError when some layer is of another kind; nothing has changed then.
+    """
+    from types import MethodType
+
+    if decoder.device.type != "cpu":
+        raise NotFusableError("GPUs have fused kernels of their own")
+    fused = [FusedLayer(layer) for layer in decoder.layers]
+    for layer, quick in zip(decoder.layers, fused, strict=True):
+        usual = layer.forward
+
+        def forward(
+            self: Any, hidden_states: Any, *args: Any, _usual: Any = usual, _quick: Any = quick, **kwargs: Any
+        ) -> Any:
+            if "row_lengths" not in kwargs or not _quick.is_current():
+                return _usual(hidden_states, *args, **kwargs)
+            rotation = kwargs["position_embeddings"]
+            return _quick(hidden_states[0], rotation, kwargs["row_lengths"], self.training)[None]
+
+        layer.forward = MethodType(forward, layer)
+
+
+def unfuse_layers(decoder: Any) -> None:
+    for layer in decoder.layers:
+        layer.__dict__.pop("forward", None)
+
+
+class FusedLayer:
+    """Raises: NotFusableError for a layer that does something else."""
+
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        if type(layer).__name__ not in _FAMILY or getattr(attention, "sliding_window", None) is not None:
+            raise NotFusableError(f"{type(layer).__name__} is not a plain layer of the llama family")
+        if type(mlp.act_fn).__name__ not in {"SiLU", "SiLUActivation"}:
+            raise NotFusableError(f"{type(mlp.act_fn).__name__} is not SiLU")
+        norms = (layer.input_layernorm, layer.post_attention_layernorm)
+        if any(norm.weight.requires_grad for norm in norms):
+            raise NotFusableError("norms that are trained")
+        self.first_norm, self.second_norm = ((norm.weight, norm.variance_epsilon) for norm in norms)
+        self._adapted = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+        self.qkv = Projections(self._adapted[:3])
+        self.out = Projections(self._adapted[3:])
+        self.gate_up = Projections([mlp.gate_proj, mlp.up_proj])
+        self.down = Projections([mlp.down_proj])
+        self.head_dim = attention.head_dim
+        self.kv_heads = _rows_of(attention.k_proj) // self.head_dim
+        self.heads = _rows_of(attention.q_proj) // self.head_dim
+        self.scaling = attention.scaling
+
+    @property
+    def groups(self) -> tuple[Projections, ...]:
+        return self.qkv, self.out, self.gate_up, self.down
+
+    def is_current(self) -> bool:
+        """False while adapters are switched off (peft's `disable_adapter`)."""
+        return not any(getattr(layer, "disable_adapters", False) for layer in self._adapted)
+
+    def __call__(self, x: Any, rotation: tuple[Any, Any], lengths: Sequence[int], is_training: bool) -> Any:
+        """x (tokens, width) -> (tokens, width)."""
+        parameters = [weight for group in self.groups for weight in group.parameters]
+        half = self.head_dim // 2
+        cos, sin = (part[0, :, None, :half].float() for part in rotation)
+        return _function()(x, self, cos, sin, list(lengths), is_training, *parameters)
+
+
+def _rows_of(layer: Any) -> int:
+    return int(getattr(layer, "base_layer", layer).weight.shape[0])
+
+
+@cache
+def _function() -> Callable[..., Any]:
+    """The autograd function; made on first use, so that importing this module costs no torch."""
+    import torch
+    from torch import mul
+    from torch.nn.functional import silu
+
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+    def rsqrt_of(x: Any, epsilon: float) -> Any:
+        """(tokens, 1): one over the root of the mean square."""
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        return norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+
+    def normed(x: Any, norm: tuple[Any, float]) -> tuple[Any, Any]:
+        weight, epsilon = norm
+        scale = rsqrt_of(x, epsilon)
+        return mul(x, scale).to(x.dtype).mul_(weight), scale
+
+    def normed_backward(gradient: Any, x: Any, scale: Any, weight: Any, added: Any) -> Any:
+        """`added` plus the gradient of x. Changes `gradient`."""
+        gradient = gradient.mul_(weight).float()
+        dot = (gradient * x).sum(-1, keepdim=True)
+        found = torch.addcmul(added.float(), gradient, scale)
+        return found.addcmul_(x.float(), dot.mul_(scale.pow(3)).div_(-x.shape[-1])).to(added.dtype)
+
+    def rotate(heads: Any, cos: Any, sin: Any, sign: int) -> None:
+        """In place: (tokens, heads, dim), halves of dim as real and imaginary parts."""
+        half = heads.shape[-1] // 2
+        left, right = heads[..., :half], heads[..., half:]
+        turned = (left * sin).mul_(sign)
+        left.mul_(cos).addcmul_(right, sin, value=-sign)
+        right.mul_(cos).add_(turned)
+
+    def split(layer: FusedLayer, heads: Any, start: int, length: int) -> list[Any]:
+        """Queries, keys and values (1, heads, length, dim) of one row, in fp32."""
+        row = heads[start : start + length].transpose(0, 1)[None].float()
+        return list(row.split([layer.heads, layer.kv_heads, layer.kv_heads], dim=1))
+
+    class Layer(torch.autograd.Function):  # type: ignore[misc] # torch is untyped here
+        @staticmethod
+        def forward(
+            ctx: Any,
+            x: Any,
+            layer: FusedLayer,
+            cos: Any,
+            sin: Any,
+            lengths: list[int],
+            training: bool,
+            *_: Any,
+        ) -> Any:
+            tokens, both = len(x), layer.heads + layer.kv_heads
+            qkv, seen_qkv = layer.qkv.forward(normed(x, layer.first_norm)[0], training)
+            heads = qkv.view(tokens, -1, layer.head_dim)
+            rotate(heads[:, :both], cos, sin, 1)
+            attended = x.new_empty(tokens, layer.heads, layer.head_dim)
+            sums, start = [], 0
+            for length in lengths:
+                q, k, v = split(layer, heads, start, length)
+                row, log_sum = attend(q, k, v, 0.0, True, scale=layer.scaling)
+                attended[start : start + length] = row[0].transpose(0, 1)
+                sums.append(log_sum)
+                start += length
+            attended = attended.view(tokens, -1)
+            middle, seen_out = layer.out.forward(attended, training, x)
+            gate_up, seen_mlp = layer.gate_up.forward(normed(middle, layer.second_norm)[0], training)
+            gate, up = gate_up.chunk(2, dim=1)
+            result, seen_down = layer.down.forward(silu(gate).mul_(up), training, middle)
+            if any(ctx.needs_input_grad):
+                ctx.save_for_backward(
+                    x, heads, attended, middle, gate_up, cos, sin,
+                    seen_qkv, seen_out, seen_mlp, seen_down, *sums,
+                )  # fmt: skip
+                ctx.layer, ctx.lengths = layer, lengths
+            return result
+
+        @staticmethod
+        def backward(ctx: Any, *upstream: Any) -> Any:
+            (gradient,) = upstream
+            layer, needs_x = ctx.layer, ctx.needs_input_grad[0]
+            x, heads, attended, middle, gate_up, cos, sin, *more = ctx.saved_tensors
+            seen_qkv, seen_out, seen_mlp, seen_down, *sums = more
+            gate, up = gate_up.chunk(2, dim=1)
+
+            acted = silu(gate)
+            of_acted, of_down = layer.down.backward(
+                gradient, acted * up if layer.down.adapters else None, seen_down, True
+            )
+            of_gate_up = torch.empty_like(gate_up)
+            of_gate, of_up = of_gate_up.chunk(2, dim=1)
+            mul(of_acted, acted, out=of_up)
+            torch.ops.aten.silu_backward.grad_input(of_acted.mul_(up), gate, grad_input=of_gate)
+            del acted, of_acted
+            mlp_input, scale = normed(middle, layer.second_norm)
+            of_input, of_mlp = layer.gate_up.backward(of_gate_up, mlp_input, seen_mlp, True)
+            del of_gate_up, of_gate, of_up, mlp_input
+            of_middle = normed_backward(of_input, middle, scale, layer.second_norm[0], gradient)
+
+            of_attended, of_out = layer.out.backward(of_middle, attended, seen_out, True)
+            of_heads = torch.empty_like(heads)
+            attention_backward(layer, ctx.lengths, heads, attended, sums, of_attended, of_heads)
+            rotate(of_heads[:, : layer.heads + layer.kv_heads], cos, sin, -1)
+            first_input, scale = normed(x, layer.first_norm)
+            of_input, of_qkv = layer.qkv.backward(of_heads.view(len(x), -1), first_input, seen_qkv, needs_x)
+            of_x = None
+            if needs_x:
+                of_x = normed_backward(of_input, x, scale, layer.first_norm[0], of_middle)
+            return of_x, None, None, None, None, None, *of_qkv, *of_out, *of_mlp, *of_down
+
+    def attention_backward(
+        layer: FusedLayer,
+        lengths: list[int],
+        heads: Any,
+        attended: Any,
+        sums: list[Any],
+        gradient: Any,
+        out: Any,
+    ) -> None:
+        """Fill `out` (tokens, query + key + value heads, dim)."""
+        start = 0
+        for length, log_sum in zip(lengths, sums, strict=True):
+            row = slice(start, start + length)
+            given, wanted = (
+                t[row].view(length, layer.heads, -1).transpose(0, 1)[None].float()
+                for t in (attended, gradient)
+            )
+            q, k, v = split(layer, heads, start, length)
+            found = attend_backward(wanted, q, k, v, given, log_sum, 0.0, True, scale=layer.scaling)
+            for part, target in zip(found, split_target(layer, out[row]), strict=True):
+                target.copy_(part[0].transpose(0, 1))
+            start += length
+
+    def split_target(layer: FusedLayer, heads: Any) -> Any:
+        return heads.split([layer.heads, layer.kv_heads, layer.kv_heads], dim=1)
+
+    return Layer.apply  # type: ignore[no-any-return]

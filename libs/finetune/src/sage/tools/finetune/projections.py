@@ -1,0 +1,189 @@
+"""Frozen linear layers that read the same input, computed as one, with the low-rank adapters on them.
+
+Forward and backward are written out, so that nothing is kept which can be had again cheaply, and an adapter
+costs a few thin products instead of a dozen small operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_DRAW = 1 << 16
+"""Dropout decides by 16 random bits: a quarter of the time that `bernoulli_` takes."""
+
+
+class NotFusableError(Exception):
+    """This module does more than the fused path computes."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """y[:, outputs] += scaling * (x @ a.T) @ b.T; a (rank, in), b (out, rank)."""
+
+    a: Any
+    b: Any
+    scaling: float
+    outputs: slice
+    ranks: slice
+    """Where its rank lies among those of its group."""
+
+
+class Projections:
+    """Several linear layers of one input as one product; their weights become views of the joint one."""
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        """Raises: NotFusableError."""
+        import torch
+
+        bases = [getattr(layer, "base_layer", layer) for layer in layers]
+        for base in bases:
+            if type(base) is not torch.nn.Linear or base.weight.requires_grad:
+                raise NotFusableError(f"{type(base).__name__} is not a frozen linear layer")
+        self.weight = _joined([base.weight for base in bases])
+        self.bias = _joined_bias(bases)
+        self.adapters: list[Adapter] = []
+        rates = {_collect(layer, self.adapters, start) for layer, start in _starts(layers, bases)} - {None}
+        if len(rates) > 1:
+            raise NotFusableError("adapters of one input drop out at different rates")
+        self._dropped = round((rates.pop() or 0.0 if rates else 0.0) * _DRAW)
+
+    @property
+    def parameters(self) -> list[Any]:
+        """What is trained, in the order that `backward` returns gradients in."""
+        return [weight for adapter in self.adapters for weight in (adapter.a, adapter.b)]
+
+    def forward(self, x: Any, is_training: bool, added: Any = None) -> tuple[Any, Any]:
+        """(x @ weight.T + adapters + added, which elements the adapters saw or None). x (tokens, in)."""
+        import torch
+
+        weight = self.weight.t()
+        if added is not None and self.bias is None:
+            y = torch.addmm(added, x, weight)
+        else:
+            y = torch.addmm(self.bias, x, weight) if self.bias is not None else torch.mm(x, weight)
+            y = y if added is None else y.add_(added)
+        if not self.adapters:
+            return y, None
+        seen = self._draw(x) if is_training and self._dropped else None
+        narrow = self._narrow(x, seen)[1]
+        up = self._up(seen)
+        if y.dtype == narrow.dtype:
+            return y.addmm_(narrow, up.t()), seen
+        return y.add_((narrow @ up.t()).to(y.dtype)), seen
+
+    def backward(self, gradient: Any, x: Any, seen: Any, needs_input: bool) -> tuple[Any, list[Any]]:
+        """(gradient of x or None, gradients of `parameters`). `x` counts only where there are adapters."""
+        import torch
+
+        down = torch.mm(gradient, self.weight) if needs_input else None
+        if not self.adapters:
+            return down, []
+        exact = gradient.to(self.adapters[0].a.dtype)
+        x, narrow = self._narrow(x, seen)
+        narrow_gradient = exact @ self._up(seen)
+        of_a = narrow_gradient.t() @ x
+        of_b = (narrow.t() @ exact).t()  # this way round the long dimension is the fast one
+        scale = self._scale(seen)
+        found: list[Any] = []
+        for adapter in self.adapters:
+            found += [of_a[adapter.ranks], of_b[adapter.outputs, adapter.ranks] * (adapter.scaling * scale)]
+        if down is not None:
+            if seen is None and down.dtype == exact.dtype:
+                down.addmm_(narrow_gradient, self._down())
+            else:
+                part = narrow_gradient @ self._down()
+                down += (part if seen is None else part.mul_(seen)).to(down.dtype)
+        return down, found
+
+    def _draw(self, x: Any) -> Any:
+        """(tokens, in) True where an element survives dropout."""
+        import torch
+
+        count = x.numel()
+        bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=x.device).random_(-(1 << 63), None)
+        return (bits.view(torch.int16)[:count] >= self._dropped - _DRAW // 2).view_as(x)
+
+    def _scale(self, seen: Any) -> float:
+        return 1.0 if seen is None else _DRAW / (_DRAW - self._dropped)
+
+    def _narrow(self, x: Any, seen: Any) -> tuple[Any, Any]:
+        """(x as the adapters see it, its product with all their A)."""
+        import torch
+
+        x = x.to(self.adapters[0].a.dtype)
+        x = x if seen is None else torch.where(seen, x, 0.0)
+        return x, x @ self._down().t()
+
+    def _down(self) -> Any:
+        import torch
+
+        return torch.cat([adapter.a for adapter in self.adapters])
+
+    def _up(self, seen: Any) -> Any:
+        """(out, all ranks): every B, scaled, at its outputs and ranks."""
+        ranks, first = self.adapters[-1].ranks.stop, self.adapters[0]
+        joint = first.b.new_zeros(self.weight.shape[0], ranks)
+        scale = self._scale(seen)
+        for adapter in self.adapters:
+            joint[adapter.outputs, adapter.ranks] = adapter.b * (adapter.scaling * scale)
+        return joint
+
+
+def _starts(layers: Sequence[Any], bases: Sequence[Any]) -> list[tuple[Any, int]]:
+    found, start = [], 0
+    for layer, base in zip(layers, bases, strict=True):
+        found.append((layer, start))
+        start += base.weight.shape[0]
+    return found
+
+
+def _collect(layer: Any, adapters: list[Adapter], start: int) -> float | None:
+    """Add the layer's adapter; returns its dropout rate, None without an adapter. Raises: NotFusableError."""
+    if not hasattr(layer, "base_layer"):
+        return None
+    active = list(layer.active_adapters)
+    if len(active) != 1 or layer.disable_adapters or layer.merged or active[0] not in layer.lora_A:
+        raise NotFusableError("not exactly one adapter is active")
+    name = active[0]
+    plain = not getattr(layer, "lora_variant", {}).get(name) and not layer.lora_bias.get(name)
+    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    if not plain or not (a.requires_grad and b.requires_grad):
+        raise NotFusableError("an adapter that is more than two matrices")
+    first_rank = adapters[-1].ranks.stop if adapters else 0
+    adapters.append(
+        Adapter(
+            a,
+            b,
+            float(layer.scaling[name]),
+            slice(start, start + b.shape[0]),
+            slice(first_rank, first_rank + a.shape[0]),
+        )
+    )
+    return float(getattr(layer.lora_dropout[name], "p", 0.0))
+
+
+def _joined(weights: Sequence[Any]) -> Any:
+    """One matrix of all rows; each parameter becomes a view of its part, so that nothing is held twice."""
+    import torch
+
+    if len(weights) == 1:
+        return weights[0].detach()
+    joint = torch.cat([weight.detach() for weight in weights])
+    start = 0
+    for weight in weights:
+        weight.data = joint[start : start + weight.shape[0]]
+        start += weight.shape[0]
+    return joint
+
+
+def _joined_bias(bases: Sequence[Any]) -> Any:
+    import torch
+
+    biases = [base.bias for base in bases]
+    if all(bias is None for bias in biases):
+        return None
+    if any(bias is None or bias.requires_grad for bias in biases):
+        raise NotFusableError("biases that are trained, or of only some layers")
+    return torch.cat([bias.detach() for bias in biases])
