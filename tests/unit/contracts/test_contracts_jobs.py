@@ -56,7 +56,7 @@ def test_plain_names_are_accepted(name: str) -> None:
         ({"hyperparameters": {"n_epochs": 0}}, "n_epochs"),
         ({"hyperparameters": {"batch_size": "big"}}, "batch_size"),
         ({"hyperparameters": {"learning_rate": 1}}, "learning_rate"),
-        ({"method": {"type": "dpo"}}, "type"),
+        ({"method": {"type": "grpo"}}, "type"),
         ({"sage": {"task": "poetry"}}, "task"),
         ({"trainingfile": "file-1"}, "trainingfile"),
     ],

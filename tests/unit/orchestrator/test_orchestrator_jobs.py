@@ -62,6 +62,40 @@ def test_bad_rows_are_named_and_nothing_is_queued(rig: Rig) -> None:
     assert rig.sweep() == []
 
 
+PAIR = b'{"prompt": "2+2?", "chosen": "4", "rejected": "5"}'
+RATED = b'{"prompt": "2+2?", "completion": "4", "label": true}'
+
+
+@pytest.mark.parametrize(("kind", "row"), [("dpo", PAIR), ("orpo", PAIR), ("kto", PAIR), ("kto", RATED)])
+def test_preferences_are_for_preference_methods(rig: Rig, kind: str, row: bytes) -> None:
+    body = {"model": "smollm2-135m", "training_file": rig.upload(row), "method": {"type": kind}}
+    job = rig.post(JOBS, body)
+    assert (job["status"], job["method"]["type"], job["sage"]["config"]["method"]) == ("queued", kind, kind)
+    assert job["method"][kind]["hyperparameters"]["beta"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("method", "row", "said"),
+    [
+        ("supervised", PAIR, "use method=dpo"),
+        ("dpo", b'{"question": "2+2?", "answer": "4"}', "use method=sft"),
+        ("kto", b'{"question": "2+2?", "answer": "4"}', "use method=sft"),
+        ("orpo", RATED, "use method=kto"),
+    ],
+)
+def test_rows_of_another_method_are_named(rig: Rig, method: str, row: bytes, said: str) -> None:
+    body = {"model": "smollm2-135m", "training_file": rig.upload(row), "method": {"type": method}}
+    error = rig.post(JOBS, body, status=400)["error"]
+    assert (error["code"], error["param"]) == ("invalid_training_file", "training_file")
+    assert "row 1" in error["message"] and said in error["message"]
+
+
+def test_preference_methods_need_no_file(rig: Rig) -> None:
+    job = rig.post(JOBS, {"model": "smollm2-135m", "method": {"type": "dpo"}})
+    assert (job["training_file"], job["sage"]["task"]) == ("builtin:preferences", "custom")
+    assert rig.job(job["id"])["method"]["type"] == "dpo"
+
+
 def test_the_validation_file_is_checked_too(rig: Rig) -> None:
     good, bad = rig.upload(rows()), rig.upload(b'{"what": 1}')
     body = {"model": "smollm2-135m", "training_file": good, "validation_file": bad}
@@ -78,7 +112,7 @@ def test_the_validation_file_is_checked_too(rig: Rig) -> None:
         ({"model": "code@1", "sage": {"task": "code"}}, 400, "tuned model"),
         ({"model": "auto", "sage": {"task": "code", "preset": "rtx_9090"}}, 400, "rtx_4090"),
         ({"model": "auto", "suffix": "a/b", "sage": {"task": "code"}}, 400, "suffix"),
-        ({"model": "auto", "sage": {"task": "code"}, "method": {"type": "dpo"}}, 400, "supervised"),
+        ({"model": "auto", "sage": {"task": "code"}, "method": {"type": "grpo"}}, 400, "supervised"),
         ({"model": "auto", "sage": {"task": "code"}, "integrations": [{"type": "x"}]}, 400, "wandb"),
     ],
 )

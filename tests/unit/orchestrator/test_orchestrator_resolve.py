@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from sage_contracts.config import PresetName, Task, TrainingConfig
 from sage_contracts.errors import InvalidRequestError
-from sage_contracts.jobs import CreateJobRequest
-from sage_orchestrator.jobs.resolve import name_of, resolve_config, task_of
+from sage_contracts.jobs import CreateJobRequest, Hyperparameters
+from sage_orchestrator.jobs.resolve import method_of, name_of, resolve_config, task_of
 
 PRESETS = [preset for preset in PresetName if preset is not PresetName.AUTO]
 
@@ -105,3 +106,33 @@ def test_names_come_from_suffix_then_task_then_the_job() -> None:
     assert name_of(request_for(training_file="f"), "ftjob-0123456789ab") == "ft-456789ab"
     with pytest.raises(InvalidRequestError, match="suffix"):
         name_of(request_for(suffix="a", sage={"name": "b"}), "ftjob-0123456789ab")
+
+
+def test_openais_dpo_object_becomes_the_method_and_its_beta() -> None:
+    method = {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.3, "n_epochs": 2}}}
+    config = resolve(method=method)
+    assert (config.method, config.preference_beta, config.num_train_epochs) == ("dpo", 0.3, 2)
+    assert resolve(method={"type": "dpo"}).preference_beta == 0.1
+    assert resolve(method=method, sage={"config": {"preference_beta": 0.5}}).preference_beta == 0.5
+
+
+@pytest.mark.parametrize("name", ["dpo", "orpo", "kto"])
+def test_a_preference_method_is_shown_as_it_was_asked_for(name: str) -> None:
+    config = resolve(sage={"config": {"method": name}})
+    shown = method_of(config, Hyperparameters(n_epochs=2)).model_dump(exclude_none=True)
+    assert shown["type"] == name
+    assert shown[name]["hyperparameters"]["beta"] == 0.1
+    assert shown[name]["hyperparameters"]["n_epochs"] == 2
+    assert set(shown) == {"type", name}
+
+
+def test_two_different_methods_are_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="give one of them"):
+        resolve(method={"type": "supervised"}, sage={"config": {"method": "dpo"}})
+    with pytest.raises(ValidationError, match="its type is 'supervised'"):
+        resolve(method={"type": "supervised", "dpo": {}})
+
+
+def test_preference_methods_bring_their_own_data() -> None:
+    request = CreateJobRequest.model_validate({"model": "m", "method": {"type": "kto"}})
+    assert task_of(request) is Task.CUSTOM

@@ -29,6 +29,10 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="One training setting; may be repeated."),
 ]
+MethodOption = Annotated[
+    Literal["sft", "dpo", "orpo", "kto"] | None,
+    typer.Option("--method", help="Learn from answers (sft) or from preferences (dpo, orpo, kto)."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 JobArgument = Annotated[
     str, typer.Argument(metavar="JOB", help="A job's id, or a model's name: its newest job.")
@@ -78,6 +82,7 @@ def start(
     data: DataOption = None,
     name: NameOption = None,
     preset: PresetOption = None,
+    method: MethodOption = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data.")] = None,
     config: ConfigOption = None,
     settings: SetOption = None,
@@ -88,6 +93,8 @@ def start(
     from sage_cli.jobs.submit import JobWish
 
     chosen = list(settings or [])
+    if method is not None:
+        chosen.append(f"method={method}")
     if epochs is not None:
         chosen.append(f"num_train_epochs={epochs:g}")
     start_command(

@@ -50,7 +50,7 @@ def check(path: Path, task: Task, method: str = "sft") -> None:
         raise InvalidDataError(f"{path} cannot be read: you have no permission. Try `chmod u+r {path}`.")
     if path.stat().st_size == 0:
         raise InvalidDataError(f"{path} is empty: there is nothing to learn from.")
-    if path.suffix not in (".zip", _SOURCE_SUFFIX):
+    if method != "sft" or path.suffix not in (".zip", _SOURCE_SUFFIX):
         _check_rows(path, method)
 
 
@@ -84,7 +84,7 @@ def source_files(folder: Path) -> list[Path]:
 def _check_folder(path: Path, task: Task, method: str) -> None:
     if not os.access(path, os.R_OK | os.X_OK):
         raise InvalidDataError(f"{path} cannot be read: you have no permission.")
-    if _holds_rows(path, task):
+    if method != "sft" or _holds_rows(path, task):
         _check_rows(path, method)
         return
     if not source_files(path):

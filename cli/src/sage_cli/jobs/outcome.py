@@ -18,7 +18,7 @@ from sage_contracts.errors import (
     TrainingFailedError,
     all_errors,
 )
-from sage_contracts.jobs import FineTuningJob, JobStatus
+from sage_contracts.jobs import FineTuningJob, JobMetrics, JobStatus
 
 # Wrong input that only the trainer could notice is still the user's input.
 _TOLD_AS_THEY_ARE = (InvalidRequestError, NotFoundError, StorageFullError, TrainingFailedError)
@@ -35,7 +35,7 @@ def show_choices(
     rows = [
         ("job", job.id),
         ("base model", config.model_name),
-        ("data", str(data) if data else own_data_text(job.sage.task.value)),
+        ("data", str(data) if data else own_data_text(job.sage.task.value, config.method)),
         ("preset", f"{job.sage.preset.value if job.sage.preset else 'none'}{quantised}"),
         *([("because", why_preset)] if why_preset else []),
         (
@@ -44,12 +44,16 @@ def show_choices(
         ),
         ("row length", f"at most {config.max_length} tokens"),
     ]
+    if config.method != "sft":
+        rows.insert(1, ("method", f"{config.method}, beta {config.preference_beta:g}"))
     console.print(Text(f"Training {job.sage.name!r} ({job.sage.task.value})", style="bold"))
     facts(console, rows)
 
 
-def own_data_text(task: str) -> str:
+def own_data_text(task: str, method: str) -> str:
     """Where the rows of a task come from when the user gives none."""
+    if method != "sft":
+        return "the sample set of preferences"
     return "functions of Python's standard library" if task == "code" else f"the sample set for {task}"
 
 
@@ -90,6 +94,7 @@ def show_result(console: Console, job: FineTuningJob) -> None:
     rows = [("model", f"{job.fine_tuned_model}   (newest version of {job.sage.name!r})")]
     if metrics.base_eval_loss is not None and metrics.eval_loss is not None:
         rows.append(("held-out loss", loss_text(metrics.base_eval_loss, metrics.eval_loss)))
+    rows += reward_rows(metrics)
     rows.append(("files", str(output_folder(job))))
     if job.finished_at:
         rows.append(("took", render.seconds_text(job.finished_at - job.created_at)))
@@ -102,6 +107,16 @@ def loss_text(base: float, tuned: float) -> str:
     """`base 2.391 → tuned 1.898 (-20.6 %)`."""
     change = f" ({(tuned - base) / base * 100:+.1f} %)" if base else ""
     return f"base {base:.3f} → tuned {tuned:.3f}{change}"
+
+
+def reward_rows(metrics: JobMetrics) -> list[tuple[str, str]]:
+    """How well held-out preferences are told apart; nothing for supervised jobs."""
+    if metrics.reward_accuracy is None or metrics.reward_margin is None:
+        return []
+    before = metrics.base_reward_accuracy
+    was = f"base {before:.0%} → " if before is not None else ""
+    margin = f"mean margin {metrics.reward_margin:.3g}"
+    return [("preferred answers", f"{was}tuned {metrics.reward_accuracy:.0%} ranked first, {margin}")]
 
 
 def output_folder(job: FineTuningJob) -> str:

@@ -76,6 +76,7 @@ def show_command(given: str, *, as_json: bool) -> None:
     rows = [
         ("state", job.status.value),
         ("task", job.sage.task.value),
+        ("method", config.method),
         ("base model", config.model_name),
         ("preset", job.sage.preset.value if job.sage.preset else "none"),
         (
@@ -94,6 +95,7 @@ def show_command(given: str, *, as_json: bool) -> None:
         )
     if metrics.base_eval_loss is not None and metrics.eval_loss is not None:
         rows.append(("held-out loss", outcome.loss_text(metrics.base_eval_loss, metrics.eval_loss)))
+    rows += outcome.reward_rows(metrics)
     if job.fine_tuned_model:
         rows += [("model", job.fine_tuned_model), ("files", outcome.output_folder(job))]
     if job.error:

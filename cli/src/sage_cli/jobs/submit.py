@@ -50,7 +50,7 @@ class CheckedWish:
             has_gpu = any(device.device != "cpu" for device in client.devices())
             # Which of the GPU's presets it will be is the orchestrator's choice; the sizes are the same.
             preset = PresetName.A100 if has_gpu else PresetName.CPU
-        sizes = quickstart_overrides(self.task, preset)
+        sizes = quickstart_overrides(self.task, preset, self.options.config.get("method", "sft"))
         if "num_train_epochs" in self.options.config:
             sizes.pop("max_steps", None)
         return self.with_config(sizes | self.options.config)
@@ -73,14 +73,15 @@ def check(wish: JobWish) -> CheckedWish:
             " underscores, beginning with a letter or a digit.",
             param="name",
         )
-    if data is None and task is Task.CUSTOM:
+    method = fields.get("method", "sft")
+    if data is None and task is Task.CUSTOM and method == "sft":
         raise InvalidRequestError(
             "The task custom has no data of its own: give some with --data FILE, or choose a task that has"
-            " (code, qa, chat, instruction)."
+            " (code, qa, chat, instruction); the methods dpo, orpo and kto bring a sample set too."
         )
     if data is not None:
         data = data.expanduser()
-        job_data.check(data, task, str(fields.get("method", "sft")))
+        job_data.check(data, task, method)
     preset = PresetName(wish.preset) if wish.preset else None
     options = SageJobOptions(name=wish.name, task=task, preset=preset, config=fields)
     return CheckedWish(task, model, data, options)

@@ -131,7 +131,7 @@ def _submit(client: Client, wish: CheckedWish, grid: Grid, max_jobs: int) -> Swe
 
 def _show_choices(console: Console, client: Client, sweep: Sweep, wish: CheckedWish) -> None:
     job = client.job(sweep.children[0].job_id)
-    data = str(wish.data) if wish.data else outcome.own_data_text(sweep.task.value)
+    data = str(wish.data) if wish.data else outcome.own_data_text(sweep.task.value, job.sage.config.method)
     console.print(
         Text(f"Sweep {sweep.name!r} ({sweep.task.value}): {len(sweep.children)} jobs", style="bold")
     )

@@ -32,6 +32,7 @@ class PresetName(StrEnum):
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 Tracker = Literal["tensorboard", "wandb"]
+Method = Literal["sft", "dpo", "orpo", "kto"]
 OomRung = Literal[
     "halve_batch",
     "gradient_checkpointing",
@@ -83,6 +84,11 @@ class TrainingConfig(_HumanInput):
     output_dir: str | None = None
     task: Task = Task.CUSTOM
     preset: PresetName | None = None
+
+    method: Method = "sft"
+    """Supervised, or a preference method (its data are preference pairs)."""
+    preference_beta: Annotated[float, Field(gt=0)] = 0.1
+    """How strongly DPO and KTO hold the model to its base; the weight of ORPO's odds ratio."""
 
     num_train_epochs: Annotated[float, Field(gt=0)] = 3
     max_steps: Annotated[int, Field(ge=-1)] = -1

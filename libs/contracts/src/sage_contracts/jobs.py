@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from sage_contracts.config import OomRung, PresetName, Task, TrainingConfig
+from sage_contracts.config import Method, OomRung, PresetName, Task, TrainingConfig
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """A name users give to a tuned model: also a folder name, so no separators and no leading dot."""
@@ -62,13 +62,44 @@ class SupervisedMethod(BaseModel):
     hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters)
 
 
+class PreferenceHyperparameters(Hyperparameters):
+    beta: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+
+
+class PreferenceMethod(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    hyperparameters: PreferenceHyperparameters = Field(default_factory=PreferenceHyperparameters)
+
+
 class JobMethod(BaseModel):
-    """Only `supervised` runs today; other types are refused by name."""
+    """OpenAI's `supervised` and `dpo`, and in the same shape `orpo` and `kto`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    type: Literal["supervised"] = "supervised"
+    type: Literal["supervised", "dpo", "orpo", "kto"] = "supervised"
     supervised: SupervisedMethod | None = None
+    dpo: PreferenceMethod | None = None
+    orpo: PreferenceMethod | None = None
+    kto: PreferenceMethod | None = None
+
+    @model_validator(mode="after")
+    def _settings_of_its_type(self) -> Self:
+        for name in ("supervised", "dpo", "orpo", "kto"):
+            if name != self.type and getattr(self, name) is not None:
+                raise ValueError(f"has settings for {name!r}, but its type is {self.type!r}")
+        return self
+
+    @property
+    def learning(self) -> Method:
+        """The same as TrainingConfig calls it."""
+        return "sft" if self.type == "supervised" else self.type
+
+    @property
+    def hyperparameters(self) -> Hyperparameters | None:
+        """Those given with its type."""
+        given: SupervisedMethod | PreferenceMethod | None = getattr(self, self.type)
+        return given.hyperparameters if given else None
 
 
 class SageJobOptions(BaseModel):
@@ -122,6 +153,13 @@ class JobMetrics(BaseModel):
     """Held-out loss before training."""
     eval_loss: float | None = None
     """Held-out loss after training."""
+    base_reward_accuracy: float | None = None
+    """Preference methods: share of held-out comparisons that the base ranks right, ties half."""
+    reward_accuracy: float | None = None
+    """The same after training."""
+    base_reward_margin: float | None = None
+    reward_margin: float | None = None
+    """Mean reward of the better answers above that of the worse ones."""
     trained_tokens: int | None = None
     peak_memory_bytes: int | None = None
     oom_rungs: list[OomRung] | None = None

@@ -29,6 +29,10 @@ def check_data(path: Path, filename: str, task: Task, method: str) -> None:
 
         validate_file(path, filename, method=method).require_all_good()
         return
+    if method != "sft":
+        raise InvalidDataError(
+            f"{filename} is an archive, which says no preference: for {method} upload rows of pairs."
+        )
     if task is not Task.CODE:
         raise InvalidDataError(
             f"{filename} is an archive, which only the task `code` takes (a source tree): upload rows as "

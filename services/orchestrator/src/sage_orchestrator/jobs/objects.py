@@ -36,7 +36,7 @@ def to_job(row: JobRow, now: float) -> FineTuningJob:
         fine_tuned_model=row.fine_tuned_model,
         status=status,
         # The field is a plain string to OpenAI's clients: data that we bring along gets a name of its own.
-        training_file=row.training_file or f"builtin:{row.task}",
+        training_file=row.training_file or f"builtin:{row.task if config.method == 'sft' else 'preferences'}",
         validation_file=row.validation_file,
         result_files=[row.result_file] if row.result_file else [],
         hyperparameters=Hyperparameters.model_validate(row.hyperparameters),

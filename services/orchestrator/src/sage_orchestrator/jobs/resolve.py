@@ -6,9 +6,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sage_contracts.config import PresetName, Task, TrainingConfig, overlay, preset_fields
+from sage_contracts.config import Method, PresetName, Task, TrainingConfig, overlay, preset_fields
 from sage_contracts.errors import InvalidRequestError
-from sage_contracts.jobs import CreateJobRequest, Hyperparameters
+from sage_contracts.jobs import (
+    CreateJobRequest,
+    Hyperparameters,
+    JobMethod,
+    PreferenceHyperparameters,
+    PreferenceMethod,
+    SupervisedMethod,
+)
 
 # Said elsewhere in the request, so that there is one place for each.
 _SAID_ELSEWHERE = {
@@ -23,6 +30,8 @@ _SAID_ELSEWHERE = {
 def task_of(request: CreateJobRequest) -> Task:
     """The task: as said, else custom for somebody's own file. Raises: InvalidRequestError without either."""
     task = request.sage.task
+    if learning_of(request) != "sft":
+        return task or Task.CUSTOM  # the preference methods bring data of their own for every task
     if task is None and request.training_file is None:
         raise InvalidRequestError(
             "Give a training_file, or one of the tasks that bring their own data: "
@@ -32,6 +41,17 @@ def task_of(request: CreateJobRequest) -> Task:
     if task is Task.CUSTOM and request.training_file is None:
         raise InvalidRequestError("The task `custom` needs a training_file.", param="training_file")
     return task or Task.CUSTOM
+
+
+def learning_of(request: CreateJobRequest) -> Method:
+    """The training method: `method` of the request, or `sage.config.method`. Raises: InvalidRequestError."""
+    given = request.method.learning if request.method else None
+    said = request.sage.config.get("method")
+    if given and said and given != said:
+        raise InvalidRequestError(
+            f"method says {given!r} and sage.config.method says {said!r}: give one of them.", param="method"
+        )
+    return given or said or "sft"
 
 
 def name_of(request: CreateJobRequest, job_id: str) -> str:
@@ -50,13 +70,20 @@ def name_of(request: CreateJobRequest, job_id: str) -> str:
 def hyperparameters_of(request: CreateJobRequest) -> Hyperparameters:
     """`method` wins over the deprecated field at the top, field by field."""
     top = request.hyperparameters or Hyperparameters()
-    method = (
-        request.method.supervised.hyperparameters if request.method and request.method.supervised else None
-    )
+    method = request.method.hyperparameters if request.method else None
     if method is None:
         return top
     said = {key: value for key, value in method.model_dump().items() if value != "auto"}
-    return Hyperparameters.model_validate({**top.model_dump(), **said})
+    return type(method).model_validate({**top.model_dump(), **said})
+
+
+def method_of(config: TrainingConfig, asked: Hyperparameters) -> JobMethod:
+    """The method as the job's object shows it."""
+    if config.method == "sft":
+        return JobMethod(supervised=SupervisedMethod(hyperparameters=asked))
+    shown = {**asked.model_dump(), "beta": config.preference_beta}
+    settings = PreferenceMethod(hyperparameters=PreferenceHyperparameters.model_validate(shown))
+    return JobMethod.model_validate({"type": config.method, config.method: settings})
 
 
 def resolve_config(
@@ -66,6 +93,7 @@ def resolve_config(
     _refuse_said_elsewhere(request.sage.config)
     fields = preset_fields(preset)
     fields |= _fields_of(hyperparameters_of(request), TrainingConfig.model_validate(fields))
+    fields["method"] = learning_of(request)
     if request.seed is not None:
         fields["seed"] = request.seed
     if any(integration.get("type") == "wandb" for integration in request.integrations or []):
@@ -89,6 +117,8 @@ def _fields_of(asked: Hyperparameters, base: TrainingConfig) -> dict[str, Any]:
         fields["num_train_epochs"] = asked.n_epochs
     if asked.learning_rate_multiplier != "auto":
         fields["learning_rate"] = base.learning_rate * asked.learning_rate_multiplier
+    if isinstance(asked, PreferenceHyperparameters) and asked.beta != "auto":
+        fields["preference_beta"] = asked.beta
     if asked.batch_size != "auto":
         # What fits on the device at once is the preset's to say; the rest is accumulated.
         at_once = next(

@@ -14,11 +14,10 @@ from sage_contracts.jobs import (
     CreateJobRequest,
     EventLevel,
     FineTuningJob,
+    Hyperparameters,
     JobCheckpoint,
     JobEvent,
-    JobMethod,
     JobStatus,
-    SupervisedMethod,
 )
 from sage_contracts.paging import ListPage
 from sage_contracts.workers import Order
@@ -31,7 +30,7 @@ from sage_orchestrator.jobs import repository as jobs
 from sage_orchestrator.jobs.choices import TrainingDevice, choose_model, choose_preset
 from sage_orchestrator.jobs.datafile import check_data
 from sage_orchestrator.jobs.objects import to_checkpoint, to_event, to_job
-from sage_orchestrator.jobs.resolve import hyperparameters_of, name_of, resolve_config, task_of
+from sage_orchestrator.jobs.resolve import hyperparameters_of, method_of, name_of, resolve_config, task_of
 from sage_orchestrator.leases import ended_values, queued_values
 from sage_orchestrator.paging import PageOrder, list_page
 from sage_orchestrator.rows import FileRow, JobRow
@@ -217,8 +216,8 @@ class JobService:
             config=config.model_dump(mode="json"),
             training_file=request.training_file,
             validation_file=request.validation_file,
-            hyperparameters=asked.model_dump(mode="json"),
-            method=JobMethod(supervised=SupervisedMethod(hyperparameters=asked)).model_dump(mode="json"),
+            hyperparameters=asked.model_dump(mode="json", include=set(Hyperparameters.model_fields)),
+            method=method_of(config, asked).model_dump(mode="json", exclude_none=True),
             labels=request.metadata,
             integrations=request.integrations,
             pending_order=Order.CONTINUE.value,

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sage.tools.finetune.modeling import save_adapter
 from sage.tools.finetune.storage import file_sha256, folder_written_whole, write_json
@@ -28,6 +28,9 @@ class RunState:
     base_eval_loss: float | None = None
     train_loss: float | None = None
     """Of the last step."""
+
+
+State = TypeVar("State", bound=RunState)
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,15 @@ class Checkpoints:
                 "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             }
             torch.save(tensors, unfinished / _TENSORS)
-            write_json(unfinished / _STATE, {**asdict(state), "run": self.fingerprint})
-            files = [path for path in unfinished.rglob("*") if path.is_file()]
-            hashes = {path.relative_to(unfinished).as_posix(): file_sha256(path) for path in files}
-            write_json(unfinished / _MANIFEST, hashes)
+            self.seal(unfinished, state)
         return target
+
+    def seal(self, folder: Path, state: RunState) -> None:
+        """Declare everything in the folder a whole checkpoint of this run at `state`."""
+        write_json(folder / _STATE, {**asdict(state), "run": self.fingerprint})
+        files = [path for path in folder.rglob("*") if path.is_file() and path.name != _MANIFEST]
+        hashes = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+        write_json(folder / _MANIFEST, hashes)
 
     def restore(self, path: Path, model: Any, optimizer: Any, scaler: Any) -> RunState:
         """Put model, optimizer and random numbers back as they were."""
@@ -72,9 +79,12 @@ class Checkpoints:
         torch.set_rng_state(tensors["random"])
         if tensors["random_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(tensors["random_cuda"])
+        return self.read_state(path, RunState)
+
+    def read_state(self, path: Path, kind: type[State]) -> State:
         state = json.loads((path / _STATE).read_text(encoding="utf-8"))
         state.pop("run")
-        return RunState(**state)
+        return kind(**state)
 
     def newest_whole(self, warn: Callable[[str], None]) -> Path | None:
         """The latest checkpoint of this run that is complete; broken ones are reported and passed over."""

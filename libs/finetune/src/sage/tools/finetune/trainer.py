@@ -46,7 +46,7 @@ TRAINERS: Registry[type[LoRATrainer]] = Registry("trainer", "sage.finetune.train
 
 @TRAINERS.register("lora")
 class LoRATrainer:
-    """Supervised fine-tuning of low-rank adapters.
+    """Fine-tuning of low-rank adapters, on answers or (`config.method`) on preferences.
 
     `home` is where base models are kept (default: $SAGE_HOME or ~/.sage). `run_id` ties checkpoints to one
     run: with `resume`, only those of the same run_id, data, base and batch are continued. Without callbacks
@@ -94,13 +94,23 @@ class LoRATrainer:
                 self._config, layout.checkpoints, self._run_id, resume=self._resume, taken=self._rungs
             )
             return climb.survive(
-                lambda config, resume: _Run(self, config, layout, tell, climb, resume=resume).go(),
+                lambda config, resume: _run_kind(config)(
+                    self, config, layout, tell, climb, resume=resume
+                ).go(),
                 tell,
                 resume=self._resume,
             )
 
 
-class _Run:
+def _run_kind(config: TrainingConfig) -> type[Run]:
+    if config.method == "sft":
+        return Run
+    from sage.tools.finetune.preferences.run import PreferenceRun
+
+    return PreferenceRun
+
+
+class Run:
     """One call of `train`: the parts in the order they happen."""
 
     def __init__(
@@ -124,9 +134,7 @@ class _Run:
     def go(self) -> TrainResult:
         config, tell = self._config, self._tell
         tell.on_phase("data", "Preparing the rows")
-        splits = prepare(
-            config, training_path=self._t._training_path, validation_path=self._t._validation_path
-        )
+        splits = self._prepare()
         tell.on_log("info", f"Data: {splits.description}")
         tell.on_phase("base_model", config.model_name)
         base = resolve_base(config.model_name, self._t._home, lambda message: tell.on_log("info", message))
@@ -135,7 +143,12 @@ class _Run:
         except RunStopped as stop:
             return TrainResult(self._layout.root, None, stop.mode, base)
 
-    def _train(self, splits: Splits, base: Path) -> TrainResult:
+    def _prepare(self) -> Splits:
+        return prepare(
+            self._config, training_path=self._t._training_path, validation_path=self._t._validation_path
+        )
+
+    def _train(self, splits: Any, base: Path) -> TrainResult:
         config, tell, layout = self._config, self._tell, self._layout
         tell.on_phase("loading", f"Loading {config.model_name}")
         parts = RunParts(config, base, tell, self._climb.taken)
@@ -185,7 +198,7 @@ class _Run:
         self._tell.on_log("info", f"Resuming after step {state.step}")
         return state
 
-    def _fingerprint(self, splits: Splits, base: Path, schedule: Schedule) -> dict[str, Any]:
+    def _fingerprint(self, splits: Any, base: Path, schedule: Schedule) -> dict[str, Any]:
         return {
             "run_id": self._t._run_id,
             "data_sha256": splits.fingerprint(),
@@ -218,7 +231,7 @@ class _Run:
         self,
         parts: RunParts,
         base: Path,
-        splits: Splits,
+        splits: Any,
         metrics: dict[str, float | int | None],
         rows: tuple[int, int],
         loss_name: str,

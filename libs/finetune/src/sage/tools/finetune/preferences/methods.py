@@ -1,0 +1,202 @@
+"""TRL's trainers, given our rows, our optimizer and our way of reporting.
+
+Their own tokenising is left out: the rows are ids already, rendered and cut like those of supervised runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sage.tools.finetune.batching import Schedule
+from sage.tools.finetune.head_loss import IGNORED
+from sage.tools.finetune.learning_rate import rate_factor
+from sage.tools.finetune.preferences.progress import Progress
+from sage.tools.finetune.preferences.samples import PairSample, RatedSample, mixed, swapped_answers
+from sage.tools.finetune.run_parts import RunParts
+from sage_contracts.config import TrainingConfig
+from sage_contracts.errors import InvalidRequestError
+
+NEVER = 10**9
+"""A number of steps that no run reaches."""
+
+
+def batch_shape(config: TrainingConfig) -> tuple[int, int]:
+    """(rows at once, accumulation) with the effective batch as asked.
+
+    KTO needs two rows at once, for their answers to be swapped. Raises: InvalidRequestError.
+    """
+    at_once, rows = config.per_device_train_batch_size, config.effective_batch_size
+    if config.method != "kto" or at_once > 1:
+        return at_once, config.gradient_accumulation_steps
+    if rows == 1:
+        raise InvalidRequestError(
+            "kto compares the answers of a batch: raise gradient_accumulation_steps or "
+            "per_device_train_batch_size, so that a batch has two rows or more.",
+            param="per_device_train_batch_size",
+        )
+    at_once = next(size for size in range(2, rows + 1) if rows % size == 0)
+    return at_once, rows // at_once
+
+
+def make_trainer(
+    config: TrainingConfig,
+    parts: RunParts,
+    rows: Sequence[PairSample] | Sequence[RatedSample],
+    schedule: Schedule,
+    checkpoints: Path,
+    progress: Progress,
+) -> Any:
+    """A trainer of the config's method, ready for `train()`."""
+    from datasets import Dataset
+    from datasets.utils.logging import disable_progress_bar
+    from torch.optim.lr_scheduler import LambdaLR
+    from transformers.trainer_callback import PrinterCallback
+
+    disable_progress_bar()
+    settings, trainer_class = _trl(config.method)
+    # The trainers give it a padding token where it has none; ours is saved with the adapter as it came.
+    tokenizer = copy.deepcopy(parts.tokenizer)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    trainer = _reporting(trainer_class, progress)(
+        model=parts.model,
+        args=_arguments(settings, config, parts, schedule, checkpoints),
+        train_dataset=Dataset.from_list(_columns(config, rows)),
+        processing_class=tokenizer,
+        callbacks=[_callback(progress)],
+    )
+    if "ref" in parts.model.peft_config:
+        # A copy of adapters that do nothing yet: switching them off is the same, and costs no memory.
+        parts.model.delete_adapter("ref")
+    trainer.remove_callback(PrinterCallback)
+    trainer.optimizer = parts.optimizer
+    trainer.lr_scheduler = LambdaLR(
+        parts.optimizer,
+        lambda step: rate_factor(config.lr_scheduler_type, step, schedule.total_steps, config.warmup_ratio),
+    )
+    return trainer
+
+
+def _trl(method: str) -> tuple[Any, Any]:
+    """(the arguments' class, the trainer's class)"""
+    if method == "dpo":
+        from trl import DPOConfig, DPOTrainer
+
+        return DPOConfig, DPOTrainer
+    if method == "kto":
+        from trl import KTOConfig, KTOTrainer
+
+        return KTOConfig, KTOTrainer
+    # It says on import that it may change; our tests would notice.
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    return ORPOConfig, ORPOTrainer
+
+
+def _arguments(
+    settings: Any, config: TrainingConfig, parts: RunParts, schedule: Schedule, checkpoints: Path
+) -> Any:
+    at_once, accumulation = batch_shape(config)
+    is_cpu = parts.device == "cpu"
+    return settings(
+        output_dir=str(checkpoints),
+        beta=config.preference_beta,
+        max_length=config.max_length,
+        max_steps=schedule.total_steps,
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=config.learning_rate,
+        max_grad_norm=config.max_grad_norm,
+        gradient_checkpointing=config.gradient_checkpointing,
+        fp16=parts.precision == "fp16" and not is_cpu,
+        bf16=parts.precision == "bf16" and not is_cpu,
+        use_cpu=is_cpu,
+        dataloader_pin_memory=not is_cpu,
+        seed=config.seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_steps=min(config.save_steps, NEVER),
+        save_total_limit=None,  # older ones go when the new one is known to be whole
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to=[],
+    )
+
+
+def _columns(
+    config: TrainingConfig, rows: Sequence[PairSample] | Sequence[RatedSample]
+) -> list[dict[str, Any]]:
+    """The rows as the trainers' collators want them after tokenising."""
+    pairs = [row for row in rows if isinstance(row, PairSample)]
+    if config.method == "dpo":
+        return [{"prompt_ids": r.prompt, "chosen_ids": r.chosen, "rejected_ids": r.rejected} for r in pairs]
+    if config.method == "orpo":
+        return [_orpo_row(row) for row in pairs]
+    rated = mixed([row for row in rows if isinstance(row, RatedSample)])
+    swapped = swapped_answers(rated, batch_shape(config)[0])
+    return [
+        {
+            "prompt_ids": row.prompt,
+            "completion_ids": row.answer,
+            "KL_completion_ids": other,
+            "label": row.is_desirable,
+        }
+        for row, other in zip(rated, swapped, strict=True)
+    ]
+
+
+def _orpo_row(row: PairSample) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
+    for name, answer in (("chosen", row.chosen), ("rejected", row.rejected)):
+        ids = [*row.prompt, *answer]
+        columns |= {
+            f"{name}_input_ids": ids,
+            f"{name}_attention_mask": [1] * len(ids),
+            f"{name}_labels": [*[IGNORED] * len(row.prompt), *answer],
+        }
+    return columns
+
+
+def _reporting(trainer_class: Any, progress: Progress) -> Any:
+    """The trainer with what happens between its callbacks."""
+
+    class Reporting(trainer_class):  # type: ignore[misc]
+        def training_step(self, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
+            progress.forward(inputs)
+            return super().training_step(model, inputs, *rest, **more)
+
+        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+            return dataset  # of DPO and KTO: tokenised already
+
+        def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
+            return feature  # of ORPO: likewise
+
+        def create_model_card(self, *_: Any, **__: Any) -> None:
+            """The run writes its own."""
+
+    return Reporting
+
+
+def _callback(progress: Progress) -> Any:
+    from transformers import TrainerCallback
+
+    class Telling(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if progress.last_metrics is None:
+                progress.began()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if "loss" not in logs:  # the summary at the end
+                return
+            progress.step_logged(state.global_step, logs)
+            if progress.wish():
+                control.should_save = control.should_training_stop = True
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            progress.saved(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    return Telling()

@@ -1,0 +1,171 @@
+"""One training run on preferences, in the order things happen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sage.tools.finetune.batching import Schedule
+from sage.tools.finetune.checkpoints import Checkpoints, RunState
+from sage.tools.finetune.preferences.held_out import HeldOut
+from sage.tools.finetune.preferences.methods import batch_shape, make_trainer
+from sage.tools.finetune.preferences.progress import Progress
+from sage.tools.finetune.preferences.samples import PairSample, RatedSample, pair_samples, rated_samples
+from sage.tools.finetune.preferences.scoring import Scores
+from sage.tools.finetune.preferences.splits import PreferenceSplits, prepare_preferences
+from sage.tools.finetune.run_parts import RunParts
+from sage.tools.finetune.tracking import curves
+from sage.tools.finetune.trainer import Run, TrainResult
+from sage_contracts.errors import InvalidDataError
+
+Rows = list[PairSample] | list[RatedSample]
+
+
+@dataclass
+class PreferenceState(RunState):
+    base_reward_accuracy: float | None = None
+    base_reward_margin: float | None = None
+
+    def take_base(self, scores: Scores) -> None:
+        self.base_eval_loss = scores.loss
+        self.base_reward_accuracy = scores.reward_accuracy
+        self.base_reward_margin = scores.reward_margin
+
+
+class PreferenceRun(Run):
+    """Same phases, files and stops as a supervised run; TRL does the steps."""
+
+    def _prepare(self) -> Any:
+        batch_shape(self._config)  # what cannot work is said before anything is loaded
+        return prepare_preferences(
+            self._config, training_path=self._t._training_path, validation_path=self._t._validation_path
+        )
+
+    def _train(self, splits: PreferenceSplits[Any], base: Path) -> TrainResult:
+        config, tell, layout = self._config, self._tell, self._layout
+        tell.on_phase("loading", f"Loading {config.model_name}")
+        parts = RunParts(config, base, tell, self._climb.taken)
+        train, held_rows = self._render(parts, splits.train), self._render(parts, splits.validation)
+        self._report_cuts(parts, train)
+        schedule = Schedule(
+            len(train), config.effective_batch_size, config.num_train_epochs, config.max_steps, config.seed
+        )
+        checkpoints = Checkpoints(layout.checkpoints, self._fingerprint(splits, base, schedule))
+        newest = self._newest(checkpoints)
+        state = checkpoints.read_state(newest, PreferenceState) if newest else PreferenceState()
+        held = HeldOut(parts.model, held_rows, config.method, config.preference_beta)
+        layout.write_config(config)
+        tuned = None
+        with curves(layout.logs, config, state.step, tell) as told:
+            if state.step == 0 and len(held):
+                told.on_phase("base_eval", f"Held-out preferences of the base: {len(held)} answers or pairs")
+                state.take_base(held.base(told))
+                told.on_eval("base", state.base_eval_loss or 0.0)
+            told.on_phase("training", f"{schedule.total_steps} steps of {config.effective_batch_size} rows")
+            progress = Progress(config, schedule, state, checkpoints, told, parts.device)
+            self._steps(parts, train, schedule, progress, newest, state)
+            if progress.stopped:
+                return TrainResult(layout.root, None, progress.stopped, base, state.base_eval_loss)
+            told.on_phase("eval", f"Held-out preferences of the tuned model: {len(held)} answers or pairs")
+            if len(held):
+                tuned = held.tuned(told)
+                told.on_eval("tuned", tuned.loss)
+                told.on_log("info", _comparison(state, tuned))
+        tell.on_phase("saving", str(layout.adapter))
+        layout.write_adapter(parts.model, parts.tokenizer)
+        metrics = self._scores(state, schedule, tuned, progress)
+        meta = self._meta(parts, base, splits, metrics, (len(train), len(held)), f"trl-{config.method}")
+        meta |= {"method": config.method, "preference_beta": config.preference_beta}
+        layout.write_meta(meta)
+        loss = tuned.loss if tuned else None
+        return TrainResult(layout.root, layout.adapter, None, base, state.base_eval_loss, loss, metrics, meta)
+
+    def _render(self, parts: RunParts, rows: Sequence[Any]) -> Rows:
+        if self._config.max_steps > 0:
+            # They are shuffled already: a run of few steps need not render all of them.
+            rows = rows[: self._config.max_steps * self._config.effective_batch_size]
+        if self._config.method == "kto":
+            return rated_samples(parts.renderer, rows)
+        return pair_samples(parts.renderer, rows)
+
+    def _report_cuts(self, parts: RunParts, train: Rows) -> None:
+        stats, limit = parts.renderer.stats, self._config.max_length
+        if stats.truncated:
+            left_out = (
+                f"; {stats.dropped} lost all of it, and their rows are left out" if stats.dropped else ""
+            )
+            self._tell.on_log("warn", f"{stats.truncated} answers were cut at max_length={limit}{left_out}")
+        if not train:
+            raise InvalidDataError(
+                f"No row has its answers within max_length={limit} tokens. Raise max_length."
+            )
+
+    def _newest(self, checkpoints: Checkpoints) -> Path | None:
+        newest = None
+        if self._resume:
+            newest = checkpoints.newest_whole(lambda message: self._tell.on_log("warn", message))
+        if newest is None:
+            checkpoints.clear()  # of an earlier run: never to be continued by this one
+        return newest
+
+    def _steps(
+        self,
+        parts: RunParts,
+        rows: Rows,
+        schedule: Schedule,
+        progress: Progress,
+        newest: Path | None,
+        state: PreferenceState,
+    ) -> None:
+        """Raises: RunStopped, TrainingFailedError."""
+        if newest:
+            self._tell.on_log("info", f"Resuming after step {state.step}")
+        if newest and state.step == schedule.total_steps:
+            load_adapter(parts.model, newest)
+            return
+        trainer = make_trainer(self._config, parts, rows, schedule, self._layout.checkpoints, progress)
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+
+    def _fingerprint(self, splits: Any, base: Path, schedule: Schedule) -> dict[str, Any]:
+        own = {"method": self._config.method, "preference_beta": self._config.preference_beta}
+        return {**super()._fingerprint(splits, base, schedule), **own}
+
+    def _scores(
+        self, state: PreferenceState, schedule: Schedule, tuned: Scores | None, progress: Progress
+    ) -> dict[str, float | int | None]:
+        last = progress.last_metrics
+        return {
+            "steps": state.step,
+            "epochs": round(schedule.epoch_of(state.step), 4),
+            "train_loss": state.train_loss,
+            "base_eval_loss": state.base_eval_loss,
+            "eval_loss": tuned.loss if tuned else None,
+            "base_reward_accuracy": state.base_reward_accuracy,
+            "reward_accuracy": tuned.reward_accuracy if tuned else None,
+            "base_reward_margin": state.base_reward_margin,
+            "reward_margin": tuned.reward_margin if tuned else None,
+            "trained_tokens": state.trained_tokens,
+            "tokens_per_second": last.tokens_per_second if last else None,
+            "peak_memory_bytes": last.peak_memory_bytes if last else None,
+            "wall_s": round(time.monotonic() - self._began, 2),
+        }
+
+
+def load_adapter(model: Any, folder: Path) -> None:
+    """The adapter in a checkpoint, put into the model."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+
+
+def _comparison(state: PreferenceState, tuned: Scores) -> str:
+    before = state.base_reward_accuracy
+    was = f", {before:.0%} before" if before is not None else ""
+    return (
+        f"On held-out preferences the better answer has the higher reward in {tuned.reward_accuracy:.0%} of "
+        f"the comparisons{was}; mean margin {tuned.reward_margin:.3g}"
+    )

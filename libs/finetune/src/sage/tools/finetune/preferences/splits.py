@@ -1,0 +1,119 @@
+"""The preferences of a run: the user's own, or the sample set. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+from typing import Any, Generic, TypeVar
+
+from sage.tools.finetune.data.preferences import (
+    PreferencePair,
+    RatedAnswer,
+    load_preferences,
+    load_rated_answers,
+)
+from sage.tools.finetune.data.report import conversation_key
+from sage.tools.finetune.task_data import SAMPLES_DIR
+from sage_contracts.config import TrainingConfig
+from sage_contracts.errors import InvalidDataError
+
+SAMPLE_SET = SAMPLES_DIR / "preferences.jsonl"
+Row = TypeVar("Row", PreferencePair, RatedAnswer)
+
+
+@dataclass(frozen=True)
+class PreferenceSplits(Generic[Row]):
+    """What is trained on and what is held out; no prompt is in both."""
+
+    train: list[Row]
+    validation: list[Row]
+    description: str
+    """For people: where the rows come from and how they were split."""
+
+    def fingerprint(self) -> str:
+        """sha256 over every row of both splits, in order."""
+        digest = sha256()
+        for rows in (self.train, self.validation):
+            for row in rows:
+                digest.update(json.dumps(_content(row), sort_keys=True).encode())
+            digest.update(b"\0")
+        return digest.hexdigest()
+
+
+def prepare_preferences(
+    config: TrainingConfig, *, training_path: Path | None = None, validation_path: Path | None = None
+) -> PreferenceSplits[PreferencePair] | PreferenceSplits[RatedAnswer]:
+    """The pairs (DPO, ORPO) or rated answers (KTO) to train on and to hold out.
+
+    Limited to `max_train_rows` and `max_eval_rows`. Raises: InvalidDataError.
+    """
+    path = training_path or (Path(config.data_path).expanduser() if config.data_path else None)
+    if config.method == "kto":
+        splits = _split(load_rated_answers, config, path, validation_path)
+        _require_both_kinds(splits.train)
+        return splits
+    return _split(load_preferences, config, path, validation_path)
+
+
+def _split(
+    load: Callable[[Path], list[Row]], config: TrainingConfig, path: Path | None, validation_path: Path | None
+) -> PreferenceSplits[Row]:
+    source = path.name if path else "the sample set 'preferences'"
+    loaded = load(path or SAMPLE_SET)
+    rows = _unique(loaded)
+    dropped = len(loaded) - len(rows)
+    if validation_path is None:
+        train, held = _by_prompt(rows, config)
+    else:
+        held = _unique(load(validation_path))
+        known = {_prompt_key(row) for row in held}
+        train = [row for row in rows if _prompt_key(row) not in known]
+        if not train:
+            raise InvalidDataError(
+                f"Every prompt of {source} is also in {validation_path.name}: nothing to train on."
+            )
+    note = f", {dropped} duplicates removed" if dropped else ""
+    description = f"{source}: {len(train)} preferences, {len(held)} held out{note}"
+    if config.max_train_rows:
+        train = train[: config.max_train_rows]
+    return PreferenceSplits(train, held[: config.max_eval_rows], description)
+
+
+def _by_prompt(rows: Sequence[Row], config: TrainingConfig) -> tuple[list[Row], list[Row]]:
+    """Whole prompts are held out: two answers to one question are no independent evidence."""
+    groups: dict[bytes, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_prompt_key(row), []).append(row)
+    prompts = list(groups)
+    Random(config.seed).shuffle(prompts)
+    wanted = round(len(prompts) * config.validation_fraction)
+    if config.validation_fraction > 0 and len(prompts) > 1:
+        wanted = max(1, min(wanted, len(prompts) - 1))
+    held = [row for prompt in prompts[:wanted] for row in groups[prompt]]
+    train = [row for prompt in prompts[wanted:] for row in groups[prompt]]
+    return train, held
+
+
+def _require_both_kinds(rows: Sequence[RatedAnswer]) -> None:
+    missing = {True, False} - {row.is_desirable for row in rows}
+    if missing:
+        kind = "wanted" if True in missing else "unwanted"
+        raise InvalidDataError(f"There is no {kind} answer among the rows, and kto learns from both kinds.")
+
+
+def _unique(rows: Sequence[Row]) -> list[Row]:
+    return list({json.dumps(_content(row), sort_keys=True): row for row in rows}.values())
+
+
+def _prompt_key(row: PreferencePair | RatedAnswer) -> bytes:
+    return conversation_key(row.prompt_messages)
+
+
+def _content(row: PreferencePair | RatedAnswer) -> list[Any]:
+    if isinstance(row, PreferencePair):
+        return [row.prompt_messages, row.chosen, row.rejected, row.tools]
+    return [row.prompt_messages, row.answer, row.is_desirable, row.tools]

@@ -1,0 +1,231 @@
+"""Whole runs on preferences with a tiny random model: what they learn and write, how they stop and go on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.integration.finetune_recorder import Recorder
+
+from sage.tools.finetune import LoRATrainer, TrainingConfig, TrainResult
+from sage_contracts.errors import InvalidDataError, InvalidRequestError, TrainingFailedError
+
+METHODS = ("dpo", "orpo", "kto")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "data.jsonl"
+    rows = [{"prompt": f"Number {n}?", "chosen": "Yes please.", "rejected": "no NO no"} for n in range(30)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def settings(base: Path, data: Path, output: Path, **changes: Any) -> TrainingConfig:
+    fields: dict[str, Any] = {
+        "model_name": str(base),
+        "data_path": str(data),
+        "output_dir": str(output),
+        "max_steps": 6,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "precision": "fp32",
+        "save_steps": 2,
+        "max_length": 128,
+    }
+    return TrainingConfig.model_validate({**fields, **changes})
+
+
+def adapter_weights(result: TrainResult) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    assert result.adapter_dir is not None
+    return dict(load_file(result.adapter_dir / "adapter_model.safetensors"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_learns_what_is_preferred(method: str, tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    watcher = Recorder()
+    config = settings(tiny_base, data, tmp_path / "output", method=method)
+    result = LoRATrainer(config, [watcher]).train()
+
+    assert result.eval_loss is not None
+    assert result.base_eval_loss is not None
+    assert result.eval_loss < result.base_eval_loss
+    assert result.metrics["reward_accuracy"] == 1
+    assert result.metrics["reward_margin"] > max(0, result.metrics["base_reward_margin"])  # type: ignore
+    if method != "orpo":  # the base is its own reference
+        assert result.metrics["base_reward_accuracy"] == 0.5
+        assert result.metrics["base_reward_margin"] == 0
+    assert watcher.phases == [
+        "data", "base_model", "loading", "base_eval", "training", "eval", "saving",
+    ]  # fmt: skip
+    assert [metrics.step for metrics in watcher.steps] == [1, 2, 3, 4, 5, 6]
+    assert watcher.steps[-1].loss < watcher.steps[0].loss
+    assert watcher.steps[-1].eta_s == 0
+    assert watcher.steps[-1].trained_tokens > 6 * 4 * 30
+    assert [checkpoint.step for checkpoint in watcher.checkpoints] == [2, 4, 6]
+    assert {path.name for path in (tmp_path / "output").iterdir()} == {
+        "lora_weights", "checkpoints", "logs", "training_config.json", "finetune_meta.json",
+    }  # fmt: skip
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"} <= {
+        path.name for path in (tmp_path / "output" / "lora_weights").iterdir()
+    }
+    meta = json.loads((tmp_path / "output" / "finetune_meta.json").read_text())
+    assert (meta["method"], meta["loss_path"]) == (method, f"trl-{method}")
+    assert meta["metrics"]["reward_accuracy"] == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+    method: str, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    whole = LoRATrainer(settings(tiny_base, data, tmp_path / "a", method=method), ()).train()
+
+    config = settings(tiny_base, data, tmp_path / "b", method=method, save_steps=50)
+    first = LoRATrainer(config, [Recorder(stop_after=3)], run_id="job").train()
+    assert (first.stopped, first.adapter_dir) == ("save_and_stop", None)
+    assert not (tmp_path / "b" / "lora_weights").exists()
+
+    watcher = Recorder()
+    second = LoRATrainer(config, [watcher], run_id="job", resume=True).train()
+    assert [metrics.step for metrics in watcher.steps] == [4, 5, 6]
+    assert watcher.phases.count("base_eval") == 0
+    assert second.base_eval_loss == whole.base_eval_loss
+    assert second.metrics["trained_tokens"] == whole.metrics["trained_tokens"]
+    assert second.eval_loss == pytest.approx(whole.eval_loss, rel=1e-4)
+    expected = adapter_weights(whole)
+    for name, weight in adapter_weights(second).items():
+        assert (weight - expected[name]).abs().max() < 1e-5
+
+
+def test_a_checkpoint_that_is_not_whole_or_of_other_settings_is_passed_over(
+    tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    config = settings(tiny_base, data, tmp_path, method="dpo", max_steps=5)
+    LoRATrainer(config, [Recorder(stop_after=4)]).train()
+    (tmp_path / "checkpoints" / "checkpoint-4" / "manifest.json").unlink()  # killed while it was written
+    watcher = Recorder()
+    LoRATrainer(config, [watcher], resume=True).train()
+    assert watcher.steps[0].step == 3
+
+    again = Recorder()
+    LoRATrainer(config, [again], resume=True).train()  # finished, but its end was lost
+    assert again.steps == []
+
+    other = Recorder()
+    LoRATrainer(config.model_copy(update={"preference_beta": 0.3}), [other], resume=True).train()
+    assert other.steps[0].step == 1
+    assert any("preference_beta differ" in text for _, text in other.logs)
+
+
+def test_stop_means_now(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    watcher = Recorder(stop_after=1, mode="stop")
+    result = LoRATrainer(settings(tiny_base, data, tmp_path, method="kto"), [watcher]).train()
+    assert (result.stopped, len(watcher.steps), watcher.checkpoints) == ("stop", 1, [])
+
+
+def test_epochs_decide_the_length_where_no_steps_are_given(
+    tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    watcher = Recorder()
+    config = settings(
+        tiny_base, data, tmp_path, method="dpo", max_steps=-1, num_train_epochs=1, max_train_rows=10
+    )
+    LoRATrainer(config, [watcher]).train()
+    assert [(m.step, m.total_steps) for m in watcher.steps] == [(1, 3), (2, 3), (3, 3)]
+    assert watcher.steps[-1].epoch == 1
+
+
+def test_single_rated_answers_are_for_kto_alone(tiny_base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rated.jsonl"
+    rows = [
+        {"prompt": f"Number {n}?", "completion": "Yes." if n % 3 else "nO", "label": bool(n % 3)}
+        for n in range(24)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    changes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "max_steps": 3}
+    config = settings(tiny_base, path, tmp_path / "out", method="kto", validation_fraction=0.3, **changes)
+    result = LoRATrainer(config, ()).train()
+    assert result.metrics["reward_accuracy"] is not None
+    assert result.metrics["reward_accuracy"] > 0.9
+
+    with pytest.raises(InvalidDataError, match=r"row 1.*use method=kto"):
+        LoRATrainer(config.model_copy(update={"method": "dpo"}), ()).train()
+    only_wanted = tmp_path / "wanted.jsonl"
+    only_wanted.write_text("\n".join(json.dumps({**row, "label": True}) for row in rows))
+    with pytest.raises(InvalidDataError, match="no unwanted answer"):
+        LoRATrainer(config.model_copy(update={"data_path": str(only_wanted)}), ()).train()
+    with pytest.raises(InvalidRequestError, match="two rows or more"):
+        LoRATrainer(config.model_copy(update={"gradient_accumulation_steps": 1}), ()).train()
+
+
+def test_supervised_rows_say_no_preference(tiny_base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "qa.json"
+    path.write_text(json.dumps([{"question": "Why?", "answer": "Because."}]))
+    with pytest.raises(InvalidDataError, match=r"row 1.*use method=sft"):
+        LoRATrainer(settings(tiny_base, path, tmp_path / "out", method="dpo"), ()).train()
+
+
+def test_a_diverging_run_fails_with_advice(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    config = settings(tiny_base, data, tmp_path, method="orpo", learning_rate=1e30, max_grad_norm=0)
+    with pytest.raises(TrainingFailedError, match="Lower learning_rate"):
+        LoRATrainer(config, ()).train()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_our_held_out_scores_are_those_of_trl(method: str, tiny_base: Path, tmp_path: Path) -> None:
+    import torch
+    from datasets import Dataset
+
+    from sage.tools.finetune.batching import Schedule
+    from sage.tools.finetune.callbacks import TrainingCallback
+    from sage.tools.finetune.checkpoints import Checkpoints, RunState
+    from sage.tools.finetune.preferences.held_out import HeldOut
+    from sage.tools.finetune.preferences.methods import make_trainer
+    from sage.tools.finetune.preferences.progress import Progress
+    from sage.tools.finetune.preferences.samples import mixed, pair_samples, rated_samples
+    from sage.tools.finetune.preferences.splits import prepare_preferences
+    from sage.tools.finetune.run_parts import RunParts
+
+    data = tmp_path / "mixed.json"
+    rows_ = [
+        {"prompt": f"{n}?", "chosen": f"{n * 7919}.", "rejected": f"{n * n * 31} no"} for n in range(1, 10)
+    ]
+    data.write_text(json.dumps(rows_))
+    config = settings(
+        tiny_base,
+        data,
+        tmp_path,
+        method=method,
+        validation_fraction=0,
+        max_train_rows=8,
+        per_device_train_batch_size=8,
+    )
+    parts = RunParts(config, tiny_base, TrainingCallback())
+    with torch.no_grad():
+        for name, weight in parts.model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.05)
+    wanted = prepare_preferences(config).train
+    render = rated_samples if method == "kto" else pair_samples
+    rows: Any = render(parts.renderer, wanted)  # type: ignore[operator]
+    progress = Progress(
+        config, Schedule(8, 16, 1, -1, 0), RunState(), Checkpoints(tmp_path, {}), TrainingCallback(), "cpu"
+    )
+    trainer = make_trainer(config, parts, rows, Schedule(8, 16, 1, -1, 0), tmp_path, progress)
+    # TRL's averages are of batches: one row each, except where the batch is what is compared.
+    trainer.args.per_device_eval_batch_size = 8 if method == "kto" else 1
+    assert isinstance(trainer.train_dataset, Dataset)
+    theirs = trainer.evaluate(trainer.train_dataset)
+
+    ours = HeldOut(parts.model, mixed(rows) if method == "kto" else rows, method, 0.1)
+    scores = ours.tuned(TrainingCallback())
+    assert scores.loss == pytest.approx(theirs["eval_loss"], rel=1e-4)
+    if method != "kto":
+        assert scores.reward_accuracy == pytest.approx(theirs["eval_rewards/accuracies"])
+    assert scores.reward_margin == pytest.approx(theirs["eval_rewards/margins"], rel=1e-3)
+    assert 0 < scores.reward_accuracy < 1
