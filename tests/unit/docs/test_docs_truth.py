@@ -261,6 +261,34 @@ def test_the_settings_table_names_every_field_and_no_other() -> None:
     assert named - {name.value for name in PresetName} == fields
 
 
+# --- promises
+
+
+@pytest.mark.parametrize("page", ["docs/promises.md", "docs/zh-CN/promises.md"])
+def test_every_promise_has_a_command_and_a_test(page: str) -> None:
+    rows = [line for line in (ROOT / page).read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    promises = [[cell.strip() for cell in row.strip("| ").split(" | ")] for row in rows]
+    promises = [cells for cells in promises if "`" in cells[-1]]
+    assert len(promises) > 25
+    for _, command, proof in promises:
+        program, *words = shlex.split(command.strip("`"))
+        assert program in ("sage", "ls", "watch", "tensorboard"), command
+        if program == "sage":
+            check_command(words, is_sketch=False)
+        path, _, test = proof.strip("`").partition("::")
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+        functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+        assert test in {node.name for node in tree.body if isinstance(node, functions)}, proof
+
+
+def test_both_languages_promise_the_same() -> None:
+    def proofs(page: str) -> list[tuple[str, ...]]:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        return re.findall(r"^\| .* \| (`[^`]+`) \| (`tests/[^`]+`) \|$", text, re.MULTILINE)
+
+    assert proofs("docs/promises.md") == proofs("docs/zh-CN/promises.md") != []
+
+
 # --- paths and snippets
 
 
