@@ -69,8 +69,8 @@ def test_a_file_is_sent_as_it_is(tmp_path: Path) -> None:
         ("empty.json", "", Task.CUSTOM, "is empty"),
         ("one.json", '{"rows": "a"}', Task.CUSTOM, "list"),
         ("rows.jsonl", '{"instruction": "a"}\n', Task.CUSTOM, "row 1"),
-        ("folder/readme.md", "text", Task.CODE, "no Python source"),
-        ("folder/app.py", "x = 1\n", Task.CODE, "docstring"),
+        ("folder/readme.md", "text", Task.CODE, "no source code"),
+        ("folder/app.py", "x = 1\n", Task.CODE, "no function with a body"),
         ("folder/app.py", FUNCTION, Task.QA, "holds no data"),
     ],
 )

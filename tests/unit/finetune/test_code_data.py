@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
+from textwrap import indent
+from typing import get_args
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sage.tools.finetune.code_data import build_code_pairs, split_by_module
+from sage.tools.finetune.code_data import CodePair, build_code_pairs, split_by_module
+from sage_contracts.config import CodeKind
 from sage_contracts.errors import InvalidDataError
 
 FUNCTION = '''
@@ -31,7 +38,7 @@ def test_signature_and_docstring_ask_for_the_body(tmp_path: Path) -> None:
     assert pair.prompt.endswith(
         '```python\ndef double(self, items):\n    """Return the double of items."""\n```'
     )
-    assert pair.body == (
+    assert pair.answer == (
         "    # a comment that belongs to the body\n"
         "    total = 0\n"
         "    for item in items:\n"
@@ -47,13 +54,17 @@ def test_what_teaches_nothing_is_left_out(tmp_path: Path) -> None:
         'def abstract(self):\n    """Must be implemented by each and every subclass of this."""\n'
         '    raise NotImplementedError("implement this in the subclass, please")\n\n'
         'def short(x):\n    """Short."""\n    return x\n\n'
-        f"def undocumented(x):\n    {'y = x + 1; ' * 10}return y\n\n"
+        f"def on_one_line(x): {'y = x + 1; ' * 10}return y\n\n"
+        "def later(x):\n    # TODO: think of something better than adding one to it\n    return x + 1\n\n"
+        "def never(x):\n    if x:\n        return 'something quite long to be a body'\n"
+        "    raise NotImplementedError\n\n"
+        "def elided(x):\n    value = compute_something_about(x)\n    ...\n    return value\n\n"
         f'def long(x):\n    """Long."""\n' + "    x = x + 1\n" * 300
     )
     (tmp_path / "broken.py").write_text("def broken(:\n")
     (tmp_path / "tests").mkdir()
     write_module(tmp_path / "tests", "skipped", 2)
-    with pytest.raises(InvalidDataError, match=r"holds 2 Python files and no function"):
+    with pytest.raises(InvalidDataError, match=r"holds 2 source files and no function"):
         build_code_pairs(tmp_path)
 
 
@@ -65,7 +76,7 @@ def test_the_same_body_counts_once(tmp_path: Path) -> None:
 
 
 def test_folders_without_code_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidDataError, match="no Python file"):
+    with pytest.raises(InvalidDataError, match="no source file"):
         build_code_pairs(tmp_path)
     with pytest.raises(InvalidDataError, match="There is no folder"):
         build_code_pairs(tmp_path / "gone")
@@ -82,3 +93,111 @@ def test_held_out_modules_are_unseen_and_always_the_same(tmp_path: Path) -> None
     assert split_by_module(list(reversed(pairs)), 0.2)[1] == list(reversed(held))
     assert split_by_module(pairs, 0) == (pairs, [])
     assert split_by_module(pairs[:1], 0.5) == (pairs[:1], [])
+
+
+ALL_KINDS: list[CodeKind] = list(get_args(CodeKind))
+
+
+def code_in(text: str) -> str:
+    found = re.search(r"```\w+\n(.*)\n```", text, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def reassembled(pair: CodePair) -> str:
+    """The function that a question and its answer are about."""
+    if pair.kind == "question_code":
+        return code_in(pair.answer)
+    shown = code_in(pair.prompt)
+    if pair.kind == "fill_middle":
+        return shown.replace("<missing lines>", pair.answer)
+    return f"{shown}\n{pair.answer}"
+
+
+def test_every_kind_asks_for_something_else_of_the_same_function(tmp_path: Path) -> None:
+    write_module(tmp_path, "double", 2)
+    pairs = {pair.kind: pair for pair in build_code_pairs(tmp_path, ALL_KINDS)}
+    assert set(pairs) == {"docstring_body", "fill_middle", "question_code"}  # the body is asked for once
+    (bare,) = build_code_pairs(tmp_path, ["signature_body"])
+    assert code_in(bare.prompt) == "def double(self, items):"
+    assert bare.answer == pairs["docstring_body"].answer
+    question = pairs["question_code"]
+    assert question.prompt == "Write the Python function `double`.\n\nReturn the double of items."
+    assert question.answer == f"```python\ndef double(self, items):\n{bare.answer}\n```"
+    whole = reassembled(pairs["docstring_body"])
+    assert reassembled(pairs["fill_middle"]) == whole
+    assert len(pairs["fill_middle"].answer.strip()) >= 20
+
+
+def test_functions_without_docstring_are_asked_for_their_body_in_a_tree(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(
+        "class A:\n    @property\n    def f(self):\n        # why\n        total = sum(self.values)\n"
+        "        return total / len(self.values)\n"
+    )
+    (pair,) = build_code_pairs(tmp_path)
+    assert (pair.kind, code_in(pair.prompt)) == ("signature_body", "def f(self):")
+    assert pair.answer.startswith("    # why\n    total")
+
+
+def test_generated_files_are_left_out(tmp_path: Path) -> None:
+    write_module(tmp_path, "rows_pb2", 2)
+    write_module(tmp_path, "made", 3)
+    made = tmp_path / "made.py"
+    made.write_text(f"# Generated by a tool. DO NOT EDIT.\n{made.read_text()}")
+    write_module(tmp_path, "kept", 4)
+    assert [pair.name for pair in build_code_pairs(tmp_path)] == ["kept"]
+
+
+def without_doc(function: ast.FunctionDef) -> list[str]:
+    """What it does; a method's doc moves to the margin with it."""
+    statements = function.body[1:] if ast.get_docstring(function) else function.body
+    return [ast.dump(statement) for statement in [function.args, *statements]]
+
+
+names = st.sampled_from(["alpha", "beta", "gamma", "delta_value", "epsilon_total"])
+simple = st.builds(
+    "{} = {}".format, names, st.sampled_from(["1", "len(items)", "'a\\n'", "(2,\n3)", '"""x\ny"""'])
+)
+statements = st.recursive(
+    simple | st.just("# a remark") | st.just(""),
+    lambda inner: st.builds(
+        lambda head, lines: f"{head}\n" + indent("\n".join([*lines, "gamma += 1"]), "    "),
+        st.sampled_from(["for x in items:", "if alpha:", "while beta > 2:", "with open(gamma) as f:"]),
+        st.lists(inner, max_size=3),
+    ),
+    max_leaves=6,
+)
+docs = st.sampled_from(["", '"""Say what it does, in words."""', "'''Two\n\n    lines of it.\n    '''"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    bodies=st.lists(st.tuples(docs, st.lists(statements, min_size=1, max_size=5)), min_size=1, max_size=4),
+    in_class=st.booleans(),
+)
+def test_every_answer_reassembles_to_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory, bodies: list[tuple[str, list[str]]], in_class: bool
+) -> None:
+    functions = [
+        f"def f{number}(items, *, beta=2):\n"
+        + indent("\n".join([*([doc] if doc else []), *lines, f"return {number}"]), "    ")
+        for number, (doc, lines) in enumerate(bodies)
+    ]
+    source = "\n\n".join(functions)
+    if in_class:
+        source = "class Box:\n" + indent(source, "    ")
+    path = tmp_path_factory.mktemp("tree") / "a.py"
+    path.write_text(source)
+    ast.parse(source)
+    try:
+        pairs = build_code_pairs(path, ALL_KINDS)
+    except InvalidDataError:
+        return  # every body was too short
+    for pair in pairs:
+        (function,) = ast.parse(reassembled(pair)).body
+        assert isinstance(function, ast.FunctionDef)
+        original = next(
+            n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef) and n.name == pair.name
+        )
+        if pair.kind in ("fill_middle", "docstring_body") and '"""x' not in source:
+            assert without_doc(function) == without_doc(original)

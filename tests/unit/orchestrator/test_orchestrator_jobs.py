@@ -161,7 +161,7 @@ def test_a_source_tree_may_come_as_an_archive(rig: Rig, make: Any, name: str) ->
     good = rig.upload(make(["pkg/a.py", "README"]), filename=name)
     job = rig.post(JOBS, {**body, "training_file": good})
     assert rig.claim(job["id"])["training_path"].endswith(name.removeprefix("src"))
-    for names, said in ((["README"], "no Python file"), (["../../a.py"], "outside")):
+    for names, said in ((["README"], "no source file"), (["../../a.py"], "outside")):
         bad = rig.upload(make(names), filename=name)
         error = rig.post(JOBS, {**body, "training_file": bad}, status=400)["error"]
         assert said in error["message"]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from sage.tools.finetune.code_data import SOURCE_SUFFIXES, build_code_pairs
 from sage.tools.finetune.data.hub import is_hub_id
 from sage.tools.finetune.data.opening import is_parquet
 from sage.tools.finetune.data.sources import data_files
@@ -21,7 +22,6 @@ from sage_contracts.errors import InvalidDataError
 _SKIPPED_FOLDERS = frozenset(
     {"__pycache__", "node_modules", "site-packages", "dist-packages", "venv", "env", "build", "dist"}
 )
-_SOURCE_SUFFIX = ".py"
 _MAX_FILE_BYTES = 1_000_000
 _GIT_TIMEOUT_S = 30
 
@@ -50,7 +50,7 @@ def check(path: Path, task: Task, method: str = "sft") -> None:
         raise InvalidDataError(f"{path} cannot be read: you have no permission. Try `chmod u+r {path}`.")
     if path.stat().st_size == 0:
         raise InvalidDataError(f"{path} is empty: there is nothing to learn from.")
-    if method != "sft" or path.suffix not in (".zip", _SOURCE_SUFFIX):
+    if method != "sft" or path.suffix not in (".zip", *SOURCE_SUFFIXES):
         _check_rows(path, method)
 
 
@@ -75,7 +75,7 @@ def packed(path: Path, task: Task) -> Iterator[DataFile]:
 
 
 def source_files(folder: Path) -> list[Path]:
-    """The Python sources below a folder that are its own: what git would keep, where git can be asked."""
+    """The sources below a folder that are its own: what git would keep, where git can be asked."""
     listed = _listed_by_git(folder)
     candidates = listed if listed is not None else sorted(_walk(folder))
     return [file for file in candidates if _is_wanted(file, folder)]
@@ -87,14 +87,15 @@ def _check_folder(path: Path, task: Task, method: str) -> None:
     if method != "sft" or _holds_rows(path, task):
         _check_rows(path, method)
         return
-    if not source_files(path):
+    sources = source_files(path)
+    if not sources:
         raise InvalidDataError(
-            f"{path} holds no Python source (*.py). Give --data a folder with code in it,"
-            " or leave it out to learn from Python's own library."
+            f"{path} holds no source code ({', '.join(sorted(SOURCE_SUFFIXES))}). Give --data a folder with"
+            " code in it, or leave it out to learn from Python's own library."
         )
-    from sage.tools.finetune.code_data import build_code_pairs
-
-    build_code_pairs(path)
+    if all(file.suffix == ".py" for file in sources):
+        # The grammars of other languages are the trainer's: only there it is known what can be learned.
+        build_code_pairs(path)
 
 
 def _holds_rows(folder: Path, task: Task) -> bool:
@@ -143,7 +144,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _is_wanted(file: Path, folder: Path) -> bool:
     inside = file.relative_to(folder)
-    if file.suffix != _SOURCE_SUFFIX or any(
+    if file.suffix not in SOURCE_SUFFIXES or any(
         part in _SKIPPED_FOLDERS or part.startswith(".") for part in inside.parts
     ):
         return False

@@ -42,6 +42,8 @@ OomRung = Literal[
     "smaller_rank",
 ]
 """One remedy for too little memory; the effective batch is always kept."""
+CodeKind = Literal["docstring_body", "signature_body", "fill_middle", "question_code"]
+"""What is asked about a function of a source tree."""
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -112,6 +114,8 @@ class TrainingConfig(_HumanInput):
     gradient_checkpointing: bool = False
     lora: LoRAConfig = Field(default_factory=LoRAConfig)
 
+    code_kinds: list[CodeKind] = Field(default_factory=list)
+    """For the task `code` with source code. Empty: bodies only, of all functions of a tree."""
     validation_fraction: Fraction = 0.1
     max_train_rows: Annotated[int, Field(ge=0)] = 0
     """0 takes every row."""

@@ -45,8 +45,11 @@ def check_data(path: Path, filename: str, task: Task, method: str) -> None:
     outside = next((name for name in names if _points_outside(name)), None)
     if outside is not None:
         raise InvalidDataError(f"{filename} holds {outside!r}, which points outside of it: leave that out.")
-    if not any(name.endswith(".py") for name in names):
-        raise InvalidDataError(f"{filename} holds no Python file (*.py) to learn from.")
+    from sage.tools.finetune.code_data import SOURCE_SUFFIXES
+
+    if not any(PurePosixPath(name).suffix in SOURCE_SUFFIXES for name in names):
+        known = ", ".join(sorted(SOURCE_SUFFIXES))
+        raise InvalidDataError(f"{filename} holds no source file ({known}) to learn from.")
 
 
 def _zip_names(path: Path) -> list[str]:

@@ -79,19 +79,20 @@ def _rows(request: PreviewRequest, unusable: list[BadRow]) -> tuple[str, Iterato
 def _rows_of_file(path: Path, unusable: list[BadRow]) -> Iterator[ShownRow]:
     for row in load_rows(path):
         try:
-            yield row.number, _conversations(row, f"row {row.number} of {path.name}")
+            yield row.number, _conversations(row)
         except RowError as error:
             unusable.append(BadRow(row=row.number, field=error.field, reason=error.reason))
             if len(unusable) >= MAX_UNUSABLE:
                 return
 
 
-def _conversations(row: Row, origin: str) -> list[tuple[Conversation, str]]:
+def _conversations(row: Row) -> list[tuple[Conversation, str]]:
+    content = row.content()
     try:
-        return [(to_conversation(row.value, origin), "")]
+        return [(to_conversation(content, row.origin), "")]
     except RowError as error:
         try:
-            preference = to_preference(row.value, origin)
+            preference = to_preference(content, row.origin)
         except RowError as other:
             # The reason that is about the row, not about the method it is no data for.
             raise error if "method=sft" in other.reason else other from None

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from random import Random
 
-from sage.tools.finetune.code_data import CodePair, build_code_pairs, split_by_module
+from sage.tools.finetune.code_data import SOURCE_SUFFIXES, CodePair, build_code_pairs, split_by_module
 from sage.tools.finetune.data import Conversation, load_conversations
 from sage.tools.finetune.data.report import conversation_key
 from sage.tools.finetune.data.sources import data_files
@@ -58,7 +58,7 @@ def prepare(
     if path is None:
         splits = TASKS.get(config.task.value)(config)
     elif is_source_tree(config.task, path):
-        splits = _split_code(build_code_pairs(path), config, f"functions of {path}")
+        splits = _split_code(build_code_pairs(path, config.code_kinds), config, f"functions of {path}")
     else:
         splits = _from_files(config, path, validation_path)
     return _limited(splits, config)
@@ -66,9 +66,12 @@ def prepare(
 
 def is_source_tree(task: Task, path: Path) -> bool:
     """Whether a path means source code, to make rows of, and not rows."""
+    if task is not Task.CODE:
+        return False
     # Source trees often hold some JSON; folders of rows hold no code.
-    is_source = path.suffix == ".py" or (path.is_dir() and (any(path.rglob("*.py")) or not data_files(path)))
-    return task is Task.CODE and is_source
+    if path.is_dir():
+        return any(file.suffix in SOURCE_SUFFIXES for file in path.rglob("*")) or not data_files(path)
+    return path.suffix in SOURCE_SUFFIXES
 
 
 def _from_files(config: TrainingConfig, path: Path, validation_path: Path | None) -> Splits:
@@ -124,7 +127,9 @@ def _limited(splits: Splits, config: TrainingConfig) -> Splits:
 @TASKS.register("code")
 def _standard_library(config: TrainingConfig) -> Splits:
     version = ".".join(map(str, sys.version_info[:2]))
-    return _split_code(build_code_pairs(None), config, f"functions of Python {version}'s standard library")
+    return _split_code(
+        build_code_pairs(None, config.code_kinds), config, f"functions of Python {version}'s standard library"
+    )
 
 
 def _samples(config: TrainingConfig) -> Splits:
