@@ -10,7 +10,23 @@ import typer
 from sage_cli.commands import sweep as sweeps
 from sage_cli.groups import FastHelpGroup
 
-TaskName = Literal["code", "qa", "chat", "instruction", "custom"]
+TASK_NAMES = ("code", "qa", "chat", "instruction", "custom")
+_TASK_HELP = "What the model is for: code, qa, chat, instruction, custom, or a plug-in's task."
+
+
+def _known_task(name: str) -> str:
+    if name not in TASK_NAMES:
+        from sage_contracts.config import Task
+
+        try:
+            Task(name)  # a plug-in's
+        except ValueError:
+            raise typer.BadParameter(f"{name!r} is not one of {', '.join(TASK_NAMES)}") from None
+    return name
+
+
+TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help=_TASK_HELP, callback=_known_task)]
+TaskOption = Annotated[str, typer.Option("--task", metavar="TASK", help=_TASK_HELP, callback=_known_task)]
 
 ModelOption = Annotated[
     str, typer.Option("--model", help="Base model: a Hub id, a folder, a built-in name, or auto.")
@@ -49,7 +65,7 @@ app = typer.Typer(
 
 @app.command()
 def quickstart(
-    task: Annotated[TaskName, typer.Argument(help="What the model is for.")] = "code",
+    task: TaskArgument = "code",
     model: ModelOption = "auto",
     data: DataOption = None,
     name: NameOption = None,
@@ -74,7 +90,7 @@ def quickstart(
 
 @app.command()
 def start(
-    task: Annotated[TaskName, typer.Option("--task", help="What the model is for.")] = "custom",
+    task: TaskOption = "custom",
     auto: Annotated[
         bool, typer.Option("--auto", help="Choose model, preset and data by itself, and say which.")
     ] = False,
@@ -135,7 +151,7 @@ def preview(
     data: Annotated[
         Path | None, typer.Argument(metavar="FILE", help="Your data; otherwise the task's own.")
     ] = None,
-    task: Annotated[TaskName, typer.Option("--task", help="What the model is for.")] = "custom",
+    task: TaskOption = "custom",
     model: ModelOption = "auto",
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, max=1000, help="How many rows.")] = 3,
     max_length: Annotated[

@@ -10,15 +10,39 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sage_contracts.errors import UnknownPresetError
 
+TASKS_GROUP = "sage.finetune.tasks"
+"""Entry points of this group name the tasks that plug-ins bring."""
+
 
 class Task(StrEnum):
-    """What the tuned model is for; picks the data when the user gives none."""
+    """What the tuned model is for; picks the data when the user gives none. Plug-ins may bring more."""
 
     CODE = "code"
     QA = "qa"
     CHAT = "chat"
     INSTRUCTION = "instruction"
     CUSTOM = "custom"
+
+    @classmethod
+    def add(cls, name: str) -> Task:
+        """The task of that name, which from now on is one."""
+        if name in cls._value2member_map_:
+            return cls._value2member_map_[name]  # type: ignore[return-value]
+        task = str.__new__(cls, name)
+        task._name_, task._value_ = name.upper(), name
+        cls._value2member_map_[name] = task
+        return task
+
+    @classmethod
+    def _missing_(cls, value: object) -> Task | None:
+        from importlib.metadata import entry_points
+
+        # Pydantic asks here too: it knows only the members of when a model was defined.
+        if isinstance(value, str) and (
+            value in cls._value2member_map_ or value in entry_points(group=TASKS_GROUP).names
+        ):
+            return cls.add(value)
+        return None
 
 
 class PresetName(StrEnum):

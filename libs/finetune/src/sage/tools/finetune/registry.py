@@ -17,11 +17,20 @@ class Registry(Generic[T]):
     An entry point names either the thing itself or a module that registers things when imported.
     """
 
-    def __init__(self, kind: str, group: str, *, keeps_instances: bool = False) -> None:
-        """With `keeps_instances` a class that is registered stands for one object made of it."""
+    def __init__(
+        self,
+        kind: str,
+        group: str,
+        *,
+        keeps_instances: bool = False,
+        on_add: Callable[[str], object] = lambda name: None,
+    ) -> None:
+        """With `keeps_instances` a class that is registered stands for one object made of it; `on_add` is
+        told every new name."""
         self._kind = kind
         self._group = group
         self._keeps_instances = keeps_instances
+        self._on_add = on_add
         self._things: dict[str, T] = {}
         self._latest_first: tuple[tuple[str, T], ...] | None = None
         self._read_entry_points = False
@@ -70,5 +79,6 @@ class Registry(Generic[T]):
                 self._add(entry.name, loaded)
 
     def _add(self, name: str, thing: Any) -> None:
+        self._on_add(name)
         self._things[name] = thing() if self._keeps_instances and isinstance(thing, type) else thing
         self._latest_first = None

@@ -15,7 +15,7 @@ from sage.tools.finetune.data import Conversation, load_conversations
 from sage.tools.finetune.data.report import conversation_key
 from sage.tools.finetune.data.sources import data_files
 from sage.tools.finetune.registry import Registry
-from sage_contracts.config import Task, TrainingConfig
+from sage_contracts.config import TASKS_GROUP, Task, TrainingConfig
 from sage_contracts.errors import InvalidDataError
 
 SAMPLES_DIR = Path(__file__).parent / "samples"
@@ -41,7 +41,7 @@ class Splits:
 
 
 OwnData = Callable[[TrainingConfig], Splits]
-TASKS: Registry[OwnData] = Registry("task", "sage.finetune.tasks")
+TASKS: Registry[OwnData] = Registry("task", TASKS_GROUP, on_add=Task.add)
 """Task name -> the data it brings when the user gives none."""
 
 
