@@ -87,7 +87,21 @@ def test_a_job_from_file_to_model(rig: Rig) -> None:
     assert rig.get("/internal/models/resolve", name="pg")["id"] == "pg@1"
     found = rig.get("/v1/fine_tuning/jobs", **{"metadata[team]": "a"})["data"]
     assert [item["id"] for item in found] == [job["id"]]
-    assert len(rig.messages(job["id"])) == 4
+    assert rig.messages(job["id"])[-2:] == ["Started on w1, cpu", "New fine-tuned model created: pg@1"]
+
+
+def test_a_sweep_that_several_look_after_ends_once(rig: Rig) -> None:
+    body = {"model": "smollm2-135m", "sage": {"task": "code"}, "grid": {"lora.r": [4, 8]}}
+    sweep = rig.post("/v1/sage/sweeps", body)
+    for child in sweep["children"]:
+        rig.claim(child["job_id"])
+        rig.finish(child["job_id"], metrics={"eval_loss": 1.0})
+    assert at_once([rig.parts.sweeps.tend] * 4) == [None] * 4
+    ended = rig.get(f"/v1/sage/sweeps/{sweep['id']}")
+    assert (ended["status"], ended["fine_tuned_model"]) == ("succeeded", "code@1")
+    assert {card["id"] for card in rig.get("/v1/models")["data"] if card["id"].startswith("code@")} == {
+        "code@1"
+    }
 
 
 def test_of_many_workers_one_gets_the_job(rig: Rig) -> None:
