@@ -41,7 +41,7 @@ from sage_contracts.jobs import (
     JobStatus,
     SageJobInfo,
 )
-from sage_contracts.models import MergeJob, MergeRequest, MergeStatus, ModelCard, ModelInfo
+from sage_contracts.models import ExportFormat, MergeJob, MergeRequest, MergeStatus, ModelCard, ModelInfo
 from sage_contracts.paging import Deleted, ListPage
 from sage_contracts.status import PartStatus, StackStatus
 from sage_contracts.sweeps import CreateSweepRequest, Sweep, SweepChild, SweepStatus, grid_points
@@ -110,11 +110,17 @@ class FakeJob:
         self.say(f"Registered {job.fine_tuned_model}")
 
 
+EXPORTED = "finetune_output/code/versions/1/exports/ollama"
+PARITY = {"probes": 3, "same": 2, "top1": 0.97, "dtype": "q8_0"}
+
+
 @dataclass
 class State:
     jobs: dict[str, FakeJob] = field(default_factory=dict)
     files: dict[str, FileObject] = field(default_factory=dict)
     merges: dict[str, int] = field(default_factory=dict)
+    formats: dict[str, ExportFormat] = field(default_factory=dict)
+    """Of the merges."""
     sweeps: dict[str, Sweep] = field(default_factory=dict)
     swept: dict[str, str] = field(default_factory=dict)
     """The best job by the name of its sweep."""
@@ -369,19 +375,25 @@ def _add_models(app: FastAPI, state: State) -> None:
             raise InvalidRequestError("The CPU cannot merge in fp16.", param="dtype")
         merge_id = f"merge-{next(state.counter)}"
         state.merges[merge_id] = 0
+        state.formats[merge_id] = request.format
+        state.requests.append({"path": "merge body", "body": request.model_dump(mode="json")})
         return MergeJob(id=merge_id, model=name, status=MergeStatus.QUEUED, created_at=int(time.time()))
 
     @app.get("/v1/sage/merges/{merge_id}")
     def merge_job(merge_id: str) -> MergeJob:
         state.merges[merge_id] += 1
         is_done = state.merges[merge_id] >= 2
+        written = "finetune_output/code/merged_model" if state.formats[merge_id] == "safetensors" else None
         return MergeJob(
             id=merge_id,
             model="code@1",
             status=MergeStatus.SUCCEEDED if is_done else MergeStatus.RUNNING,
             phase="writing weights",
             created_at=int(time.time()),
-            merged_path="finetune_output/code/merged_model" if is_done else None,
+            format=state.formats[merge_id],
+            merged_path=written if is_done else None,
+            result_path=(written or EXPORTED) if is_done else None,
+            report={"parity": PARITY, "size_bytes": 269_000_000} if is_done else {},
         )
 
 

@@ -80,16 +80,23 @@ def test_an_adapter_is_merged_and_a_missing_one_is_named(folders: Rig) -> None:
     adapter = "finetune_output/code/versions/1/lora_weights"
     merge = folders.records.add_merge("merge-1", "code", "base_models/tiny", adapter, dtype="fp32")
     lost = folders.records.add_merge("merge-2", "lost", "base_models/tiny", "finetune_output/lost")
+    export = folders.records.add_merge("merge-3", "code", "base_models/tiny", adapter, format="ollama")
     folders.start_worker("sage_merger")
     folders.ring("merge-1", MERGE_TASK)
     folders.ring("merge-2", MERGE_TASK)
+    folders.ring("merge-3", MERGE_TASK)
 
-    folders.records.wait_for(lambda: merge.finishes and lost.finishes, MERGING_S)
+    folders.records.wait_for(lambda: merge.finishes and lost.finishes and export.finishes, MERGING_S)
 
     finish = merge.finishes[0]
     assert finish.outcome == "succeeded", finish.error_message
     assert finish.merged_path == "finetune_output/code/merged_model"
     assert (output / "merged_model/model.safetensors").is_file()
     assert finish.meta["parity"]["same"] == finish.meta["parity"]["probes"]
+    written = export.finishes[0]
+    assert written.merged_path == "finetune_output/code/exports/ollama", written.error_message
+    names = sorted(path.name for path in (output / "exports/ollama").iterdir())
+    assert names == ["Modelfile", "code-1-q8_0.gguf", "sage_export.json"]
+    assert written.meta["parity"]["dtype"] == "q8_0"
     assert lost.finishes[0].error_code == "model_not_found"
     assert "finetune_output/lost" in lost.finishes[0].error_message

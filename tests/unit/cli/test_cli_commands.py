@@ -45,7 +45,35 @@ def test_quickstart_shows_phases_figures_losses_and_both_answers(online: Sage, r
     assert merged.exit_code == 0
     assert "writing weights" in merged.output
     assert "finetune_output/code/merged_model" in merged.output
+    assert "2 of 3 questions" in merged.output
     assert online("finetune", "merge", "code", "--dtype", "fp16").exit_code == 2
+
+
+def test_an_export_asks_for_its_format_and_says_what_ollama_wants(
+    online: Sage, requests: Requests, tmp_path: Path
+) -> None:
+    online("finetune", "quickstart", "code")
+    folder = tmp_path / "home/finetune_output/code/versions/1/exports/ollama"
+    folder.mkdir(parents=True)
+    (folder / "Modelfile").write_text("FROM ./code-1-q8_0.gguf\n")
+    ran = online("finetune", "export", "code", "--format", "ollama")
+    assert ran.exit_code == 0, ran.output
+    assert f"ollama create code -f {folder}/Modelfile" in " ".join(ran.output.split())
+    assert requests("merge body")[-1]["body"]["format"] == "ollama"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--format", "hub"), "owner/name"),
+        (("--format", "zip", "--repo", "me/code"), "owner/name"),
+        (("--content", "adapter"), "zip and hub"),
+    ],
+)
+def test_an_export_that_cannot_be_meant_is_refused(online: Sage, words: tuple[str, ...], told: str) -> None:
+    ran = online("finetune", "export", "code", *words)
+    assert ran.exit_code == 2
+    assert told in ran.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from tests.fakes.orchestrator_rig import Rig
 
@@ -120,7 +122,7 @@ def claim_merge(rig: Rig, merge_id: str, *, status: int = 200) -> dict[str, obje
 
 
 def end_merge(
-    rig: Rig, merge_id: str, outcome: str, attempt: int = 1, *, status: int = 200, **fields: str
+    rig: Rig, merge_id: str, outcome: str, attempt: int = 1, *, status: int = 200, **fields: Any
 ) -> dict[str, object]:
     body = {"worker_id": "m1", "attempt": attempt, "outcome": outcome, **fields}
     answer: dict[str, object] = rig.post(f"/internal/merges/{merge_id}/finish", body, status=status)
@@ -143,6 +145,9 @@ def test_a_merge_from_request_to_record(rig: Rig) -> None:
         "output_dir": "finetune_output/code/versions/1",
         "link_path": "finetune_output/code/merged_model",
         "dtype": "fp16",
+        "format": "safetensors",
+        "content": "merged",
+        "repo": None,
     }
     claim_merge(rig, merge_id, status=409)
     rig.post(f"/internal/merges/{merge_id}/events", {"worker_id": "m1", "attempt": 1, "phase": "writing"})
@@ -163,6 +168,31 @@ def test_asked_twice_a_version_is_merged_once(rig: Rig) -> None:
     end_merge(rig, first, "failed", error_message="no room")
     assert rig.get(f"/v1/sage/merges/{first}")["error"] == "no room"
     assert merge(rig) != first
+
+
+def test_an_export_is_work_of_its_own_and_leaves_the_merge_alone(rig: Rig) -> None:
+    rig.train()
+    first = merge(rig, format="gguf-q8_0")
+    assert merge(rig, format="gguf-q8_0") == first
+    assert merge(rig, format="gguf-f16") != first
+    claim = claim_merge(rig, first)
+    assert (claim["format"], claim["link_path"]) == ("gguf-q8_0", None)
+    path = "finetune_output/code/versions/1/exports/gguf-q8_0/code-1-q8_0.gguf"
+    done = end_merge(rig, first, "succeeded", merged_path=path, meta={"parity": {"same": 3}})
+    assert (done["result_path"], done["merged_path"]) == (path, None)
+    assert done["report"] == {"parity": {"same": 3}}
+    assert rig.get("/v1/models/code@1")["sage"]["merged_path"] is None
+
+
+def test_what_a_repository_holds_is_part_of_the_wish(rig: Rig) -> None:
+    rig.train()
+    wish = {"format": "hub", "repo": "me/code", "content": "adapter"}
+    first = merge(rig, **wish)
+    assert merge(rig, **wish) == first
+    assert merge(rig, **wish | {"repo": "me/other"}) != first
+    assert claim_merge(rig, first)["repo"] == "me/code"
+    for wrong in ({"format": "hub"}, {"repo": "me/code"}, {"content": "adapter"}):
+        rig.post("/v1/sage/models/code/merge", wrong, status=400)
 
 
 def test_every_version_keeps_its_own_merge_and_the_newest_has_the_link(rig: Rig) -> None:

@@ -251,6 +251,31 @@ def merge(
     merge_command(name, dtype=dtype, timeout_s=timeout_s)
 
 
+@app.command()
+def export(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A tuned model: code, or code@3.")],
+    format_name: Annotated[
+        Literal["safetensors", "gguf-f16", "gguf-q8_0", "gguf-q4_k_m", "ollama", "zip", "hub"],
+        typer.Option("--format", help="What to write."),
+    ] = "gguf-q8_0",
+    content: Annotated[
+        Literal["merged", "adapter"], typer.Option("--content", help="What a zip or a repository holds.")
+    ] = "merged",
+    dtype: Annotated[
+        Literal["auto", "fp32", "fp16", "bf16"],
+        typer.Option("--dtype", help="Number format of weights in safetensors."),
+    ] = "auto",
+    repo: Annotated[str | None, typer.Option("--repo", help="Of the Hub: owner/name.")] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait.")] = 1800,
+) -> None:
+    """Write a tuned model for other programs: GGUF, Ollama, a zip, the Hub."""
+    from sage_cli.jobs.merge import export_command
+
+    export_command(
+        name, format_name=format_name, content=content, dtype=dtype, repo=repo, timeout_s=timeout_s
+    )
+
+
 @app.command("chat")
 def chat_with(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A tuned model: code, or code@3.")],

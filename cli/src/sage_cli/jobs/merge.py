@@ -1,39 +1,88 @@
-"""sage finetune merge."""
+"""sage finetune merge, and export."""
 
 from __future__ import annotations
 
 import time
-from typing import Literal
+from typing import Any, Literal
 
 import typer
+from pydantic import ValidationError
 
 from sage_cli import locate, render
 from sage_cli.client import Client
 from sage_cli.jobs import outcome
 from sage_cli.stack.updown import ensure_stack
-from sage_contracts.errors import ServiceUnavailableError, TrainingFailedError
-from sage_contracts.models import MergeJob, MergeRequest, MergeStatus
+from sage_contracts.errors import InvalidRequestError, ServiceUnavailableError, TrainingFailedError
+from sage_contracts.models import ExportContent, ExportFormat, MergeJob, MergeRequest, MergeStatus
 
 _POLL_S = 0.5
 
 
 def merge_command(name: str, *, dtype: Literal["auto", "fp32", "fp16", "bf16"], timeout_s: float) -> None:
-    ensure_stack()
+    merge = _carry_out(name, MergeRequest(dtype=dtype), timeout_s, doing="Merging")
     console = render.output()
+    render.line(console, "ok", f"Merged {merge.model}")
+    outcome.facts(console, [("files", _where(merge)), *_found(merge.report)])
+
+
+def export_command(
+    name: str,
+    *,
+    format_name: ExportFormat,
+    content: ExportContent,
+    dtype: Literal["auto", "fp32", "fp16", "bf16"],
+    repo: str | None,
+    timeout_s: float,
+) -> None:
+    try:
+        request = MergeRequest(dtype=dtype, format=format_name, content=content, repo=repo)
+    except ValidationError as error:
+        raise InvalidRequestError(
+            str(error.errors()[0]["msg"]).removeprefix("Value error, ") + "."
+        ) from error
+    merge = _carry_out(name, request, timeout_s, doing="Exporting")
+    console = render.output()
+    render.line(console, "ok", f"Exported {merge.model} as {merge.format}")
+    path = locate.home_root() / (merge.result_path or "")
+    where = str(path) if path.exists() else f"{merge.result_path} (in the stack's SAGE_HOME)"
+    rows = [("address", str(merge.report["url"]))] if "url" in merge.report else [("files", where)]
+    folder = path if path.is_dir() else path.parent
+    if (folder / "Modelfile").is_file():
+        rows.append(("Ollama", f"ollama create {merge.model.partition('@')[0]} -f {folder / 'Modelfile'}"))
+    rows += [("note", str(note)) for note in merge.report.get("notes", [])]
+    outcome.facts(console, [*rows, *_found(merge.report)])
+
+
+def _carry_out(name: str, request: MergeRequest, timeout_s: float, *, doing: str) -> MergeJob:
+    """Ask for it and wait. Raises: TrainingFailedError with the reason when it failed."""
+    ensure_stack()
     with Client.from_env() as client:
-        merge = client.merge(name, MergeRequest(dtype=dtype))
+        merge = client.merge(name, request)
         try:
-            with console.status(f"Merging {merge.model}"):
+            with render.output().status(f"{doing} {merge.model}"):
                 merge = _await(client, merge, timeout_s)
         except KeyboardInterrupt:
-            typer.echo(f"\nDetached: the merge of {merge.model} ({merge.id}) goes on without you.")
+            typer.echo(f"\nDetached: {doing.lower()} {merge.model} ({merge.id}) goes on without you.")
             raise typer.Exit(130) from None
     if merge.status is MergeStatus.FAILED:
-        raise TrainingFailedError(
-            f"The merge of {merge.model} failed: {merge.error or 'no reason was recorded'}"
+        raise TrainingFailedError(f"{doing} {merge.model} failed: {merge.error or 'no reason was recorded'}")
+    return merge
+
+
+def _found(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was measured of the result, for people."""
+    rows = []
+    if size := report.get("size_bytes"):
+        rows.append(("size", f"{size / 1e6:,.0f} MB"))
+    if parity := report.get("parity"):
+        rows.append(
+            (
+                "checked",
+                f"{parity['same']} of {parity['probes']} questions answered with the adapter's very words, "
+                f"{parity['top1']:.0%} of the words chosen alike ({parity['dtype']})",
+            )
         )
-    render.line(console, "ok", f"Merged {merge.model}")
-    outcome.facts(console, [("files", _where(merge))])
+    return rows
 
 
 def _where(merge: MergeJob) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sage_contracts.config import Task
 
@@ -62,12 +62,31 @@ class MergeStatus(StrEnum):
         return self in (MergeStatus.SUCCEEDED, MergeStatus.FAILED)
 
 
+ExportFormat = Literal["safetensors", "gguf-f16", "gguf-q8_0", "gguf-q4_k_m", "ollama", "zip", "hub"]
+"""`safetensors` is the plain merge; the others are written for programs that want something else."""
+ExportContent = Literal["merged", "adapter"]
+
+
 class MergeRequest(BaseModel):
     """POST /v1/sage/models/{name}/merge."""
 
     model_config = ConfigDict(extra="forbid")
 
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    """Of merged weights in safetensors; GGUF's formats name their own."""
+    format: ExportFormat = "safetensors"
+    content: ExportContent = "merged"
+    """What an archive or a repository holds."""
+    repo: str | None = None
+    """Of the Hub: `owner/name`."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> MergeRequest:
+        if (self.repo is None) == (self.format == "hub"):
+            raise ValueError("repo goes with the format hub, and hub needs one: owner/name")
+        if self.content == "adapter" and self.format not in ("zip", "hub"):
+            raise ValueError("content=adapter goes with the formats zip and hub")
+        return self
 
 
 class MergeJob(BaseModel):
@@ -80,5 +99,11 @@ class MergeJob(BaseModel):
     phase: str | None = None
     created_at: int
     finished_at: int | None = None
+    format: ExportFormat = "safetensors"
     merged_path: str | None = None
+    """Of a merge in safetensors, which is the version's from then on."""
+    result_path: str | None = None
+    """What was written, in whichever format; relative to SAGE_HOME."""
+    report: dict[str, Any] = Field(default_factory=dict)
+    """`parity`: adapter and result on the same questions; `size_bytes`; `notes`; `url` on the Hub."""
     error: str | None = None

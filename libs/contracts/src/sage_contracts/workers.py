@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sage_contracts.config import TrainingConfig
 from sage_contracts.jobs import EventLevel, JobMetrics
+from sage_contracts.models import ExportContent, ExportFormat
 
 TRAIN_TASK = "sage.train"
 TRAIN_QUEUE = "train"
@@ -129,6 +130,9 @@ class MergeClaim(_Wire):
     link_path: str | None = None
     """Relative to SAGE_HOME: a link to it that users look for; only the newest version gets one."""
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    format: ExportFormat = "safetensors"
+    content: ExportContent = "merged"
+    repo: str | None = None
 
 
 class MergeReport(_Wire):
@@ -146,6 +150,7 @@ class MergeFinish(_Wire):
     error_code: str | None = None
     error_message: str | None = None
     merged_path: str | None = None
+    """What was written, in whichever format; relative to SAGE_HOME."""
     meta: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -1,4 +1,4 @@
-"""The process that merges: `python -m sage_merger.child SPEC.json`.
+"""The process that merges and exports: `python -m sage_merger.child SPEC.json`.
 
 It says what happens on standard output (see messages.py); everything printed goes to the log. SIGTERM ends
 it, and so does the end of standard input (its parent is gone). What it writes appears whole or not at all.
@@ -11,15 +11,17 @@ import shutil
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, Any
 
 from pydantic import BaseModel
 
 from sage_contracts.errors import SageError, TrainingFailedError
 from sage_contracts.home import Home
+from sage_contracts.workers import MergeClaim
 from sage_merger.messages import ChildSpec, DoneMessage, FailedMessage, PhaseMessage
 from sage_servicekit.children import end_with_parent, take_stdout
 
@@ -29,9 +31,11 @@ class StopNow(BaseException):
 
 
 def merge(spec: ChildSpec, out: IO[str]) -> DoneMessage:
-    """Write `<output>/merged_model/`. Raises: SageError, StopNow."""
+    """Write `<output>/merged_model/`, or what is wished for into `<output>/exports/`.
+
+    Raises: SageError, StopNow.
+    """
     from sage.tools.finetune.base_models import resolve_base
-    from sage.tools.finetune.merging.merge import merge_adapter
 
     def phase(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -39,14 +43,36 @@ def merge(spec: ChildSpec, out: IO[str]) -> DoneMessage:
 
     home, claim = Home(Path(spec.home)), spec.claim
     base = resolve_base(claim.base_model, home.root, phase)
-    target = home.resolve(claim.output_dir) / "merged_model"
+    target = home.resolve(claim.output_dir) / folder_of(claim)
     for left in target.parent.glob(f".{target.name}.*"):  # of an attempt that was killed while it wrote
         shutil.rmtree(left, ignore_errors=True)
-    result = merge_adapter(base, home.resolve(claim.adapter_path), target, claim.dtype, phase)
+    path, found = write(base, home.resolve(claim.adapter_path), target, claim, phase)
     if claim.link_path:
-        point_link(home.resolve(claim.link_path), result.path)
-    meta = {"parity": asdict(result.parity), "size_bytes": result.size_bytes}
-    return DoneMessage(merged_path=home.relative(result.path), meta=meta)
+        point_link(home.resolve(claim.link_path), path)
+    return DoneMessage(merged_path=home.relative(path), meta=found)
+
+
+def folder_of(claim: MergeClaim) -> Path:
+    """Below the version's folder; each format has its own, which a later export replaces."""
+    if claim.format == "safetensors":
+        return Path("merged_model")
+    content = f"-{claim.content}" if claim.format in ("zip", "hub") else ""
+    return Path("exports") / f"{claim.format}{content}"
+
+
+def write(
+    base: Path, adapter: Path, target: Path, claim: MergeClaim, phase: Callable[[str], None]
+) -> tuple[Path, dict[str, Any]]:
+    """(what was written, what was found of it). Raises: SageError."""
+    from sage.tools.finetune.exporting.export import ExportWish, export_model
+    from sage.tools.finetune.merging.merge import merge_adapter
+
+    if claim.format == "safetensors":
+        merged = merge_adapter(base, adapter, target, claim.dtype, phase)
+        return merged.path, {"parity": asdict(merged.parity), "size_bytes": merged.size_bytes}
+    wish = ExportWish(claim.format, f"{claim.name}-{claim.version}", claim.dtype, claim.content, claim.repo)
+    found = asdict(export_model(base, adapter, target, wish, phase))
+    return found.pop("path"), {key: value for key, value in found.items() if value}
 
 
 def point_link(link: Path, target: Path) -> None:

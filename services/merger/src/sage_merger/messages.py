@@ -30,7 +30,7 @@ class PhaseMessage(_Said):
 class DoneMessage(_Said):
     kind: Literal["done"] = "done"
     merged_path: str
-    """Relative to SAGE_HOME."""
+    """What was written, relative to SAGE_HOME."""
     meta: dict[str, Any] = Field(default_factory=dict)
 
 

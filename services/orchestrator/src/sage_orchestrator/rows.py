@@ -143,9 +143,13 @@ class MergeRow(LeasedWork, Base):
     name: Mapped[str]
     version: Mapped[int]
     dtype: Mapped[str]
+    format: Mapped[str]
+    content: Mapped[str]
+    repo: Mapped[str | None]
     output_dir: Mapped[str]
     phase: Mapped[str | None]
-    merged_path: Mapped[str | None]
+    result_path: Mapped[str | None]
+    report: Mapped[Json | None]
     error: Mapped[str | None]
 
 

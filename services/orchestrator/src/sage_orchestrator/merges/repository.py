@@ -9,7 +9,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from sage_contracts.errors import NotFoundError
-from sage_contracts.models import MergeStatus
+from sage_contracts.models import MergeRequest, MergeStatus
 from sage_orchestrator.leases import guarded_update
 from sage_orchestrator.rows import MergeRow
 
@@ -23,11 +23,20 @@ def get(session: Session, merge_id: str, *, lock: bool = False) -> MergeRow:
     return row
 
 
-def unfinished(session: Session, name: str, version: int) -> MergeRow | None:
+def unfinished(
+    session: Session, name: str, version: int, request: MergeRequest | None = None
+) -> MergeRow | None:
+    """One under way for this version; with a request one that writes the same thing."""
     open_states = [status.value for status in MergeStatus if not status.is_terminal]
     query = select(MergeRow).where(
         MergeRow.name == name, MergeRow.version == version, MergeRow.status.in_(open_states)
     )
+    if request is not None:
+        query = query.where(
+            MergeRow.format == request.format,
+            MergeRow.content == request.content,
+            MergeRow.repo.is_not_distinct_from(request.repo),
+        )
     return session.scalar(query.limit(1))
 
 

@@ -1,4 +1,4 @@
-"""Merges of an adapter into its base: leased work like a job, only shorter."""
+"""Merges of an adapter into its base, and exports in other formats: leased work like a job, only shorter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from sage_contracts.errors import InvalidRequestError, NotYoursError
 from sage_contracts.home import Home
-from sage_contracts.models import MergeJob, MergeRequest, MergeStatus
+from sage_contracts.models import ExportFormat, MergeJob, MergeRequest, MergeStatus
 from sage_contracts.workers import ClaimRequest, MergeClaim, MergeFinish, MergeReport, ReportReply
 from sage_orchestrator.clock import Clock
 from sage_orchestrator.database import Database
@@ -20,6 +20,8 @@ from sage_orchestrator.merges import repository as merges
 from sage_orchestrator.models import repository as models
 from sage_orchestrator.models.service import ModelService
 from sage_orchestrator.rows import MergeRow
+
+PLAIN: ExportFormat = "safetensors"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class MergeService:
             version = self.models.find(session, model)
             # Also keeps two requests for one version apart.
             models.lock_name(session, version.name)
-            row = merges.unfinished(session, version.name, version.version)
+            row = merges.unfinished(session, version.name, version.version, request)
             if row is None:
                 # Beside its adapter: the next version must not replace what this one's merged_path names.
                 folder = self.home.finetune_output / version.name / "versions" / str(version.version)
@@ -52,6 +54,9 @@ class MergeService:
                     name=version.name,
                     version=version.version,
                     dtype=request.dtype,
+                    format=request.format,
+                    content=request.content,
+                    repo=request.repo,
                     output_dir=self.home.relative(folder),
                     status=MergeStatus.QUEUED.value,
                     created_at=now,
@@ -101,11 +106,14 @@ class MergeService:
                 output_dir=row.output_dir,
                 link_path=self._link_path(session, row),
                 dtype=row.dtype,
+                format=row.format,
+                content=row.content,
+                repo=row.repo,
             )
 
     def _link_path(self, session: Session, row: MergeRow) -> str | None:
         """The top of a model's folder shows its newest version."""
-        if models.lock_name(session, row.name).alias_version != row.version:
+        if row.format != PLAIN or models.lock_name(session, row.name).alias_version != row.version:
             return None
         return self.home.relative(self.home.finetune_output / row.name / "merged_model")
 
@@ -134,7 +142,7 @@ class MergeService:
             ):
                 raise NotYoursError(f"{merge_id}: attempt {finish.attempt} is over.")
             row = merges.get(session, merge_id)
-            if finish.merged_path and finish.outcome == "succeeded":
+            if finish.merged_path and finish.outcome == "succeeded" and row.format == PLAIN:
                 models.set_merged(session, row.name, row.version, finish.merged_path)
             job = to_object(row)
         self.wake()
@@ -146,7 +154,8 @@ def _values_of(finish: MergeFinish, now: float) -> dict[str, Any]:
         return {
             "status": MergeStatus.SUCCEEDED.value,
             "phase": None,
-            "merged_path": finish.merged_path,
+            "result_path": finish.merged_path,
+            "report": finish.meta,
             **ended_values(now),
         }
     if finish.outcome == "failed":
@@ -163,6 +172,9 @@ def to_object(row: MergeRow) -> MergeJob:
         phase=row.phase,
         created_at=int(row.created_at),
         finished_at=None if row.finished_at is None else int(row.finished_at),
-        merged_path=row.merged_path,
+        format=row.format,
+        merged_path=row.result_path if row.format == PLAIN else None,
+        result_path=row.result_path,
+        report=row.report or {},
         error=row.error,
     )

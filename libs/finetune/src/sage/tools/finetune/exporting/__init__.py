@@ -1,0 +1,1 @@
+"""Tuned models in the forms that other programs take: GGUF, Ollama, an archive, the Hub."""

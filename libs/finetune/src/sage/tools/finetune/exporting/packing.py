@@ -1,0 +1,54 @@
+"""A folder as one archive, or as a repository on the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
+
+from sage_contracts.errors import InvalidRequestError, ServiceUnavailableError
+
+_COMPRESSED = {".json", ".txt", ".md", ".jinja", ".model", ".py"}
+
+
+def zip_folder(folder: Path, target: Path) -> None:
+    """With the folder's name as the one entry at the top. Weights do not compress, so they are stored."""
+    with ZipFile(target, "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                method = ZIP_DEFLATED if path.suffix in _COMPRESSED else ZIP_STORED
+                archive.write(path, path.relative_to(folder.parent), compress_type=method)
+
+
+def push_to_hub(folder: Path, repo: str, *, token: str | None = None, endpoint: str | None = None) -> str:
+    """Create a private repository if need be, upload, and return its address.
+
+    Without `token` and `endpoint` huggingface_hub's own environment and login hold (HF_TOKEN, HF_ENDPOINT).
+    Raises: InvalidRequestError without a token or right; ServiceUnavailableError.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    token = token or get_token()
+    if not token:
+        raise InvalidRequestError(
+            "Pushing to the Hub needs a token that may write: set HF_TOKEN where the merger runs.",
+            param="repo",
+        )
+    try:
+        api = HfApi(endpoint=endpoint, token=token)
+        address = api.create_repo(repo, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload a model tuned with SAGE")
+    except HFValidationError as error:
+        raise InvalidRequestError(f"{repo!r} is no name of a repository: {error}", param="repo") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        if status in (401, 403):
+            raise InvalidRequestError(
+                f"The Hub does not let this token write to {repo} (HTTP {status}).", param="repo"
+            ) from error
+        raise ServiceUnavailableError(f"The Hub refused the upload to {repo}: {error}") from error
+    except Exception as error:  # httpx, DNS, proxies, offline mode: all mean the same to the user
+        raise ServiceUnavailableError(
+            f"The Hub could not be reached ({type(error).__name__}). Export a zip, or try again later."
+        ) from error
+    return str(address)

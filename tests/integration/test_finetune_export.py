@@ -1,0 +1,172 @@
+"""GGUF files, read back by transformers' own reader, say what the adapter says, or are not kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import pytest
+from tests.fakes.tiny_llama import make_adapter, make_model
+
+from sage.tools.finetune.exporting.export import ExportWish, export_model
+from sage.tools.finetune.gguf_import import convert_gguf
+from sage.tools.finetune.merging.tensor_files import stored_tensors
+from sage_contracts.errors import InvalidRequestError, TrainingFailedError
+
+# transformers' GGUF reader hands numpy's read-only memory to torch.
+pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapter(tmp_path_factory.mktemp("adapter") / "lora_weights", tiny_base)
+
+
+def make_qwen2(folder: Path, like: Path) -> Path:
+    """Biases on q, k and v, tied embeddings, and the tokenizer of the other."""
+    import torch
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(like)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        num_key_value_heads=1,
+        initializer_range=0.3,
+        tie_word_embeddings=True,
+        **shape,
+        **special,
+    )
+    model = Qwen2ForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias"):
+                parameter.normal_(std=0.3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("numbers", ["f16", "q8_0"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_a_gguf_file_says_what_the_adapter_says(
+    tiny_base: Path, adapter: Path, tmp_path: Path, architecture: str, numbers: Any
+) -> None:
+    base = tiny_base
+    if architecture == "qwen2":
+        base = make_qwen2(tmp_path / "qwen2", tiny_base)
+        adapter = make_adapter(tmp_path / "adapter", base)
+    out = tmp_path / "exports" / "gguf"
+
+    found = export_model(base, adapter, out, ExportWish(f"gguf-{numbers}", "code-1"))
+
+    assert found.parity is not None
+    assert found.parity.top1 > 0.8
+    assert found.parity.mean_kl < 0.1 * found.parity.base_kl
+    assert found.path == out / f"code-1-{numbers}.gguf"
+    assert {path.name for path in out.iterdir()} == {found.path.name, "Modelfile", "sage_export.json"}
+    assert "TEMPLATE" in (out / "Modelfile").read_text()
+    assert '\nPARAMETER stop "<|im_end|>"' in (out / "Modelfile").read_text()
+    assert json.loads((out / "sage_export.json").read_text())["parity"]["probes"] == 3
+
+
+def test_what_is_written_can_be_imported_again(tiny_base: Path, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, pre_tokenizers
+    from transformers import AutoTokenizer
+
+    base = make_model(tmp_path / "base", seed=4)
+    rules = Tokenizer.from_file(str(base / "tokenizer.json"))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    rules.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    rules.save(str(base / "tokenizer.json"))
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    settings["unk_token"] = "<|im_end|>"
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    adapter = make_adapter(tmp_path / "adapter", base, rank=2)
+    gguf = export_model(base, adapter, tmp_path / "gguf", ExportWish("gguf-f16", "code-1")).path
+    again = tmp_path / "again"
+    again.mkdir()
+
+    convert_gguf(gguf, again)
+
+    merged = tmp_path / "zip"
+    export_model(base, adapter, merged, ExportWish("zip", "code-1", dtype="bf16"))
+    with ZipFile(merged / "code-1-merged.zip") as archive:
+        archive.extractall(tmp_path)
+    left, right = stored_tensors(again), stored_tensors(tmp_path / "code-1")
+    assert left.keys() == right.keys()
+    for name in left:
+        # Rounded to fp16 and from there to bf16, or to bf16 at once.
+        assert abs(left[name].read() - right[name].read()).max() <= 2**-7 * abs(right[name].read()).max()
+    text = "x = 1234  # naïve 你好\n"
+    assert AutoTokenizer.from_pretrained(again)(text) == AutoTokenizer.from_pretrained(base)(text)
+
+
+def test_llama_3s_positions_are_scaled_as_transformers_scales_them(tmp_path: Path) -> None:
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 10_000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    base = make_model(tmp_path / "base", rope_parameters=rope)
+    from gguf import GGUFReader
+    from transformers import AutoModelForCausalLM
+
+    from sage.tools.finetune.exporting.gguf_model import write_gguf
+    from sage.tools.finetune.merging.weights import merged_weights
+
+    adapter = make_adapter(tmp_path / "adapter", base)
+    write_gguf(merged_weights(base, adapter), base, tmp_path / "x.gguf", "f16", name="x")
+
+    written = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "x.gguf").tensors}
+    factors = written["rope_freqs.weight"].data
+    scaled = AutoModelForCausalLM.from_pretrained(base).model.rotary_emb.inv_freq.numpy()
+    plain = 10_000.0 ** -(2 * __import__("numpy").arange(16) / 32)
+    assert abs(plain / factors - scaled).max() < 1e-6 < abs(plain - scaled).max()
+
+
+def test_a_file_that_went_bad_is_not_kept(tiny_base: Path, adapter: Path, tmp_path: Path) -> None:
+    def damage(phase: str) -> None:
+        if phase == "asking the adapter":
+            (file,) = tmp_path.glob(".gguf.*/*.gguf")
+            from gguf import GGUFReader
+
+            tensor = next(t for t in GGUFReader(file).tensors if t.name == "blk.1.attn_v.weight")
+            with file.open("r+b") as stream:
+                stream.seek(tensor.data_offset)
+                stream.write(bytes(tensor.n_bytes))
+
+    with pytest.raises(TrainingFailedError, match="not kept"):
+        export_model(tiny_base, adapter, tmp_path / "gguf", ExportWish("gguf-q8_0", "code-1"), damage)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_adapter_is_zipped_as_it_is(tiny_base: Path, adapter: Path, tmp_path: Path) -> None:
+    found = export_model(tiny_base, adapter, tmp_path / "zip", ExportWish("zip", "code-1", content="adapter"))
+    assert found.parity is None
+    with ZipFile(found.path) as archive:
+        assert "code-1/adapter_model.safetensors" in archive.namelist()
+
+
+def test_a_model_that_gguf_is_not_written_for_is_named(
+    tiny_base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    base = make_model(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"model_type": "gemma"}))
+    with pytest.raises(InvalidRequestError, match="gemma"):
+        export_model(base, adapter, tmp_path / "out", ExportWish("gguf-f16", "code-1"))
+    (base / "config.json").write_text(json.dumps(config))
+    tokenizer = json.loads((base / "tokenizer.json").read_text())
+    tokenizer["pre_tokenizer"] = {"type": "Whitespace"}
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(InvalidRequestError, match="splits text"):
+        export_model(base, adapter, tmp_path / "out", ExportWish("gguf-f16", "code-1"))
+    assert not (tmp_path / "out").exists()
