@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import sys
 import tarfile
 import time
 import zipfile
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 from tests.fakes.orchestrator_rig import Rig, open_rig, rows
 
 from sage_contracts.home import Home
@@ -94,6 +97,34 @@ def test_preference_methods_need_no_file(rig: Rig) -> None:
     job = rig.post(JOBS, {"model": "smollm2-135m", "method": {"type": "dpo"}})
     assert (job["training_file"], job["sage"]["task"]) == ("builtin:preferences", "custom")
     assert rig.job(job["id"])["method"]["type"] == "dpo"
+
+
+CSV = "question,answer\n什么是网关？,入口\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "filename"),
+    [
+        (CSV, "rows.csv"),
+        (CSV.replace(b",", b"\t"), "rows.tsv"),
+        (CSV.decode().encode("utf-16"), "excel.csv"),
+        (gzip.compress(CSV), "rows.csv.gz"),
+        (zstandard.compress(rows(2)), "rows.jsonl.zst"),
+    ],
+)
+def test_tables_and_compressed_files_are_read_here_too(rig: Rig, content: bytes, filename: str) -> None:
+    file_id = rig.upload(content, filename=filename)
+    job = rig.post(JOBS, {"model": "smollm2-135m", "training_file": file_id})
+    assert job["status"] == "queued"
+    assert rig.claim(job["id"])["training_path"].endswith(filename.partition(".")[2])
+
+
+def test_parquet_is_refused_where_it_cannot_be_read(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # the orchestrator's image has none
+    file_id = rig.upload(b"PAR1" + bytes(20) + b"PAR1", filename="rows.parquet")
+    error = rig.post(JOBS, {"model": "smollm2-135m", "training_file": file_id}, status=400)["error"]
+    assert error["code"] == "invalid_training_file"
+    assert "Convert it to JSON Lines, or use `sage finetune start --data`" in error["message"]
 
 
 def test_the_validation_file_is_checked_too(rig: Rig) -> None:

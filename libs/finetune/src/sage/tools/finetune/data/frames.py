@@ -6,7 +6,7 @@ For counting only; what a model is trained on is rendered by the engine, from th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sage.tools.finetune.data.conversation import Message
 
@@ -16,6 +16,15 @@ Template = Callable[[Sequence[Any], Any], str]
 """(messages, tools) -> text. May raise."""
 
 _CACHED_SEQUENCES = 4096
+_PAD = "\u2003"
+"""White space that no template has of its own: what is left of it tells which ends are trimmed."""
+_TRIMS: dict[tuple[bool, bool], Callable[[str], str]] = {
+    (True, True): str,
+    (True, False): str.rstrip,
+    (False, True): str.lstrip,
+    (False, False): str.strip,
+}
+"""By whether white space before and after a content is kept."""
 
 
 def plain_frame(messages: Sequence[Any], tools: Any) -> str:
@@ -23,23 +32,33 @@ def plain_frame(messages: Sequence[Any], tools: Any) -> str:
     return "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
 
 
+class Slot(NamedTuple):
+    """Where a turn's content goes: what the template puts before it, and what it takes off its ends."""
+
+    before: str
+    trim: Callable[[str], str]
+
+
+class Frame(NamedTuple):
+    slots: list[Slot]
+    end: str
+
+
 class Frames:
     """Renders by putting contents between the pieces that the template puts around them."""
 
     def __init__(self, template: Template = plain_frame) -> None:
         self._template = template
-        self._pieces: dict[tuple[str, ...], list[str] | None] = {}
-        marked = template([{"role": "user", "content": " x "}], None)
-        self._is_stripped = " x " not in marked
+        self._frames: dict[tuple[str, ...], Frame | None] = {}
 
     def render(self, messages: Sequence[Message], tools: Any) -> str:
-        pieces = None if tools or _is_special(messages) else self._pieces_of(messages)
-        if pieces is None:
+        frame = self._frame_of(messages, tools)
+        if frame is None:
             return self._render_whole(messages, tools)
-        parts = [pieces[0]]
-        for message, piece in zip(messages, pieces[1:], strict=True):
-            parts += (self._content(message), piece)
-        return "".join(parts)
+        parts: list[str] = []
+        for (before, trim), message in zip(frame.slots, messages, strict=True):
+            parts += (before, trim(message["content"]))
+        return "".join([*parts, frame.end])
 
     def answers(self, messages: Sequence[Message], tools: Any) -> list[Span]:
         """Where the assistant's words are in what `render` gives."""
@@ -47,7 +66,8 @@ class Frames:
         spans: list[Span] = []
         at = 0
         for message in messages:
-            content = self._content(message)
+            # Also without white space at its ends, which the template may have taken off.
+            content = message["content"].strip()
             start = text.find(content, at)
             if start < 0:
                 continue
@@ -56,31 +76,34 @@ class Frames:
                 spans.append((start, at))
         return spans
 
-    def _content(self, message: Message) -> str:
-        return message["content"].strip() if self._is_stripped else message["content"]
-
-    def _pieces_of(self, messages: Sequence[Message]) -> list[str] | None:
+    def _frame_of(self, messages: Sequence[Message], tools: Any) -> Frame | None:
+        if tools or _is_special(messages):
+            return None
         roles = tuple([message["role"] for message in messages])
-        if roles not in self._pieces:
-            if len(self._pieces) >= _CACHED_SEQUENCES:
-                self._pieces.clear()
-            self._pieces[roles] = self._split(roles)
-        return self._pieces[roles]
+        if roles not in self._frames:
+            if len(self._frames) >= _CACHED_SEQUENCES:
+                self._frames.clear()
+            self._frames[roles] = self._take_apart(roles)
+        return self._frames[roles]
 
-    def _split(self, roles: Sequence[str]) -> list[str] | None:
+    def _take_apart(self, roles: Sequence[str]) -> Frame | None:
+        """None where the template does something else with contents than to put them somewhere."""
         marks = [f"\ue000{number}\ue001" for number in range(len(roles))]
-        turns = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+        turns = [{"role": r, "content": f"{_PAD}{mark}{_PAD}"} for r, mark in zip(roles, marks, strict=True)]
         try:
             rest = self._template(turns, None)
         except Exception:  # a template raises what its author liked
             return None
-        pieces = []
+        slots = []
         for mark in marks:
-            piece, found, rest = rest.partition(mark)
+            before, found, rest = rest.partition(mark)
             if not found:
                 return None
-            pieces.append(piece)
-        return [*pieces, rest] if "\ue000" not in "".join([*pieces, rest]) else None
+            trim = _TRIMS[before.endswith(_PAD), rest.startswith(_PAD)]
+            slots.append(Slot(before.removesuffix(_PAD), trim))
+            rest = rest.removeprefix(_PAD)
+        is_plain = "\ue000" not in rest and not any("\ue000" in slot.before for slot in slots)
+        return Frame(slots, rest) if is_plain else None
 
     def _render_whole(self, messages: Sequence[Message], tools: Any) -> str:
         try:

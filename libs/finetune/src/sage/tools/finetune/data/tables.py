@@ -60,7 +60,7 @@ def parquet_rows(path: Path, name: str) -> Iterator[Found]:
     except ImportError as error:
         raise InvalidDataError(
             f"{name} is a Parquet file, which cannot be read here: pyarrow is not installed. Convert it to "
-            "JSON Lines, or use `sage finetune start --data` where pyarrow is: it converts before the upload."
+            "JSON Lines, or use `sage finetune start --data` on a machine with pyarrow: it converts."
         ) from error
     with TemporaryFile() as plain:
         # Parquet is read from its end; a compressed file has to be unpacked for that.

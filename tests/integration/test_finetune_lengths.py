@@ -1,0 +1,103 @@
+"""The lengths that validation counts are those of the tokenizer's own template; and it is flat in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.fakes.chat_templates import FAMILIES, make_tokenizer
+
+from sage.tools.finetune.data.tokenizer_files import length_counter
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+TALK = [
+    {"role": "user", "content": " One? <|im_end|> "},
+    {"role": "assistant", "content": "Yes, one.\n"},
+    {"role": "user", "content": "Two? 二"},
+    {"role": "assistant", "content": "Two it is."},
+]
+TOOL = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
+}
+CALL = {"id": "call00001", "type": "function", "function": {"name": "weather", "arguments": {"city": "Osló"}}}
+TOOL_TALK = [
+    TALK[0],
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "-4", "tool_call_id": "call00001"},
+    TALK[3],
+]
+ROWS = 120_000
+BAD_EVERY = 3
+MAX_GROWTH_BYTES = 60 << 20
+
+_MEASURED = """
+import sys
+from pathlib import Path
+from sage_cli.jobs.validate import validate_command
+
+def memory_bytes(of):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(of)).split()[1]) * 1024
+
+before = memory_bytes("VmRSS")
+try:
+    validate_command(Path(sys.argv[1]), max_length=1024, model=None, method=None, as_json=True)
+finally:
+    print(memory_bytes("VmHWM") - before, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_row_is_as_long_as_its_template_makes_it(tmp_path: Path, name: str, is_marked: bool) -> None:
+    family = FAMILIES[name]
+    tokenizer = make_tokenizer(family)
+    tokenizer.chat_template = family.marked if is_marked else family.unmarked
+    tokenizer.save_pretrained(tmp_path)
+    rows: list[tuple[list[Any], Any]] = [(TALK, None), (TALK[:2], None), ([SYSTEM, *TALK], None)]
+    rows += [(TOOL_TALK, [TOOL])]
+    told = 0
+    for messages, tools in rows:
+        try:
+            text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+        except Exception:  # Gemma, say, knows no tools
+            continue
+        told += 1
+        counter = length_counter(str(tmp_path), tmp_path, 4)
+        counter.add(messages, tools)
+        report = counter.report()
+        assert report is not None
+        assert report.total == len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        assert (report.is_estimate, report.too_long) == (False, 1)
+    assert told >= 2
+
+
+def test_many_rows_good_and_bad_need_no_more_memory_than_few(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with path.open("w") as stream:
+        for n in range(ROWS):
+            answer = "" if n % BAD_EVERY == 0 else f"answer {n} " * 20
+            stream.write(json.dumps({"question": f"question {n}", "answer": answer}) + "\n")
+    with (tmp_path / "out.json").open("w") as out:
+        ran = subprocess.run(
+            [sys.executable, "-c", _MEASURED, str(path)],
+            env=os.environ | {"SAGE_HOME": str(tmp_path)},
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+    told = json.loads((tmp_path / "out.json").read_text())
+    assert (told["rows"], len(told["bad"]), told["empty_answers"]) == (
+        ROWS,
+        ROWS // BAD_EVERY,
+        ROWS // BAD_EVERY,
+    )
+    growth = int(next(line for line in ran.stderr.splitlines() if line.strip().isdecimal()))
+    assert growth < MAX_GROWTH_BYTES
