@@ -12,6 +12,7 @@ from typing import Any
 from sage.tools.finetune.batching import Schedule, micro_batches
 from sage.tools.finetune.callbacks import CheckpointInfo, StepMetrics, StopMode, TrainingCallback
 from sage.tools.finetune.checkpoints import Checkpoints, RunState
+from sage.tools.finetune.distributed.team import ALONE, Team
 from sage.tools.finetune.hardware import peak_memory_bytes
 from sage.tools.finetune.learning_rate import rate_factor
 from sage.tools.finetune.losses import LossFunction
@@ -50,6 +51,8 @@ class TrainingLoop:
     """Rows per forward pass; None: as many as the tokens allow."""
     scaler: Any = None
     """Loss scaling, for fp16 only."""
+    team: Team = ALONE
+    """The processes that share every step."""
     last_metrics: StepMetrics | None = None
     _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=RATE_WINDOW))
 
@@ -89,15 +92,20 @@ class TrainingLoop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_share"]
 
+        self.team.begin_step(self.config.seed, self.state.step)
+        lengths = [len(row.ids) for row in rows]
         summed = 0.0
-        for group in micro_batches([len(row.ids) for row in rows], self.token_budget, self.rows_at_once):
+        for group in self.team.share(micro_batches(lengths, self.token_budget, self.rows_at_once), lengths):
             if self.callbacks.should_stop() == "stop":
                 raise RunStopped("stop")
+            if not group:
+                continue
             loss = self.loss([rows[index] for index in group])
             summed += loss.item()
             # Every label token of the effective batch weighs the same, however the batch is cut up.
             mean = loss / labels
             (self.scaler.scale(mean) if self.scaler else mean).backward()
+        summed = self.team.total(summed)
         if not isfinite(summed):
             raise TrainingFailedError(
                 f"The loss became {summed} in step {self.state.step + 1}. Lower learning_rate "
@@ -114,10 +122,11 @@ class TrainingLoop:
     def _update(self) -> None:
         from torch.nn.utils import clip_grad_norm_
 
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.team.sum_gradients(trained)
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         if self.config.max_grad_norm > 0:
-            trained = [p for p in self.model.parameters() if p.requires_grad]
             clip_grad_norm_(trained, self.config.max_grad_norm)
         if self.scaler:
             self.scaler.step(self.optimizer)

@@ -15,7 +15,10 @@ from sage.tools.finetune.batching import Schedule
 from sage.tools.finetune.callbacks import CallbackList, ConsoleProgress, StopMode, TrainingCallback
 from sage.tools.finetune.checkpoints import Checkpoints, RunState
 from sage.tools.finetune.climbing import Climb, forget_rungs
-from sage.tools.finetune.hardware import wait_politely
+from sage.tools.finetune.distributed.messages import RankSpec
+from sage.tools.finetune.distributed.ranks import ranks_for, run_ranks
+from sage.tools.finetune.distributed.team import ALONE, Team
+from sage.tools.finetune.hardware import has_cuda, wait_politely
 from sage.tools.finetune.loop import RunStopped, TrainingLoop, held_out_loss
 from sage.tools.finetune.outputs import OutputLayout, package_versions
 from sage.tools.finetune.registry import Registry
@@ -94,12 +97,22 @@ class LoRATrainer:
                 self._config, layout.checkpoints, self._run_id, resume=self._resume, taken=self._rungs
             )
             return climb.survive(
-                lambda config, resume: _run_kind(config)(
-                    self, config, layout, tell, climb, resume=resume
-                ).go(),
+                lambda config, resume: self._attempt(config, layout, tell, climb, resume=resume),
                 tell,
                 resume=self._resume,
             )
+
+    def _attempt(
+        self, config: TrainingConfig, layout: OutputLayout, tell: CallbackList, climb: Climb, *, resume: bool
+    ) -> TrainResult:
+        size = ranks_for(config)
+        if size == 1:
+            return _run_kind(config)(self, config, layout, tell, climb, resume=resume).go()
+        spec = RankSpec(
+            self._config, climb.taken, self._home, self._training_path, self._validation_path, resume,
+            self._run_id, is_cpu=not has_cuda(),
+        )  # fmt: skip
+        return run_ranks(spec, size, tell)
 
 
 def _run_kind(config: TrainingConfig) -> type[Run]:
@@ -112,6 +125,9 @@ def _run_kind(config: TrainingConfig) -> type[Run]:
 
 class Run:
     """One call of `train`: the parts in the order they happen."""
+
+    team: Team = ALONE
+    """The processes that train together; the first of them writes and tells."""
 
     def __init__(
         self,
@@ -156,8 +172,9 @@ class Run:
         schedule = Schedule(
             len(train), config.effective_batch_size, config.num_train_epochs, config.max_steps, config.seed
         )
-        checkpoints = Checkpoints(layout.checkpoints, self._fingerprint(splits, base, schedule))
+        checkpoints = self._checkpoints(self._fingerprint(splits, base, schedule))
         state = self._starting_state(checkpoints, parts)
+        self.team.begin(parts.model)
         loss = parts.loss(train)
         layout.write_config(config)
         with curves(layout.logs, config, state.step, tell) as told:
@@ -168,7 +185,7 @@ class Run:
             told.on_phase("training", f"{schedule.total_steps} steps of {config.effective_batch_size} rows")
             loop = TrainingLoop(
                 parts.model, loss, parts.optimizer, train, schedule, config, parts.token_budget, told,
-                checkpoints, state, parts.device, parts.rows_at_once, parts.scaler,
+                checkpoints, state, parts.device, parts.rows_at_once, parts.scaler, self.team,
             )  # fmt: skip
             stopped = loop.run()
             if stopped:
@@ -185,6 +202,9 @@ class Run:
         return TrainResult(
             layout.root, layout.adapter, None, base, state.base_eval_loss, eval_loss, metrics, meta
         )
+
+    def _checkpoints(self, fingerprint: dict[str, Any]) -> Checkpoints:
+        return Checkpoints(self._layout.checkpoints, fingerprint)
 
     def _starting_state(self, checkpoints: Checkpoints, parts: RunParts) -> RunState:
         if not self._resume:
@@ -252,6 +272,7 @@ class Run:
             "held_out_rows": rows[1],
             "truncated_rows": parts.renderer.stats.truncated,
             "dropped_rows": parts.renderer.stats.dropped,
+            "devices": self.team.size,
             "oom_rungs": [{"name": rung.name, "change": rung.change} for rung in self._climb.rungs],
             "device": parts.device,
             "precision": parts.precision,

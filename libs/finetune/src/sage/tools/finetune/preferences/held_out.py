@@ -34,6 +34,11 @@ class HeldOut:
         self._parts = _parts(rows)
         self._of_base: Thoughts | None = None
 
+    @property
+    def unit(self) -> str:
+        """What its rows are, for people."""
+        return "answers" if self._is_desirable else "pairs"
+
     def __len__(self) -> int:
         return len(next(iter(self._parts.values())))
 

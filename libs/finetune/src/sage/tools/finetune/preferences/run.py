@@ -61,7 +61,7 @@ class PreferenceRun(Run):
         tuned = None
         with curves(layout.logs, config, state.step, tell) as told:
             if state.step == 0 and len(held):
-                told.on_phase("base_eval", f"Held-out preferences of the base: {len(held)} answers or pairs")
+                told.on_phase("base_eval", f"{len(held)} held-out {held.unit} and the base")
                 state.take_base(held.base(told))
                 told.on_eval("base", state.base_eval_loss or 0.0)
             told.on_phase("training", f"{schedule.total_steps} steps of {config.effective_batch_size} rows")
@@ -69,7 +69,7 @@ class PreferenceRun(Run):
             self._steps(parts, train, schedule, progress, newest, state)
             if progress.stopped:
                 return TrainResult(layout.root, None, progress.stopped, base, state.base_eval_loss)
-            told.on_phase("eval", f"Held-out preferences of the tuned model: {len(held)} answers or pairs")
+            told.on_phase("eval", f"{len(held)} held-out {held.unit} and the tuned model")
             if len(held):
                 tuned = held.tuned(told)
                 told.on_eval("tuned", tuned.loss)

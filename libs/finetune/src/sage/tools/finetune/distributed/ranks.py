@@ -1,0 +1,163 @@
+"""Starts a process per device, passes on what the first one tells, and ends all when one is lost."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING
+
+from sage.tools.finetune.callbacks import TrainingCallback
+from sage.tools.finetune.distributed.messages import Failed, RankSpec, Told, Wish
+from sage.tools.finetune.hardware import has_cuda, physical_cores
+from sage_contracts.config import TrainingConfig
+from sage_contracts.errors import InvalidRequestError, TrainingFailedError, all_errors
+
+if TYPE_CHECKING:
+    from sage.tools.finetune.trainer import TrainResult
+
+_POLL_S = 0.1
+"""How often callbacks are asked whether to stop."""
+_LAST_WORDS_S = 5.0
+"""How long the others may take to say why, once one has died: the first to die is seldom the one to blame."""
+_EXIT_S = 60.0
+
+
+def ranks_for(config: TrainingConfig) -> int:
+    """How many processes a run takes. Raises: InvalidRequestError for more devices than there are."""
+    if config.distributed == "off" or config.method != "sft":
+        return 1
+    if not has_cuda():
+        return max(1, config.num_devices) if config.distributed == "ddp" else 1
+    import torch
+
+    visible = int(torch.cuda.device_count())
+    if config.num_devices > visible:
+        raise InvalidRequestError(
+            f"num_devices is {config.num_devices}, but the trainer sees {visible}. Lower it, or name more in "
+            "CUDA_VISIBLE_DEVICES.",
+            param="num_devices",
+        )
+    return config.num_devices or max(1, visible)
+
+
+def run_ranks(spec: RankSpec, size: int, tell: TrainingCallback) -> TrainResult:
+    """Train in `size` processes; their result. None of them outlives this call.
+
+    Raises: what the run raises; TrainingFailedError when a process is lost.
+    """
+    port = _free_port()
+    ranks: list[_Rank] = []
+    try:
+        for rank in range(size):
+            ranks.append(_Rank(spec, rank, size, port))
+        return _watch(ranks, tell)
+    finally:
+        for rank_process in ranks:
+            rank_process.end()
+
+
+class _Rank:
+    """One process and our end of its pipe."""
+
+    def __init__(self, spec: RankSpec, rank: int, size: int, port: int) -> None:
+        self.rank = rank
+        self.pipe, theirs = Pipe()
+        command = [sys.executable, "-m", "sage.tools.finetune.distributed", str(theirs.fileno())]
+        env = {**os.environ, **_environment(rank, size, port, is_cpu=spec.is_cpu)}
+        try:
+            self.process = subprocess.Popen(
+                command, env=env, stdin=subprocess.DEVNULL, stdout=sys.__stderr__, pass_fds=[theirs.fileno()]
+            )
+        finally:
+            theirs.close()
+        self.pipe.send(spec)
+
+    def end(self) -> None:
+        """Its end of the pipe closes, which it does not survive; should it, it is killed."""
+        self.pipe.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(timeout=_EXIT_S)
+
+
+def _watch(ranks: Sequence[_Rank], tell: TrainingCallback) -> TrainResult:
+    by_pipe: dict[Connection, _Rank] = {rank.pipe: rank for rank in ranks}
+    failures: dict[int, Failed] = {}
+    lost: list[int] = []
+    wished, give_up_at = None, float("inf")
+    result: TrainResult | None = None
+    while by_pipe and time.monotonic() < give_up_at:
+        for pipe in wait(list(by_pipe), _POLL_S):
+            assert isinstance(pipe, Connection)
+            try:
+                said = pipe.recv()
+            except (EOFError, ConnectionError):
+                rank = by_pipe.pop(pipe)
+                if result is None or rank.rank in failures:
+                    lost.append(rank.rank)
+                    give_up_at = min(give_up_at, time.monotonic() + _LAST_WORDS_S)
+                continue
+            if isinstance(said, Told):
+                getattr(tell, said.name)(*said.arguments, **said.named)
+            elif isinstance(said, Failed):
+                failures[by_pipe[pipe].rank] = said
+            else:
+                result = said
+        if result is None and (wish := tell.should_stop()) and wish != wished:
+            wished = wish
+            _say(ranks[0], Wish(wish))
+        if result is not None:
+            return result
+    raise _failure(failures, lost, ranks)
+
+
+def _say(rank: _Rank, wish: Wish) -> None:
+    try:
+        rank.pipe.send(wish)
+    except OSError:
+        return  # it is gone, which the loop sees
+
+
+def _failure(failures: dict[int, Failed], lost: Sequence[int], ranks: Sequence[_Rank]) -> Exception:
+    explained = [failure for _, failure in sorted(failures.items()) if failure.code is not None]
+    if explained:
+        first = explained[0]
+        return all_errors().get(first.code or "", TrainingFailedError)(first.message, param=first.param)
+    silent = [rank for rank in lost if rank not in failures]
+    if silent:
+        code = ranks[silent[0]].process.poll()
+        return TrainingFailedError(
+            f"The training process of device {silent[0]} ended without a word (exit code {code}), and so the "
+            "others were ended too. The run can be resumed from its last checkpoint."
+        )
+    message = failures[min(failures)].message if failures else "no reason was given"
+    return TrainingFailedError(f"Training over {len(ranks)} devices failed: {message}")
+
+
+def _environment(rank: int, size: int, port: int, *, is_cpu: bool) -> dict[str, str]:
+    found = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if is_cpu:
+        asked = os.environ.get("OMP_NUM_THREADS", "")
+        threads = int(asked) if asked.isdigit() else physical_cores()
+        found["OMP_NUM_THREADS"] = str(max(1, threads // size))
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,128 @@
+"""Runs over two CPU processes: the same result as alone, one set of files, and one fate."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.integration.finetune_recorder import Recorder
+
+from sage.tools.finetune import LoRATrainer, StepMetrics, TrainingConfig, TrainResult
+from sage_contracts.errors import InvalidDataError, TrainingFailedError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "data.json"
+    rows = [{"question": f"Number {n}?", "answer": "always the same " * (1 + n % 4)} for n in range(24)]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def settings(base: Path, data: Path, output: Path, **changes: Any) -> TrainingConfig:
+    fields: dict[str, Any] = {
+        "model_name": str(base),
+        "data_path": str(data),
+        "output_dir": str(output),
+        "max_steps": 4,
+        "per_device_train_batch_size": 3,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "precision": "fp32",
+        "save_steps": 2,
+        "max_length": 128,
+        "lora": {"lora_dropout": 0.0},
+        "distributed": "ddp",
+        "num_devices": 2,
+    }
+    return TrainingConfig.model_validate({**fields, **changes})
+
+
+def adapter_weights(result: TrainResult) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    assert result.adapter_dir is not None
+    return dict(load_file(result.adapter_dir / "adapter_model.safetensors"))
+
+
+def assert_same_adapter(one: TrainResult, other: TrainResult) -> None:
+    expected = adapter_weights(one)
+    found = adapter_weights(other)
+    assert found.keys() == expected.keys()
+    for name, weight in found.items():
+        assert (weight - expected[name]).abs().max() < 1e-5, name
+
+
+def living_children() -> list[int]:
+    tasks = Path(f"/proc/{os.getpid()}/task")
+    return [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    config = settings(tiny_base, data, tmp_path_factory.mktemp("alone"), distributed="off")
+    return LoRATrainer(config, ()).train()
+
+
+def test_two_processes_find_what_one_finds(
+    tiny_base: Path, data: Path, alone: TrainResult, tmp_path: Path
+) -> None:
+    watcher = Recorder()
+    both = LoRATrainer(settings(tiny_base, data, tmp_path / "b"), [watcher]).train()
+
+    assert_same_adapter(alone, both)
+    assert both.eval_loss == pytest.approx(alone.eval_loss, rel=1e-4)
+    assert both.metrics["trained_tokens"] == alone.metrics["trained_tokens"]
+    assert (alone.meta["devices"], both.meta["devices"]) == (1, 2)
+    assert [metrics.step for metrics in watcher.steps] == [1, 2, 3, 4]
+    assert [checkpoint.step for checkpoint in watcher.checkpoints] == [2, 4]
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {
+        "lora_weights", "checkpoints", "logs", "training_config.json", "finetune_meta.json",
+    }  # fmt: skip
+    assert len(list((tmp_path / "b" / "logs").iterdir())) == 1
+    assert living_children() == []
+
+
+def test_a_stop_is_everybodys_and_either_kind_of_run_goes_on(
+    tiny_base: Path, data: Path, alone: TrainResult, tmp_path: Path
+) -> None:
+    config = settings(tiny_base, data, tmp_path / "b", save_steps=50)
+    first = LoRATrainer(config, [Recorder(stop_after=1)], run_id="job").train()
+    assert (first.stopped, first.adapter_dir) == ("save_and_stop", None)
+    assert living_children() == []
+
+    # The batch is the same however many share it: a checkpoint of two processes serves one, too.
+    watcher = Recorder()
+    second = LoRATrainer(
+        config.model_copy(update={"distributed": "off"}), [watcher], run_id="job", resume=True
+    ).train()
+    assert watcher.steps[0].step > 1
+    assert_same_adapter(alone, second)
+
+
+class Assassin(Recorder):
+    """Kills the second process after the first step."""
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        super().on_step(metrics)
+        if metrics.step == 1:
+            os.kill(max(living_children()), signal.SIGKILL)
+
+
+def test_the_death_of_one_ends_all(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    config = settings(tiny_base, data, tmp_path / "out", max_steps=500, save_steps=1)
+    with pytest.raises(TrainingFailedError, match=r"device 1 ended without a word.*resumed"):
+        LoRATrainer(config, [Assassin()]).train()
+    assert living_children() == []
+
+
+def test_what_is_wrong_with_the_data_is_said_once(tiny_base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps([{"question": "Why?", "answer": ""}]))
+    with pytest.raises(InvalidDataError, match="row 1, field answer"):
+        LoRATrainer(settings(tiny_base, path, tmp_path / "out"), ()).train()
+    assert living_children() == []
