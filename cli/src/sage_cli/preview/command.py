@@ -16,7 +16,13 @@ from sage.tools.finetune.preview_types import Preview, PreviewRequest
 from sage_cli import failures, locate, render
 from sage_cli.preview.view import show
 from sage_contracts.config import Task
-from sage_contracts.errors import ErrorBody, SageError, ServiceUnavailableError, from_body
+from sage_contracts.errors import (
+    ErrorBody,
+    InvalidRequestError,
+    SageError,
+    ServiceUnavailableError,
+    from_body,
+)
 
 _TIMEOUT_S = 1800.0
 """The built-in base model is fetched and converted at first use."""
@@ -33,6 +39,10 @@ def preview_command(
     with_tokens: bool,
     as_json: bool,
 ) -> None:
+    if data is None and task == Task.CUSTOM:
+        raise InvalidRequestError(
+            "Give a FILE to preview, or with --task code, qa, chat or instruction the data such a task has."
+        )
     request = PreviewRequest(
         home=locate.home_root(),
         data=data,
@@ -96,7 +106,9 @@ def _follow(process: subprocess.Popen[str], console: Console) -> list[str]:
 
 def _failure(answer: bytes, tail: list[str]) -> SageError:
     try:
-        return from_body(ErrorBody.model_validate_json(answer))
+        error = from_body(ErrorBody.model_validate_json(answer))
+        error.source = None  # the process is this command's own business
+        return error
     except ValidationError:
         last = tail[-1] if tail else "it said nothing"
     if "No module named" in last:

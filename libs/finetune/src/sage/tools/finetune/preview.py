@@ -32,13 +32,12 @@ from sage_contracts.errors import InvalidDataError, SageError
 MAX_UNUSABLE = 20
 """Rows that cannot be used are passed over; after this many the rest is left to validation."""
 
-LoadTokenizer = Callable[[Path], Any]
 ShownRow = tuple[int, list[tuple[Conversation, str]]]
 """A row's number, and its conversations with what each is of a preference."""
 
 
-def preview(request: PreviewRequest, load: LoadTokenizer = load_tokenizer) -> Preview:
-    """Render the first usable rows.
+def preview(request: PreviewRequest, before_loading: Callable[[], None] = lambda: None) -> Preview:
+    """Render the first usable rows. `before_loading` is called when only the tokenizer is still to be loaded.
 
     Raises: InvalidDataError when no row can be shown, ModelNotFoundError.
     """
@@ -47,7 +46,9 @@ def preview(request: PreviewRequest, load: LoadTokenizer = load_tokenizer) -> Pr
     shown = Preview(model=model, source="", max_length=request.max_length or here.max_length)
     shown.source, rows = _rows(request, shown.unusable)
     found = next(rows, None)  # data that cannot be read are cheaper to find than a tokenizer
-    renderer = ChatRenderer(_tokenizer(model, request.home, load), shown.max_length) if found else None
+    renderer = (
+        ChatRenderer(_tokenizer(model, request.home, before_loading), shown.max_length) if found else None
+    )
     taken = 0
     while found and renderer and len(shown.unusable) < MAX_UNUSABLE:
         number, conversations = found
@@ -153,19 +154,21 @@ def _kind(renderer: ChatRenderer, text: TokenisedText, index: int) -> PieceKind:
     return "learned" if is_learned else "context"
 
 
-def _tokenizer(model: str, home: Path, load: LoadTokenizer) -> Any:
+def _tokenizer(model: str, home: Path, before_loading: Callable[[], None]) -> Any:
     """That of a model which is here or built in; otherwise the hub's, without the weights."""
     if is_hub_id(model) and local_base(model, home) is None:
+        before_loading()
         return load_tokenizer_from_hub(model)
-    return load(resolve_base(model, home, lambda message: print(message, file=sys.stderr, flush=True)))
+    folder = resolve_base(model, home, lambda message: print(message, file=sys.stderr, flush=True))
+    before_loading()
+    return load_tokenizer(folder)
 
 
-def _load_without_torch(folder: Path) -> Any:
+def _hide_torch() -> None:
     """For a process that only renders: transformers does not miss torch, and starts three times as fast."""
     if "torch" not in sys.modules:
         sys.modules["torch"] = None  # type: ignore[assignment]  # Python's own way to say: not here
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would complain about that
-    return load_tokenizer(folder)
 
 
 def main(arguments: list[str]) -> int:
@@ -173,7 +176,7 @@ def main(arguments: list[str]) -> int:
     answer: BaseModel
     with redirect_stdout(sys.stderr):  # libraries print; standard output is the document's
         try:
-            answer, status = preview(PreviewRequest.model_validate_json(arguments[0]), _load_without_torch), 0
+            answer, status = preview(PreviewRequest.model_validate_json(arguments[0]), _hide_torch), 0
         except SageError as error:
             answer, status = error.to_body("preview"), 1
     print(answer.model_dump_json())
