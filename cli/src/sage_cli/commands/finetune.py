@@ -120,6 +120,39 @@ def start(
     )
 
 
+@app.command()
+def plan(
+    task: TaskOption = "custom",
+    auto: Annotated[bool, typer.Option("--auto", help="As `start --auto` would choose.")] = False,
+    model: ModelOption = "auto",
+    data: DataOption = None,
+    name: NameOption = None,
+    preset: PresetOption = None,
+    method: MethodOption = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data.")] = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a run would take, before it is started.
+
+    Counts tokens, and measures memory and time with a real step on the longest rows. Needs no server.
+    """
+    from sage_cli.jobs.plan import plan_command
+    from sage_cli.jobs.submit import JobWish
+
+    chosen = list(settings or [])
+    if method is not None:
+        chosen.append(f"method={method}")
+    if epochs is not None:
+        chosen.append(f"num_train_epochs={epochs:g}")
+    plan_command(
+        JobWish(task, model=model, data=data, name=name, preset=preset, config=config, settings=chosen),
+        is_auto=auto,
+        as_json=as_json,
+    )
+
+
 app.add_typer(sweeps.app, name="sweep")
 
 

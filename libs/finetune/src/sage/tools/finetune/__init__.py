@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         StepMetrics,
         TrainingCallback,
     )
+    from sage.tools.finetune.planning import Plan, plan
     from sage.tools.finetune.trainer import LoRATrainer, TrainResult
     from sage_contracts.config import LoRAConfig, PresetConfigs, PresetName, Task, TrainingConfig
 
@@ -20,6 +21,7 @@ __all__ = [
     "ConsoleProgress",
     "LoRAConfig",
     "LoRATrainer",
+    "Plan",
     "PresetConfigs",
     "PresetName",
     "StepMetrics",
@@ -27,6 +29,7 @@ __all__ = [
     "TrainResult",
     "TrainingCallback",
     "TrainingConfig",
+    "plan",
 ]
 
 _HOMES = {
@@ -34,6 +37,8 @@ _HOMES = {
     "ConsoleProgress": "sage.tools.finetune.callbacks",
     "StepMetrics": "sage.tools.finetune.callbacks",
     "TrainingCallback": "sage.tools.finetune.callbacks",
+    "Plan": "sage.tools.finetune.planning",
+    "plan": "sage.tools.finetune.planning",
     "LoRATrainer": "sage.tools.finetune.trainer",
     "TrainResult": "sage.tools.finetune.trainer",
     "LoRAConfig": "sage_contracts.config",

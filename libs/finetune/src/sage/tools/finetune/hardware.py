@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +38,19 @@ def pick_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_memory_bytes(device: str) -> int:
+    """All memory of a device; for `cpu` the machine's, or the container's limit where that is lower."""
+    if device != "cpu":
+        import torch
+
+        return int(torch.cuda.mem_get_info()[1])
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # `max` is no number
+            total = min(total, int((Path("/sys/fs/cgroup") / name).read_text()))
+    return total
 
 
 def physical_cores() -> int:
@@ -153,5 +166,9 @@ def peak_memory_bytes(device: str) -> int:
         import torch
 
         return int(torch.cuda.max_memory_allocated())
+    with suppress(OSError, StopIteration):
+        # Not getrusage: what that says begins with the parent's peak.
+        status = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line.split()[1] for line in status if line.startswith("VmHWM"))) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,158 @@
+"""sage finetune plan: what a run would take, measured in a child process. Needs no server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from sage_cli import locate, render
+from sage_cli.failures import print_json
+from sage_cli.jobs import outcome
+from sage_cli.jobs.submit import CheckedWish, JobWish, check
+from sage_contracts.errors import InvalidRequestError, ServiceUnavailableError, all_errors
+
+PROGRAM = "sage.tools.finetune.planning"
+
+
+def plan_command(wish: JobWish, *, is_auto: bool, as_json: bool) -> None:
+    checked = check(wish)
+    spec = _spec(checked, is_auto=is_auto)
+    _require_torch()
+    found = _run(spec)
+    if as_json:
+        print_json(found)
+        return
+    _show(render.output(), found)
+
+
+def _spec(wish: CheckedWish, *, is_auto: bool) -> dict[str, Any]:
+    if wish.data is not None and wish.data.suffix == ".zip":
+        raise InvalidRequestError(f"{wish.data}: unpack the archive first and give the folder.", param="data")
+    return {
+        "home": str(locate.home_root()),
+        "task": wish.task.value,
+        "model": wish.model,
+        "data": str(wish.data.absolute()) if wish.data else None,
+        "preset": wish.options.preset.value if wish.options.preset else None,
+        "settings": wish.options.config,
+        "is_auto": is_auto,
+    }
+
+
+def _require_torch() -> None:
+    missing = [name for name in ("torch", "transformers", "peft") if find_spec(name) is None]
+    if missing:
+        raise ServiceUnavailableError(
+            f"Planning runs a real training step, and {', '.join(missing)} is not installed beside this "
+            "command. Install it with `pip install 'sage-finetune[train]'`, or plan inside the trainer's "
+            f"container: docker compose exec trainer python -m {PROGRAM} SPEC.json (docs/out-of-memory.md)."
+        )
+
+
+def _run(spec: dict[str, Any]) -> dict[str, Any]:
+    """The plan. Raises: the SageError that the child reported, or SageError for its death."""
+    console = render.error_console()
+    with TemporaryDirectory(prefix="sage-plan-") as folder:
+        path, log = Path(folder) / "spec.json", Path(folder) / "log"
+        path.write_text(json.dumps(spec), encoding="utf-8")
+        command = [sys.executable, "-m", PROGRAM, str(path)]
+        with (
+            log.open("wb") as stderr,
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr) as child,
+        ):
+            try:
+                assert child.stdout is not None
+                for line in child.stdout:
+                    said = json.loads(line)
+                    if said["kind"] == "progress":
+                        render.line(console, "wait", said["message"])
+                    elif said["kind"] == "failed":
+                        raise all_errors()[said["code"]](said["message"], param=said["param"])
+                    else:
+                        plan: dict[str, Any] = said["plan"]
+                        return plan
+            finally:
+                child.kill()
+        tail = log.read_text(errors="replace").strip().splitlines()[-5:]
+        raise ServiceUnavailableError("Planning ended without a plan.\n" + "\n".join(tail))
+
+
+def _show(console: Console, plan: dict[str, Any]) -> None:
+    config, counts, trial = plan["config"], plan["counts"], plan["trial"]
+    outcome.facts(console, [*_data_rows(plan, counts, config), *_run_rows(plan, config, trial)])
+    console.print()
+    if plan["fits"]:
+        render.line(console, "ok", "This run fits.")
+        return
+    render.line(console, "bad", f"This run does not fit: {plan['problem']}")
+    for change in plan["would_fit"]:
+        peak = (
+            f" (peak {render.bytes_text(change['peak_memory_bytes'])})" if change["peak_memory_bytes"] else ""
+        )
+        verdict = "fits" if change["fits"] else "does not fit either"
+        state = "ok" if change["fits"] else "bad"
+        render.line(console, state, f"{change['name']}: {verdict}{peak}. {change['change']}")
+    if not any(change["fits"] for change in plan["would_fit"]):
+        console.print(Text("Nothing that was tried fits: take a smaller base model."))
+    elif config["oom_ladder"] != "off":
+        console.print(Text("Started as it is, the run would find the fitting rung by itself."))
+
+
+def _data_rows(plan: dict[str, Any], counts: dict[str, Any], config: dict[str, Any]) -> list[tuple[str, str]]:
+    shares = ", ".join(f"{share} % ≤ {length}" for share, length in counts["percentiles"].items())
+    bins = "  ".join(f"≤{top}: {rows}" for top, rows in counts["histogram"])
+    cut = f"{counts['truncated_rows']} rows, {counts['lost_tokens']:,} tokens"
+    if counts["dropped_rows"]:
+        cut += f"; {counts['dropped_rows']} rows lose their whole answer and are left out"
+    saved = f"{counts['padding_saved'] * 100:.0f} % ({counts['padded_tokens']:,} tokens an epoch if padded)"
+    return [
+        ("base model", config["model_name"]),
+        ("preset", f"{config['preset']}" + (f": {plan['why_preset']}" if plan["why_preset"] else "")),
+        ("data", plan["data"]),
+        (
+            "tokens",
+            f"{counts['tokens']:,} an epoch in {counts['rows']:,} rows; {plan['tokens_in_all']:,} in all",
+        ),
+        ("row length", f"mean {counts['mean']:.0f}, {shares}, longest {counts['longest']}"),
+        ("rows by tokens", bins),
+        (f"cut at {config['max_length']}", cut),
+        ("padding saved", saved),
+    ]
+
+
+def _run_rows(
+    plan: dict[str, Any], config: dict[str, Any], trial: dict[str, Any] | None
+) -> list[tuple[str, str]]:
+    batch = config["per_device_train_batch_size"] * config["gradient_accumulation_steps"]
+    rows = [("steps", f"{plan['steps']:,} of {batch} rows")]
+    limit = render.bytes_text(plan["memory_limit_bytes"])
+    if trial is None:
+        return [*rows, ("memory", f"no step got through; {plan['device']} has {limit}")]
+    trained, total = trial["trainable_parameters"], trial["total_parameters"]
+    low, high = plan["run_s"]
+    disk = (
+        f"checkpoints {render.bytes_text(plan['checkpoints_bytes'])}, adapter "
+        f"{render.bytes_text(plan['adapter_bytes'])}, merged {render.bytes_text(plan['merged_bytes'])}; "
+        f"{render.bytes_text(plan['free_disk_bytes'])} free"
+    )
+    return [
+        *rows,
+        ("trained", f"{trained:,} of {total:,} parameters ({trained / total * 100:.2f} %)"),
+        (
+            "memory",
+            f"{render.bytes_text(trial['peak_memory_bytes'])}, measured on {trial['device']} "
+            f"({limit}) in {trial['precision']}, with {trial['longest_pass_tokens']} tokens a pass",
+        ),
+        ("step", f"{plan['step_s']:.2f} s, measured"),
+        ("run", f"{render.seconds_text(low)} to {render.seconds_text(high)}"),
+        ("disk", disk),
+        *(("note", note) for note in trial["notes"]),
+    ]

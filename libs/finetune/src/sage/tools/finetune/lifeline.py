@@ -1,0 +1,26 @@
+"""A child process that does not outlive its parent."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+
+def end_with_parent() -> None:
+    """Die when standard input ends: the parent holds its other end and writes nothing."""
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+
+
+def die_first() -> None:
+    """Let the kernel take this process when memory runs out, and nobody else."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    except OSError:
+        return  # there is no such file but on Linux

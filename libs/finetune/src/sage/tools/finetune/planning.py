@@ -1,0 +1,342 @@
+"""What a run will take, before it is paid for: rows and tokens counted, memory and time measured.
+
+    python -m sage.tools.finetune.planning SPEC.json
+
+prints JSON lines: {"kind": "progress", …} while it works, then {"kind": "plan", …} or {"kind": "failed", …}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sage.tools.finetune.base_models import default_model, resolve_base
+from sage.tools.finetune.batching import Schedule
+from sage.tools.finetune.hardware import device_memory_bytes, has_cuda, wait_politely
+from sage.tools.finetune.ladder import LEAST_HARM, climbed, next_rung, order_of
+from sage.tools.finetune.lifeline import end_with_parent
+from sage.tools.finetune.model_size import parameters_of
+from sage.tools.finetune.quickstart import quickstart_overrides
+from sage.tools.finetune.rendering import ChatRenderer, Sample
+from sage.tools.finetune.task_data import prepare
+from sage.tools.finetune.token_counts import TokenCounts, count_tokens
+from sage.tools.finetune.trial_step import Trial, TrialSpec, folder_bytes, sampled, try_step
+from sage_contracts.auto import choose_preset
+from sage_contracts.config import OomRung, PresetName, Task, TrainingConfig, preset_fields
+from sage_contracts.errors import InvalidDataError, InvalidRequestError, OutOfMemoryError, SageError
+
+Report = Callable[[str], None]
+
+_SMALLER_PRESETS = (PresetName.RTX_4090, PresetName.RTX_3060, PresetName.MINIMAL)
+_TIME_MARGIN = 0.15
+"""Of the time: rows that are yet to come differ from those that were timed."""
+
+
+class PlanSpec(BaseModel):
+    """What a person asked for, as the command line has it; the config is resolved where the device is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    home: str
+    task: Task = Task.CUSTOM
+    model: str = "auto"
+    data: str | None = None
+    preset: PresetName | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Sparse TrainingConfig fields, over the preset."""
+    is_auto: bool = False
+    """With the sizes of `start --auto`."""
+
+
+class Change(BaseModel):
+    """Something that makes the run fit, or does not."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    """`--preset NAME`, or rungs of the ladder."""
+    change: str
+    fits: bool
+    peak_memory_bytes: int | None = None
+
+
+class Plan(BaseModel):
+    """All figures of a run before it. Times in seconds, sizes in bytes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: TrainingConfig
+    why_preset: str | None = None
+    data: str
+    counts: TokenCounts
+    held_out_rows: int
+    steps: int
+    tokens_in_all: int
+    """That the run trains on, over all steps."""
+    trial: Trial | None = None
+    """None: no step of the config as asked for got through."""
+    device: str
+    memory_limit_bytes: int
+    fits: bool
+    problem: str | None = None
+    """Why it does not fit."""
+    step_s: float | None = None
+    """Mean over the steps."""
+    run_s: tuple[float, float] | None = None
+    """From, to; loading and evaluations included."""
+    checkpoints_bytes: int | None = None
+    adapter_bytes: int | None = None
+    merged_bytes: int
+    """Of the whole weights, should they be merged."""
+    free_disk_bytes: int
+    would_fit: list[Change] = Field(default_factory=list)
+    """What was tried, in order; each measured."""
+
+
+def plan(
+    config: TrainingConfig,
+    *,
+    home: Path | None = None,
+    memory_limit_bytes: int | None = None,
+    report: Report = lambda message: None,
+    keep: Sequence[str] = (),
+) -> Plan:
+    """Count the rows of a run and measure a real step of it. Nothing is trained, nothing is kept.
+
+    `memory_limit_bytes` plans for less memory than the device has. `keep` names the fields that another
+    preset must not change. Raises: InvalidDataError, InvalidRequestError for a preference method,
+    ModelNotFoundError, TrainingFailedError.
+    """
+    if config.method != "sft":
+        raise InvalidRequestError(
+            f"plan measures runs that learn from answers, not yet from preferences ({config.method}). Such a "
+            "run holds each pair, and the base beside the tuned model: plan its chosen answers as prompt and "
+            "completion, and expect two to three times the time.",
+            param="method",
+        )
+    wait_politely()
+    home = home or Path(os.environ.get("SAGE_HOME", "~/.sage")).expanduser()
+    report("Reading the rows")
+    splits = prepare(config)
+    base = resolve_base(config.model_name, home, report)
+    counts, samples, schedule = _count(config, base, splits.train, report)
+    device = "cuda" if has_cuda() else "cpu"
+    limit = memory_limit_bytes or device_memory_bytes(device)
+    found = Plan(
+        config=config,
+        data=splits.description,
+        counts=counts,
+        held_out_rows=len(splits.validation),
+        steps=schedule.total_steps,
+        tokens_in_all=round(counts.tokens / counts.rows * _rows_in_all(schedule)),
+        device=device,
+        memory_limit_bytes=limit,
+        fits=False,
+        merged_bytes=folder_bytes(base),
+        free_disk_bytes=shutil.disk_usage(_existing(home)).free,
+    )
+    trial = _Trials(base, samples, limit, report)
+    found.trial, found.problem = trial.run(config)
+    found.fits = found.problem is None
+    if found.trial:
+        _estimate(found, found.trial)
+    if not found.fits:
+        found.would_fit = list(_what_would_fit(config, trial, device, keep))
+    return found
+
+
+def _count(
+    config: TrainingConfig, base: Path, rows: Sequence[Any], report: Report
+) -> tuple[TokenCounts, list[Sample], Schedule]:
+    from sage.tools.finetune.modeling import load_tokenizer
+
+    if config.max_steps > 0:  # a run of few steps reads only as many rows, and so does its plan
+        rows = rows[: config.max_steps * config.effective_batch_size]
+    report(f"Counting the tokens of {len(rows)} rows")
+    cut, lengths, dropped = config.max_length, [], 0
+    samples: list[Sample] = []
+    for text in ChatRenderer(load_tokenizer(base), cut).tokenised(rows):
+        sample = Sample(text.ids[:cut], text.labels[:cut])
+        if sample.label_count == 0:
+            dropped += 1
+            continue
+        samples.append(sample)
+        lengths.append(len(text.ids))
+    if not samples:
+        raise InvalidDataError(f"No row has an answer within max_length={cut} tokens. Raise max_length.")
+    batch = config.per_device_train_batch_size
+    counts = count_tokens(lengths, max_length=cut, batch_rows=batch, dropped_rows=dropped)
+    effective, epochs = config.effective_batch_size, config.num_train_epochs
+    return counts, samples, Schedule(len(samples), effective, epochs, config.max_steps, config.seed)
+
+
+def _rows_in_all(schedule: Schedule) -> float:
+    """Rows over all steps; the last step of an epoch may have fewer than the others."""
+    return schedule.rows * schedule.total_steps / schedule.steps_per_epoch
+
+
+class _Trials:
+    """Real steps on the rows of one plan."""
+
+    def __init__(self, base: Path, samples: Sequence[Sample], limit_bytes: int, report: Report) -> None:
+        self._base = base
+        self._samples = samples
+        self._limit_bytes = limit_bytes
+        self._report = report
+
+    def run(
+        self, config: TrainingConfig, rungs: Sequence[OomRung] = (), what: str = "this configuration"
+    ) -> tuple[Trial | None, str | None]:
+        """(what was measured, why it does not fit or None)."""
+        self._report(f"Running a real step on the longest rows: {what}")
+        cut = config.max_length
+        rows = [Sample(row.ids[:cut], row.labels[:cut]) for row in self._samples]
+        rows = [row for row in rows if row.label_count]
+        spec = TrialSpec(
+            config=config,
+            base=str(self._base),
+            rungs=list(rungs),
+            **sampled(rows, config.effective_batch_size),
+        )
+        try:
+            trial = try_step(spec)
+        except OutOfMemoryError as error:
+            return None, error.message
+        if trial.peak_memory_bytes > self._limit_bytes:
+            peak, limit = trial.peak_memory_bytes / 2**30, self._limit_bytes / 2**30
+            return trial, f"A step takes {peak:.1f} GiB, and there are {limit:.1f} GiB."
+        return trial, None
+
+
+def _estimate(found: Plan, trial: Trial) -> None:
+    """Time and disk, from what was measured."""
+    rates = sorted(tokens / seconds for tokens, seconds in trial.passes)
+    overall = sum(tokens for tokens, _ in trial.passes) / sum(seconds for _, seconds in trial.passes)
+    fixed_s = trial.load_s + found.steps * trial.update_s
+    # An evaluation is the forward third of a pass, before and after the run.
+    held_out = 2 / 3 * found.held_out_rows * found.counts.tokens / found.counts.rows
+    tokens = found.tokens_in_all + held_out
+    found.step_s = found.tokens_in_all / overall / found.steps + trial.update_s
+    found.run_s = (
+        (fixed_s + tokens / min(rates[-1], overall * (1 + _TIME_MARGIN))) * (1 - _TIME_MARGIN),
+        (fixed_s + tokens / max(rates[0], overall / (1 + 2 * _TIME_MARGIN))) * (1 + _TIME_MARGIN),
+    )
+    saved = ceil(found.steps / found.config.save_steps)
+    found.checkpoints_bytes = trial.checkpoint_bytes * min(saved, found.config.save_total_limit)
+    found.adapter_bytes = trial.adapter_bytes
+
+
+def _what_would_fit(
+    config: TrainingConfig, trials: _Trials, device: str, keep: Sequence[str]
+) -> Iterator[Change]:
+    """The ladder's rungs, then smaller presets: each measured, each until one fits."""
+    asked = config if order_of(config) else config.model_copy(update={"oom_ladder": list(LEAST_HARM)})
+    current, taken = asked, tuple[OomRung, ...]()
+    while rung := next_rung(current, taken, device=device):
+        current, taken = rung.config, (*taken, rung.name)
+        trial, problem = trials.run(current, taken, f"with {rung.name}")
+        changes = "; ".join(step.change for step in climbed(asked, taken, device=device)[1])
+        yield Change(
+            name=" + ".join(dict.fromkeys(taken)),
+            change=changes,
+            fits=problem is None,
+            peak_memory_bytes=trial.peak_memory_bytes if trial else None,
+        )
+        if problem is None:
+            break
+    for preset in _SMALLER_PRESETS[_place(config.preset) :]:
+        fields = {name: value for name, value in preset_fields(preset).items() if name not in keep}
+        quantisation = {"load_in_8bit": False, "load_in_4bit": False}
+        changed = TrainingConfig.model_validate(
+            {**config.model_dump(), **quantisation, **fields, "preset": preset}
+        )
+        trial, problem = trials.run(changed, (), f"preset {preset.value}")
+        yield Change(
+            name=f"--preset {preset.value}",
+            change=f"max_length {changed.max_length}, batch {changed.per_device_train_batch_size}",
+            fits=problem is None,
+            peak_memory_bytes=trial.peak_memory_bytes if trial else None,
+        )
+        if problem is None:
+            return
+
+
+def _place(preset: PresetName | None) -> int:
+    """Where the presets begin that are smaller than this one."""
+    return _SMALLER_PRESETS.index(preset) + 1 if preset in _SMALLER_PRESETS else 0
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def resolve(spec: PlanSpec) -> tuple[TrainingConfig, str | None]:
+    """(the config that `start` would train with here, why its preset was chosen).
+
+    Raises: InvalidRequestError.
+    """
+    home = Path(spec.home)
+    model = default_model(spec.task) if spec.model == "auto" else spec.model.removeprefix("base:")
+    preset, why = spec.preset, None
+    if preset in (None, PresetName.AUTO):
+        device = "cuda:0" if has_cuda() else "cpu"
+        choice = choose_preset(device, device_memory_bytes(device), parameters_of(model, home))
+        preset, why = choice.preset, choice.why
+    fields = preset_fields(preset or PresetName.CPU)
+    if spec.is_auto:
+        method = spec.settings.get("method", "sft")
+        sizes = quickstart_overrides(spec.task, preset or PresetName.CPU, method)
+        if "num_train_epochs" in spec.settings:
+            sizes.pop("max_steps", None)
+        fields |= sizes
+    lora = {**fields.get("lora", {}), **spec.settings.get("lora", {})}
+    fields |= {**spec.settings, **({"lora": lora} if lora else {})}
+    fields |= {"task": spec.task, "preset": preset, "model_name": model, "data_path": spec.data}
+    try:
+        return TrainingConfig.model_validate(fields), why
+    except ValidationError as error:
+        raise InvalidRequestError(error.errors()[0]["msg"]) from error
+
+
+def main() -> int:
+    """The program: its spec is a file, or `-` for standard input."""
+    lines = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print is no line of ours
+
+    def say(kind: str, **fields: Any) -> None:
+        lines.write(json.dumps({"kind": kind, **fields}) + "\n")
+
+    if sys.argv[1] == "-":
+        spec = PlanSpec.model_validate_json(sys.stdin.read())
+    else:
+        end_with_parent()
+        spec = PlanSpec.model_validate_json(Path(sys.argv[1]).read_bytes())
+    try:
+        config, why = resolve(spec)
+        found = plan(
+            config,
+            home=Path(spec.home),
+            report=lambda message: say("progress", message=message),
+            keep=tuple(spec.settings),
+        )
+    except SageError as error:
+        say("failed", code=error.code, message=error.message, param=error.param)
+        return 1
+    found.why_preset = why
+    say("plan", plan=found.model_dump(mode="json"))
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    # Not `sys.exit`: libraries leave threads behind that would be waited for.
+    os._exit(code)

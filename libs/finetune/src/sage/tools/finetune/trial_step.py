@@ -1,0 +1,252 @@
+"""One real training step in a process of its own, so that its memory is its own and so is its death.
+
+python -m sage.tools.finetune.trial_step SPEC.json RESULT.json
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sage.tools.finetune.batching import micro_batches
+from sage.tools.finetune.callbacks import TrainingCallback
+from sage.tools.finetune.hardware import memory_errors, peak_memory_bytes, wait_politely
+from sage.tools.finetune.lifeline import die_first, end_with_parent
+from sage.tools.finetune.rendering import Sample
+from sage_contracts.config import OomRung, TrainingConfig
+from sage_contracts.errors import OutOfMemoryError, TrainingFailedError
+
+if TYPE_CHECKING:
+    from sage.tools.finetune.run_parts import RunParts
+
+TRIAL_TIMEOUT_S = 900.0
+TIMING_S = 10.0
+"""How long typical passes are timed, once the longest one has been measured."""
+_SAMPLED_ROWS = 64
+_OUT_OF_MEMORY, _FAILED = 75, 70
+
+
+class TrialSpec(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    config: TrainingConfig
+    base: str
+    rungs: list[OomRung] = Field(default_factory=list)
+    longest: list[tuple[list[int], list[int]]]
+    """(ids, labels) of the longest rows that can meet in one step."""
+    typical: list[tuple[list[int], list[int]]]
+
+
+class Trial(BaseModel):
+    """What a real step took."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    device: str
+    precision: str
+    loss_path: str
+    trainable_parameters: int
+    total_parameters: int
+    longest_pass_tokens: int
+    peak_memory_bytes: int
+    load_s: float
+    passes: list[tuple[int, float]]
+    """(tokens, seconds) of typical passes forward and backward."""
+    update_s: float
+    """One step of the optimiser."""
+    adapter_bytes: int
+    checkpoint_bytes: int
+    notes: list[str] = Field(default_factory=list)
+
+
+def sampled(rows: Sequence[Sample], effective_batch: int) -> dict[str, Any]:
+    """`longest` and `typical` of a TrialSpec, from all rows of a run."""
+    count = min(effective_batch, _SAMPLED_ROWS)
+    longest = sorted(rows, key=lambda row: len(row.ids), reverse=True)[:count]
+    return {
+        "longest": [(row.ids, row.labels) for row in longest],
+        "typical": [(row.ids, row.labels) for row in rows[:_SAMPLED_ROWS]],
+    }
+
+
+def try_step(
+    spec: TrialSpec,
+    *,
+    program: Sequence[str] = (sys.executable, "-m", "sage.tools.finetune.trial_step"),
+    timeout_s: float = TRIAL_TIMEOUT_S,
+) -> Trial:
+    """Run the trial as a child. `program` gets the paths of its spec and of its result.
+
+    Raises: OutOfMemoryError, also when the child is killed; TrainingFailedError.
+    """
+    with TemporaryDirectory(prefix="sage-trial-") as folder:
+        spec_path, result_path, log_path = (Path(folder) / name for name in ("spec", "result", "log"))
+        spec_path.write_text(spec.model_dump_json())
+        with (
+            log_path.open("wb") as log,
+            # Its standard input stays open for as long as this process lives.
+            subprocess.Popen(
+                [*program, str(spec_path), str(result_path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+            ) as child,
+        ):
+            try:
+                code = child.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                raise TrainingFailedError(
+                    f"A trial step did not end within {timeout_s:.0f} s. Take less at once."
+                ) from None
+            finally:
+                child.kill()
+        if code == 0:
+            return Trial.model_validate_json(result_path.read_bytes())
+        raise _end_of_trial(code, log_path.read_text(errors="replace").strip())
+
+
+def _end_of_trial(code: int, words: str) -> TrainingFailedError:
+    last = words.splitlines()[-1] if words else f"exit code {code}"
+    if code == _OUT_OF_MEMORY:
+        return OutOfMemoryError(last)
+    if code == -signal.SIGKILL or "bad_alloc" in words:
+        return OutOfMemoryError("The trial was killed, almost certainly because memory had run out.")
+    return TrainingFailedError(f"The trial step failed: {last}")
+
+
+class _Notes(TrainingCallback):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def on_log(self, level: str, message: str) -> None:
+        if level != "info":
+            self.notes.append(message)
+
+
+def measure(spec: TrialSpec) -> Trial:
+    """The longest pass twice, with the optimiser's step between, then typical ones."""
+    wait_politely()
+    from sage.tools.finetune.run_parts import RunParts
+
+    began = time.monotonic()
+    tell = _Notes()
+    parts = RunParts(spec.config, Path(spec.base), tell, spec.rungs)
+    rows = [Sample(ids, labels) for ids, labels in spec.typical]
+    longest = max(
+        _passes([Sample(ids, labels) for ids, labels in spec.longest], parts)[0],
+        _passes(rows, parts)[0],
+        key=_tokens,
+    )
+    loss = parts.loss(rows)
+    load_s = time.monotonic() - began
+    parts.model.train()
+    _run_pass(loss, longest, parts)
+    update_s = _update(parts)
+    # The peak is here: activations while the optimiser already holds its state.
+    _run_pass(loss, longest, parts)
+    passes: list[tuple[int, float]] = []
+    deadline = time.monotonic() + TIMING_S
+    for group in _passes(rows, parts):
+        passes.append((_tokens(group), _run_pass(loss, group, parts)))
+        if time.monotonic() > deadline:
+            break
+    trained, total = parts.model.get_nb_trainable_parameters()
+    adapter_bytes, checkpoint_bytes = _sizes(parts)
+    return Trial(
+        device=parts.device,
+        precision=parts.precision,
+        loss_path=loss.name,
+        trainable_parameters=trained,
+        total_parameters=total,
+        longest_pass_tokens=_tokens(longest),
+        peak_memory_bytes=peak_memory_bytes(parts.device),
+        load_s=load_s,
+        passes=passes,
+        update_s=update_s,
+        adapter_bytes=adapter_bytes,
+        checkpoint_bytes=checkpoint_bytes,
+        notes=tell.notes,
+    )
+
+
+def _passes(rows: Sequence[Sample], parts: RunParts) -> list[list[Sample]]:
+    """The rows in forward passes as a run would group them, the largest first."""
+    groups = micro_batches([len(row.ids) for row in rows], parts.token_budget, parts.rows_at_once)
+    found = [[rows[index] for index in group] for group in groups]
+    return sorted(found, key=_tokens, reverse=True)
+
+
+def _tokens(group: Sequence[Sample]) -> int:
+    return sum(len(row.ids) for row in group)
+
+
+def _run_pass(loss: Any, group: Sequence[Sample], parts: RunParts) -> float:
+    """Seconds of one pass forward and backward."""
+    began = time.monotonic()
+    mean = loss(group) / sum(row.label_count for row in group)
+    (parts.scaler.scale(mean) if parts.scaler else mean).backward()
+    _finish_kernels(parts.device)
+    return time.monotonic() - began
+
+
+def _update(parts: RunParts) -> float:
+    began = time.monotonic()
+    parts.optimizer.step()
+    parts.optimizer.zero_grad(set_to_none=True)
+    _finish_kernels(parts.device)
+    return time.monotonic() - began
+
+
+def _finish_kernels(device: str) -> None:
+    if device != "cpu":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def _sizes(parts: RunParts) -> tuple[int, int]:
+    """(bytes of the adapter with its tokenizer, bytes of a checkpoint), as written to a disk."""
+    from sage.tools.finetune.checkpoints import Checkpoints, RunState
+    from sage.tools.finetune.outputs import OutputLayout
+
+    with TemporaryDirectory(prefix="sage-trial-") as folder:
+        layout = OutputLayout(Path(folder))
+        layout.write_adapter(parts.model, parts.tokenizer)
+        Checkpoints(layout.checkpoints, {}).save(RunState(), parts.model, parts.optimizer, parts.scaler)
+        return folder_bytes(layout.adapter), folder_bytes(layout.checkpoints)
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def main() -> int:
+    end_with_parent()
+    die_first()
+    spec = TrialSpec.model_validate_json(Path(sys.argv[1]).read_bytes())
+    try:
+        with memory_errors():
+            trial = measure(spec)
+    except OutOfMemoryError as error:
+        print(error.message, file=sys.stderr)
+        return _OUT_OF_MEMORY
+    except Exception as error:  # whatever it is, it goes to whoever asked
+        print(f"{type(error).__name__}: {error}".replace("\n", " "), file=sys.stderr)
+        return _FAILED
+    Path(sys.argv[2]).write_text(trial.model_dump_json())
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,43 @@
+"""How the end of a trial's process is understood."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from sage.tools.finetune.trial_step import TrialSpec, try_step
+from sage_contracts.config import TrainingConfig
+from sage_contracts.errors import OutOfMemoryError, TrainingFailedError
+
+SPEC = TrialSpec(config=TrainingConfig(), base="base", longest=[], typical=[])
+
+
+def ending(code: str, timeout_s: float = 60) -> None:
+    try_step(SPEC, program=[sys.executable, "-c", code], timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "was killed"),
+        ("import sys; print('CUDA out of memory', file=sys.stderr); sys.exit(75)", "CUDA out of memory"),
+        ("import sys; print('std::bad_alloc', file=sys.stderr); sys.exit(134)", "was killed"),
+    ],
+)
+def test_a_lack_of_memory_is_told_from_other_ends(code: str, words: str) -> None:
+    with pytest.raises(OutOfMemoryError, match=words):
+        ending(code)
+
+
+def test_other_ends_quote_the_last_line() -> None:
+    with pytest.raises(TrainingFailedError, match="failed: ValueError: no") as caught:
+        ending("raise ValueError('no')")
+    assert not isinstance(caught.value, OutOfMemoryError)
+    with pytest.raises(TrainingFailedError, match="exit code 3"):
+        ending("raise SystemExit(3)")
+
+
+def test_a_trial_that_hangs_is_ended() -> None:
+    with pytest.raises(TrainingFailedError, match="did not end"):
+        ending("import threading; threading.Event().wait()", timeout_s=0.1)
