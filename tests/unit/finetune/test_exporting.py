@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -174,3 +176,25 @@ def test_the_hub_needs_a_token_and_an_answer(tmp_path: Path, monkeypatch: pytest
         push_to_hub(tmp_path, "me/code")
     with pytest.raises(ServiceUnavailableError, match="could not be reached"):
         push_to_hub(tmp_path, "me/code", token="hf_x", endpoint="http://127.0.0.1:9")
+
+
+class Refusing(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.send_response(403)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_token_that_may_not_write_is_the_users_to_change(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as hub:
+        thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            with pytest.raises(InvalidRequestError, match="me/code"):
+                push_to_hub(tmp_path, "me/code", token="hf_x", endpoint=f"http://127.0.0.1:{hub.server_port}")
+        finally:
+            hub.shutdown()
+            thread.join(timeout=10)

@@ -12,7 +12,7 @@ from sage.tools.finetune.base_models import base_info
 from sage.tools.finetune.exporting import quantiser
 from sage.tools.finetune.exporting.gguf_model import GgufNumbers, require_architecture, write_gguf
 from sage.tools.finetune.exporting.ollama import chat_turns, has_template, modelfile
-from sage.tools.finetune.exporting.packing import push_to_hub, zip_folder
+from sage.tools.finetune.exporting.packing import push_to_hub, require_token, zip_folder
 from sage.tools.finetune.hardware import memory_errors, wait_politely
 from sage.tools.finetune.merging.folder import copy_tokenizer
 from sage.tools.finetune.merging.merge import MergeDtype, merge_adapter
@@ -68,6 +68,8 @@ def export_model(
 
 
 def _pass_on(base: Path, adapter_dir: Path, out_dir: Path, wish: ExportWish, report: Report) -> ExportResult:
+    if wish.format == "hub":
+        require_token()  # before minutes are spent
     with folder_written_whole(out_dir) as unfinished:
         folder, parity = unfinished / wish.name, None
         if wish.content == "merged":

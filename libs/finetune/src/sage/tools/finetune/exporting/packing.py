@@ -19,21 +19,29 @@ def zip_folder(folder: Path, target: Path) -> None:
                 archive.write(path, path.relative_to(folder.parent), compress_type=method)
 
 
+def require_token(token: str | None = None) -> str:
+    """The given one, or huggingface_hub's own (HF_TOKEN, or a login). Raises: InvalidRequestError."""
+    from huggingface_hub import get_token
+
+    found = token or get_token()
+    if not found:
+        raise InvalidRequestError(
+            "Pushing to the Hub needs a token that may write: set HF_TOKEN and start the stack again.",
+            param="repo",
+        )
+    return found
+
+
 def push_to_hub(folder: Path, repo: str, *, token: str | None = None, endpoint: str | None = None) -> str:
     """Create a private repository if need be, upload, and return its address.
 
     Without `token` and `endpoint` huggingface_hub's own environment and login hold (HF_TOKEN, HF_ENDPOINT).
     Raises: InvalidRequestError without a token or right; ServiceUnavailableError.
     """
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    token = token or get_token()
-    if not token:
-        raise InvalidRequestError(
-            "Pushing to the Hub needs a token that may write: set HF_TOKEN where the merger runs.",
-            param="repo",
-        )
+    token = require_token(token)
     try:
         api = HfApi(endpoint=endpoint, token=token)
         address = api.create_repo(repo, private=True, exist_ok=True)
