@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ from tests.fakes.tiny_llama import make_model
 from tests.fakes.worker_rig import Rig, rig
 
 from sage_contracts.config import LoRAConfig, Task, TrainingConfig
-from sage_contracts.workers import Order, Outcome
+from sage_contracts.workers import Order, Outcome, TrainClaim
+from sage_servicekit.children import Child
+from sage_trainer.messages import CHILD_MESSAGE, ChildOrder, ChildSpec, ReadyMessage
 
 TRAINING_S = 120.0
 REAL_CHILD = f'["{sys.executable}", "-m", "sage_trainer.child"]'
@@ -118,3 +121,25 @@ def test_a_code_tree_comes_as_an_archive_and_a_missing_model_is_named(real: Rig)
     assert not (real.home / "finetune_output/adders/.source").exists()
     assert lost.finishes[0].error_code == "model_not_found"
     assert "no/such/model" in lost.finishes[0].error_message
+
+
+def test_a_child_that_waits_trains_the_job_it_is_told_in_that_jobs_log(real: Rig, tmp_path: Path) -> None:
+    claim = TrainClaim(
+        job_id="job-1", attempt=1, lease_s=60, name="sums", version=1, config=config(2),
+        training_path="files/file-1", output_dir="finetune_output/sums",
+    )  # fmt: skip
+    spec, log = tmp_path / "spec.json", real.home / "finetune_output/sums/logs/train.log"
+    spec.write_text(ChildSpec(home=str(real.home), device="cpu", claim=claim).model_dump_json())
+    command = [*json.loads(REAL_CHILD), "--wait"]
+    with Child(command, log_path=tmp_path / "spare.log", env={**os.environ, **real.env}) as child:
+        assert [CHILD_MESSAGE.validate_json(line) for line in child.receive(TRAINING_S)] == [ReadyMessage()]
+        child.order(ChildOrder(spec=spec, log=log).model_dump_json().encode())
+        said = []
+        while not child.has_ended():
+            said += [CHILD_MESSAGE.validate_json(line).kind for line in child.receive(TRAINING_S)]
+        assert child.reap() == 0
+        said += [CHILD_MESSAGE.validate_json(line).kind for line in child.receive(0)]
+    assert said.count("step") == 2
+    assert said[-1] == "done"
+    assert "Preparing data" in log.read_text()
+    assert (tmp_path / "spare.log").read_text() == ""

@@ -1,8 +1,9 @@
 """A child process that can be watched, stopped and lost without losing its parent.
 
 Parent and child are joined by two pipes. Standard output carries the child's messages, a line each, and is
-always drained by a thread, so that a slow parent never blocks the child. Standard input carries nothing: it
-ends when the parent dies, however it dies, and the child then ends itself.
+always drained by a thread, so that a slow parent never blocks the child. Standard input carries nothing, or
+the order that a child waits for: it ends when the parent dies, however it dies, and the child then ends
+itself.
 """
 
 from __future__ import annotations
@@ -59,6 +60,12 @@ class Child:
     def _read_lines(self, stream: IO[bytes]) -> None:
         while line := stream.readline(_MAX_LINE_BYTES):
             self._lines.put(line)
+
+    def order(self, line: bytes) -> None:
+        """Write one line to its standard input. Raises: OSError when it is dead."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(line.rstrip(b"\n") + b"\n")
+        self._process.stdin.flush()
 
     def receive(self, timeout_s: float) -> list[bytes]:
         """The lines that wait, or the next one; empty when `timeout_s` passed or the child ended mute."""
@@ -127,23 +134,38 @@ def _is_zombie(pid: int) -> bool:
         return True
 
 
-def end_with_parent() -> None:
+def end_with_parent() -> queue.SimpleQueue[bytes]:
     """In the child, before anything heavy is imported: die with all one's group when the parent is gone.
 
-    A parent-death signal would not do: it fires when the *thread* that spawned the child ends.
+    Returns where the lines arrive that the parent writes. A parent-death signal would not do: it fires when
+    the *thread* that spawned the child ends.
     """
-
+    orders: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     if not stat.S_ISFIFO(os.fstat(0).st_mode):
-        return  # started by hand
+        return orders  # started by hand
 
     def watch() -> None:
-        while os.read(0, 4096):
-            pass
+        unread = b""
+        while block := os.read(0, 4096):
+            *lines, unread = (unread + block).split(b"\n")
+            for line in lines:
+                orders.put(line)
         if os.getpgrp() == os.getpid():
             os.killpg(os.getpid(), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
+    return orders
+
+
+def append_output_to(path: Path) -> None:
+    """In the child: from now on standard error, and what is printed, go to this log."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with path.open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
 
 
 def take_stdout() -> IO[str]:

@@ -1,4 +1,7 @@
-"""The process that trains: `python -m sage_trainer.child SPEC.json`.
+"""The process that trains: `python -m sage_trainer.child SPEC.json`, or `--wait` to be told the spec later.
+
+A child that waits has imported its libraries by then, and done nothing else: no device is touched, no memory
+of a job is held. It trains one job like any other and ends.
 
 It says what happens on standard output (see messages.py); everything printed goes to the log. SIGTERM makes
 it save a checkpoint and stop; the end of standard input (its parent is gone) ends it at once.
@@ -13,6 +16,7 @@ import sys
 import traceback
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Literal
 
@@ -22,7 +26,7 @@ from sage.tools.finetune.callbacks import CheckpointInfo, StepMetrics, TrainingC
 from sage_contracts.errors import SageError, TrainingFailedError
 from sage_contracts.home import Home
 from sage_contracts.jobs import EventLevel, JobMetrics
-from sage_servicekit.children import end_with_parent, take_stdout
+from sage_servicekit.children import append_output_to, end_with_parent, take_stdout
 from sage_trainer.folders import (
     VersionResult,
     give_up_checkpoints,
@@ -33,12 +37,14 @@ from sage_trainer.folders import (
 )
 from sage_trainer.messages import (
     CheckpointMessage,
+    ChildOrder,
     ChildSpec,
     DoneMessage,
     EvalMessage,
     FailedMessage,
     LogMessage,
     PhaseMessage,
+    ReadyMessage,
     StepMessage,
     StoppedMessage,
 )
@@ -207,15 +213,29 @@ def die_first() -> None:
 
 
 def main() -> int:
-    end_with_parent()
-    die_first()
+    orders = end_with_parent()
     out = take_stdout()
-    spec = ChildSpec.model_validate_json(Path(sys.argv[1]).read_bytes())
+    spec = _awaited_spec(orders, out) if sys.argv[1] == "--wait" else _read_spec(Path(sys.argv[1]))
     tell = Telling(out, Home(Path(spec.home)))
     signal.signal(signal.SIGTERM, tell.on_sigterm)
     words = last_words(spec, tell)
     tell.say(words)
     return 1 if isinstance(words, FailedMessage) else 0
+
+
+def _read_spec(path: Path) -> ChildSpec:
+    return ChildSpec.model_validate_json(path.read_bytes())
+
+
+def _awaited_spec(orders: SimpleQueue[bytes], out: IO[str]) -> ChildSpec:
+    """Import, wait to be told, and write to that job's log from then on."""
+    from sage.tools.finetune.warmth import import_for_training
+
+    import_for_training()
+    out.write(ReadyMessage().model_dump_json() + "\n")
+    order = ChildOrder.model_validate_json(orders.get())  # no deadline: the lifeline ends a forgotten child
+    append_output_to(order.log)
+    return _read_spec(order.spec)
 
 
 if __name__ == "__main__":

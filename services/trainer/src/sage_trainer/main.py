@@ -10,8 +10,11 @@ from sage_servicekit.broker import make_celery
 from sage_servicekit.machine import find_device
 from sage_servicekit.settings import worker_id
 from sage_servicekit.worker import OrchestratorLink, SignOfLife, run_worker
-from sage_trainer.runner import Post, TrainRunner
+from sage_trainer.runner import Post, TrainRunner, child_env
 from sage_trainer.settings import TrainerSettings
+from sage_trainer.spare import Spare
+
+_SETTLED_AFTER_S = 5.0
 
 
 def main() -> int:
@@ -21,7 +24,10 @@ def main() -> int:
     name = worker_id("trainer")
     device = find_device(settings.train_device)
     stopping = threading.Event()
-    runner = TrainRunner(Post(settings, OrchestratorLink(settings, timeout_s=5.0), name, device, stopping))
+    env, log_path = child_env(settings, device.name), settings.home.logs / "trainer-spare.log"
+    spare = Spare(settings.waiting_child_command, env, log_path)
+    link = OrchestratorLink(settings, timeout_s=5.0)
+    runner = TrainRunner(Post(settings, link, name, device, stopping, spare))
 
     def beat() -> WorkerBeat:
         detail = {"job": runner.current_job} if runner.current_job else {}
@@ -38,7 +44,15 @@ def main() -> int:
     # A short timeout: the file must be touched on time even when the orchestrator hangs.
     life = SignOfLife(settings, OrchestratorLink(settings, timeout_s=2.0), beat)
     life.start()
+    threading.Thread(target=_keep_spare, args=(spare, runner, stopping), name="spare", daemon=True).start()
     try:
         return run_worker(celery, TRAIN_QUEUE, "trainer", stopping=stopping)
     finally:
+        spare.close()
         life.stop()
+
+
+def _keep_spare(spare: Spare, runner: TrainRunner, stopping: threading.Event) -> None:
+    # Not at once: at first the whole stack starts, and wants the cores for itself.
+    if not stopping.wait(_SETTLED_AFTER_S) and runner.current_job is None:
+        spare.keep()

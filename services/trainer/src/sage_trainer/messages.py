@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -23,8 +24,23 @@ class ChildSpec(BaseModel):
     """Of the out-of-memory ladder, chosen after an earlier child of this attempt had died."""
 
 
+class ChildOrder(BaseModel):
+    """What a child that waits (`--wait`) is told on its standard input, one line of JSON."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    spec: Path
+    log: Path
+
+
 class _Said(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+class ReadyMessage(_Said):
+    """A waiting child has imported what training needs."""
+
+    kind: Literal["ready"] = "ready"
 
 
 class PhaseMessage(_Said):
@@ -97,7 +113,8 @@ class FailedMessage(_Said):
 
 
 ChildMessage = Annotated[
-    PhaseMessage
+    ReadyMessage
+    | PhaseMessage
     | StepMessage
     | EvalMessage
     | CheckpointMessage

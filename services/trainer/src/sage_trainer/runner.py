@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, assert_never
 
 from pydantic import ValidationError
@@ -50,10 +51,12 @@ from sage_trainer.messages import (
     FailedMessage,
     LogMessage,
     PhaseMessage,
+    ReadyMessage,
     StepMessage,
     StoppedMessage,
 )
 from sage_trainer.settings import TrainerSettings
+from sage_trainer.spare import Spare
 from sage_trainer.spool import Spool
 
 logger = logging.getLogger(__name__)
@@ -71,6 +74,25 @@ class Post:
     worker_id: str
     device: Device
     stopping: threading.Event
+    spare: Spare
+
+
+def child_env(settings: TrainerSettings, device: str) -> dict[str, str]:
+    """The environment of a training child."""
+    env = {
+        **os.environ,
+        "SAGE_HOME": str(settings.home.root),
+        # Unset, every library starts a thread per core of the host, and they spin against each other.
+        "OMP_NUM_THREADS": str(settings.train_threads or physical_cores()),
+        # Spinning while they wait costs others on a busy machine 3 to 5 times their time.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if device == "cpu":
+        env["CUDA_VISIBLE_DEVICES"] = ""
+    elif "CUDA_VISIBLE_DEVICES" not in env:
+        env["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")
+    return env
 
 
 class TrainRunner:
@@ -102,6 +124,7 @@ class TrainRunner:
             Attempt(post, claimed).run()
         finally:
             self.current_job = None
+            post.spare.keep()
 
 
 class Attempt:
@@ -164,9 +187,8 @@ class Attempt:
         )
         write_whole(spec_path, spec.model_dump_json(indent=1))
         self._log_start = self._log_path.stat().st_size if self._log_path.exists() else 0
-        command = [*self._post.settings.train_child_command, str(spec_path)]
         try:
-            with Child(command, log_path=self._log_path, env=self._child_env()) as child:
+            with self._spawn(spec_path) as child:
                 self._pump(child)
                 exit_code = child.reap()
                 while lines := child.receive(0):
@@ -179,22 +201,13 @@ class Attempt:
             self._say(f"The training process did not stop within {grace} and was killed", EventLevel.WARN)
         return exit_code
 
-    def _child_env(self) -> dict[str, str]:
-        settings, device = self._post.settings, self._post.device.name
-        env = {
-            **os.environ,
-            "SAGE_HOME": str(settings.home.root),
-            # Unset, every library starts a thread per core of the host, and they spin against each other.
-            "OMP_NUM_THREADS": str(settings.train_threads or physical_cores()),
-            # Spinning while they wait costs others on a busy machine 3 to 5 times their time.
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        if device == "cpu":
-            env["CUDA_VISIBLE_DEVICES"] = ""
-        elif "CUDA_VISIBLE_DEVICES" not in env:
-            env["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")
-        return env
+    def _spawn(self, spec_path: Path) -> Child:
+        """The child that waits for a job, or a new one. Raises: OSError."""
+        post = self._post
+        if (ready := post.spare.take(spec_path, self._log_path)) is not None:
+            return ready
+        command = [*post.settings.train_child_command, str(spec_path)]
+        return Child(command, log_path=self._log_path, env=child_env(post.settings, post.device.name))
 
     def _pump(self, child: Child) -> None:
         """Until the child is dead: pass its news on, its orders back."""
@@ -260,6 +273,8 @@ class Attempt:
             logger.warning("the child said what is no message of ours: %.200r", line)
             return
         match message:
+            case ReadyMessage():
+                pass
             case PhaseMessage():
                 self._metrics = self._metrics.model_copy(update={"phase": message.name})
                 self._say(message.detail or message.name, is_urgent=True)

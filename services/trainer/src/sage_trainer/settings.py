@@ -16,6 +16,8 @@ def _own_child() -> list[str]:
 class TrainerSettings(ServiceSettings):
     train_child_command: list[str] = Field(default_factory=_own_child)
     """The program that trains; it gets the path of its spec as last argument. JSON in the environment."""
+    warm_worker: bool = True
+    """Whether an idle trainer keeps a process with its libraries imported, so that jobs start sooner."""
     train_device: str = "auto"
     """`auto`, `cpu`, `cuda:0`, …"""
     train_threads: int | None = Field(default=None, ge=1)
@@ -29,3 +31,9 @@ class TrainerSettings(ServiceSettings):
     """How long to try to tell a silent orchestrator how the attempt ended."""
     spool_events: int = Field(default=2000, ge=10)
     """Events kept while the orchestrator is silent; metrics go first when there are more."""
+
+    @property
+    def waiting_child_command(self) -> list[str] | None:
+        """How a child is started ahead of its job; None when none is wanted, or it is not our own program."""
+        is_own = self.train_child_command == _own_child()
+        return [*self.train_child_command, "--wait"] if self.warm_worker and is_own else None

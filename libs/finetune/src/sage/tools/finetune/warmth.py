@@ -1,0 +1,18 @@
+"""What a training process imports, done ahead of the job that needs it."""
+
+from __future__ import annotations
+
+
+def import_for_training() -> None:
+    """Import what every run imports late. Touches no device, reads no model and starts no threads of work."""
+    from sage.tools.finetune.hardware import wait_politely
+    from sage.tools.finetune.modeling import quiet_bitsandbytes
+
+    wait_politely()
+    quiet_bitsandbytes()
+    import peft  # noqa: F401
+    import torch  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+    from transformers.models.llama import modeling_llama  # noqa: F401
+
+    import sage.tools.finetune.trainer  # noqa: F401
