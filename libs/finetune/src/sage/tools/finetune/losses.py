@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from sage.tools.finetune.attention import PACKED_ATTENTION, register_packed_attention
 from sage.tools.finetune.fused_layer import fuse_layers, unfuse_layers
+from sage.tools.finetune.hardware import give_back_memory
 from sage.tools.finetune.head_loss import HEAD_CHUNK, IGNORED, head_loss
 from sage.tools.finetune.projections import NotFusableError
 from sage.tools.finetune.rendering import Sample
@@ -100,6 +101,7 @@ class FusedLoss(PackedLoss):
     def __init__(self, model: Any, head_chunk: int = HEAD_CHUNK) -> None:
         super().__init__(model, head_chunk)
         fuse_layers(self._decoder)
+        give_back_memory()
 
     def undo(self) -> None:
         """Give the model its own layers back."""
