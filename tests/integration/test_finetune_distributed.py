@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,22 @@ def test_a_stop_is_everybodys_and_either_kind_of_run_goes_on(
         config.model_copy(update={"distributed": "off"}), [watcher], run_id="job", resume=True
     ).train()
     assert watcher.steps[0].step > 1
+    assert_same_adapter(alone, second)
+
+
+def test_a_model_in_shards_finds_the_same_and_goes_on_whole(
+    tiny_base: Path, data: Path, alone: TrainResult, tmp_path: Path
+) -> None:
+    config = settings(tiny_base, data, tmp_path, distributed="fsdp", per_device_train_batch_size=2,
+                      gradient_accumulation_steps=3)  # fmt: skip
+    first = LoRATrainer(config, [Recorder(stop_after=1)], run_id="job").train()
+    assert first.stopped == "save_and_stop"
+    watcher = Recorder()
+    second = LoRATrainer(config, [watcher], run_id="job", resume=True).train()
+    assert watcher.steps[0].step > 1
+    assert second.meta["loss_path"] == "plain"
+    held = next(re.search(r"holds ([\d,]+) of ([\d,]+)", text) for _, text in watcher.logs if "holds" in text)
+    assert held and int(held[1].replace(",", "")) < 0.75 * int(held[2].replace(",", ""))
     assert_same_adapter(alone, second)
 
 

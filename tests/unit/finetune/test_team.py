@@ -10,6 +10,7 @@ from sage.tools.finetune.batching import micro_batches
 from sage.tools.finetune.distributed.ranks import ranks_for
 from sage.tools.finetune.distributed.team import ALONE, dealt
 from sage_contracts.config import TrainingConfig
+from sage_contracts.errors import InvalidRequestError
 
 lengths = st.lists(st.integers(1, 300), min_size=1, max_size=40)
 
@@ -40,6 +41,7 @@ def test_alone_everything_stays_as_it_is() -> None:
         ({}, 1),
         ({"distributed": "ddp"}, 1),
         ({"distributed": "ddp", "num_devices": 2}, 2),
+        ({"distributed": "fsdp", "num_devices": 2}, 2),
         ({"distributed": "off", "num_devices": 2}, 1),
         ({"distributed": "auto", "num_devices": 2}, 1),
         ({"distributed": "ddp", "num_devices": 2, "method": "dpo"}, 1),
@@ -54,3 +56,17 @@ def test_without_gpus_several_processes_are_taken_only_when_asked_for(
     has_cuda.cache_clear()
     assert ranks_for(TrainingConfig.model_validate(fields)) == ranks
     has_cuda.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"load_in_4bit": True}, "ddp"),
+        ({"precision": "fp16"}, "bf16"),
+        ({"optim": "paged_adamw_8bit"}, "adamw_torch"),
+    ],
+)
+def test_what_cannot_be_cut_up_is_refused_with_a_way_out(fields: dict[str, object], said: str) -> None:
+    config = TrainingConfig.model_validate({"distributed": "fsdp", "num_devices": 2, **fields})
+    with pytest.raises(InvalidRequestError, match=said):
+        ranks_for(config)

@@ -151,8 +151,8 @@ class TrainingConfig(_HumanInput):
     """What is changed, in which order, when memory does not suffice; `published`: as the product page."""
     oom_may_truncate: bool = False
     """Whether the ladder may shorten `max_length` (rows lose their ends)."""
-    distributed: Literal["auto", "off", "ddp"] = "auto"
-    """Over several devices: whole copies of the model that share every step (ddp)."""
+    distributed: Literal["auto", "off", "ddp", "fsdp"] = "auto"
+    """Several devices share every step: each with a copy of the model (ddp), or with shards of one (fsdp)."""
     num_devices: Annotated[int, Field(ge=0)] = 0
     """0 takes every device that is visible."""
     seed: int = 42

@@ -99,6 +99,7 @@ class TrainingLoop:
             if self.callbacks.should_stop() == "stop":
                 raise RunStopped("stop")
             if not group:
+                self.team.idle(lambda: self.loss(rows[:1]))
                 continue
             loss = self.loss([rows[index] for index in group])
             summed += loss.item()

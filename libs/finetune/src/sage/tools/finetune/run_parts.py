@@ -23,7 +23,13 @@ class RunParts:
     """Built in the order that fails early: what is cheap to check comes before the weights."""
 
     def __init__(
-        self, config: TrainingConfig, base: Path, tell: TrainingCallback, rungs: Sequence[OomRung] = ()
+        self,
+        config: TrainingConfig,
+        base: Path,
+        tell: TrainingCallback,
+        rungs: Sequence[OomRung] = (),
+        *,
+        load_on: str | None = None,
     ) -> None:
         import torch
 
@@ -37,7 +43,7 @@ class RunParts:
         self.tokenizer = load_tokenizer(base)
         self.renderer = ChatRenderer(self.tokenizer, config.max_length)
         torch.manual_seed(config.seed)
-        model = load_base(base, config, self.device, self.precision)
+        model = load_base(base, config, load_on or self.device, self.precision)
         self.model = add_adapters(model, config.lora)
         self.optimizer, note = make_optimizer(self.model, config, self.device)
         self._warn(note)

@@ -20,8 +20,10 @@ from sage.tools.finetune.distributed.ranks import ranks_for, run_ranks
 from sage.tools.finetune.distributed.team import ALONE, Team
 from sage.tools.finetune.hardware import has_cuda, wait_politely
 from sage.tools.finetune.loop import RunStopped, TrainingLoop, held_out_loss
+from sage.tools.finetune.losses import LossFunction
 from sage.tools.finetune.outputs import OutputLayout, package_versions
 from sage.tools.finetune.registry import Registry
+from sage.tools.finetune.rendering import Sample
 from sage.tools.finetune.run_parts import RunParts
 from sage.tools.finetune.storage import storage_errors
 from sage.tools.finetune.task_data import Splits, prepare
@@ -128,6 +130,8 @@ class Run:
 
     team: Team = ALONE
     """The processes that train together; the first of them writes and tells."""
+    load_on: str | None = None
+    """Where the base is loaded to; None: where it trains."""
 
     def __init__(
         self,
@@ -167,15 +171,15 @@ class Run:
     def _train(self, splits: Any, base: Path) -> TrainResult:
         config, tell, layout = self._config, self._tell, self._layout
         tell.on_phase("loading", f"Loading {config.model_name}")
-        parts = RunParts(config, base, tell, self._climb.taken)
+        parts = RunParts(config, base, tell, self._climb.taken, load_on=self.load_on)
         train, held = parts.render(splits)
         schedule = Schedule(
             len(train), config.effective_batch_size, config.num_train_epochs, config.max_steps, config.seed
         )
         checkpoints = self._checkpoints(self._fingerprint(splits, base, schedule))
         state = self._starting_state(checkpoints, parts)
-        self.team.begin(parts.model)
-        loss = parts.loss(train)
+        self.team.begin(parts.model, parts.optimizer)
+        loss = self._loss(parts, train)
         layout.write_config(config)
         with curves(layout.logs, config, state.step, tell) as told:
             if state.step == 0 and held:
@@ -195,13 +199,16 @@ class Run:
             if eval_loss is not None:
                 told.on_eval("tuned", eval_loss)
         tell.on_phase("saving", str(layout.adapter))
-        layout.write_adapter(parts.model, parts.tokenizer)
+        layout.write_adapter(self.team.whole(parts.model), parts.tokenizer)
         metrics = self._metrics(state, schedule, eval_loss, loop)
         meta = self._meta(parts, base, splits, metrics, (len(train), len(held)), loss.name)
         layout.write_meta(meta)
         return TrainResult(
             layout.root, layout.adapter, None, base, state.base_eval_loss, eval_loss, metrics, meta
         )
+
+    def _loss(self, parts: RunParts, train: Sequence[Sample]) -> LossFunction:
+        return parts.loss(train)
 
     def _checkpoints(self, fingerprint: dict[str, Any]) -> Checkpoints:
         return Checkpoints(self._layout.checkpoints, fingerprint)

@@ -7,6 +7,8 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,9 +17,13 @@ from typing import Any
 from sage.tools.finetune.checkpoints import Checkpoints, RunState
 from sage.tools.finetune.climbing import Climb
 from sage.tools.finetune.distributed.messages import Failed, Forwarder, RankSpec, Wish
-from sage.tools.finetune.distributed.team import AgreedStop, ProcessTeam
+from sage.tools.finetune.distributed.shards import ShardedTeam
+from sage.tools.finetune.distributed.team import AgreedStop, ProcessTeam, Team
 from sage.tools.finetune.hardware import memory_errors
+from sage.tools.finetune.losses import LossFunction, PlainLoss
 from sage.tools.finetune.outputs import OutputLayout
+from sage.tools.finetune.rendering import Sample
+from sage.tools.finetune.run_parts import RunParts
 from sage.tools.finetune.trainer import LoRATrainer, Run, TrainResult
 from sage_contracts.errors import SageError
 
@@ -29,14 +35,35 @@ class RankRun(Run):
     """The run's own, also where `layout` is only a place for what is not to be kept."""
 
     def _checkpoints(self, fingerprint: dict[str, Any]) -> Checkpoints:
-        kind = Checkpoints if self.team.rank == 0 else ReadOnlyCheckpoints
-        return kind(self.checkpoints_folder, fingerprint)
+        kind = SharedCheckpoints if self.team.rank == 0 else ReadOnlyCheckpoints
+        return kind(self.checkpoints_folder, fingerprint, self.team)
+
+    def _loss(self, parts: RunParts, train: Sequence[Sample]) -> LossFunction:
+        if isinstance(self.team, ShardedTeam):
+            held, total = self.team.held(parts.model)
+            self._tell.on_log(
+                "info", f"Each of {self.team.size} devices holds {held:,} of {total:,} parameters"
+            )
+            # Shards come together when their layer is called, and the fast paths go around that.
+            return PlainLoss(parts.model)
+        return super()._loss(parts, train)
 
 
-class ReadOnlyCheckpoints(Checkpoints):
-    """Those that rank 0 writes, for the others to start from."""
+@dataclass(frozen=True)
+class SharedCheckpoints(Checkpoints):
+    """Those that rank 0 writes."""
+
+    team: Team
 
     def save(self, state: RunState, model: Any, optimizer: Any, scaler: Any) -> Path:
+        return super().save(state, self.team.whole(model), self.team.whole(optimizer), scaler)
+
+
+class ReadOnlyCheckpoints(SharedCheckpoints):
+    """The same for the others, to start from."""
+
+    def save(self, state: RunState, model: Any, optimizer: Any, scaler: Any) -> Path:
+        self.team.attend_save(model, optimizer)
         return self.folder / f"checkpoint-{state.step}"
 
     def keep_newest(self, *_: Any, **__: Any) -> None:
@@ -48,8 +75,9 @@ class ReadOnlyCheckpoints(Checkpoints):
 
 def train(spec: RankSpec, forward: Forwarder) -> TrainResult:
     """This rank's part of the run. Raises: SageError."""
-    team = ProcessTeam(is_cpu=spec.is_cpu)
     config = spec.config
+    is_sharded = config.distributed == "fsdp"
+    team = ShardedTeam(is_cpu=spec.is_cpu) if is_sharded else ProcessTeam(is_cpu=spec.is_cpu)
     root = config.require_output_dir()
     with TemporaryDirectory(prefix="sage-rank-") as scratch, memory_errors():
         layout = OutputLayout(root if team.rank == 0 else Path(scratch))
@@ -64,6 +92,7 @@ def train(spec: RankSpec, forward: Forwarder) -> TrainResult:
         tell = AgreedStop([forward], team)  # type: ignore[list-item] # a callback by its methods
         run = RankRun(trainer, climb.config.model_copy(update=quiet), layout, tell, climb, resume=spec.resume)
         run.team, run.checkpoints_folder = team, OutputLayout(root).checkpoints
+        run.load_on = "cpu" if is_sharded else None  # it may fit on no single device
         result = run.go()
         team.leave()
         return result

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from sage.tools.finetune.callbacks import TrainingCallback
 from sage.tools.finetune.distributed.messages import Failed, RankSpec, Told, Wish
+from sage.tools.finetune.distributed.shards import require_shardable
 from sage.tools.finetune.hardware import has_cuda, physical_cores
 from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import InvalidRequestError, TrainingFailedError, all_errors
@@ -32,8 +33,10 @@ def ranks_for(config: TrainingConfig) -> int:
     """How many processes a run takes. Raises: InvalidRequestError for more devices than there are."""
     if config.distributed == "off" or config.method != "sft":
         return 1
+    if config.distributed == "fsdp":
+        require_shardable(config)
     if not has_cuda():
-        return max(1, config.num_devices) if config.distributed == "ddp" else 1
+        return 1 if config.distributed == "auto" else max(1, config.num_devices)
     import torch
 
     visible = int(torch.cuda.device_count())

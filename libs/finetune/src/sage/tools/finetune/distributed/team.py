@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -22,8 +22,18 @@ class Team:
         """This process's part of a step's forward passes; an empty one when others have one more."""
         return list(groups)
 
-    def begin(self, model: Any) -> None:
+    def begin(self, model: Any, optimizer: Any) -> None:
         """The model is ready: from here on all have the same."""
+
+    def idle(self, loss: Callable[[], Any]) -> None:
+        """Others have one more forward pass. `loss` is what one would be."""
+
+    def whole(self, thing: Any) -> Any:
+        """The model or optimizer as those who save one expect it."""
+        return thing
+
+    def attend_save(self, model: Any, optimizer: Any) -> None:
+        """The first process saves a checkpoint: do what it needs the others for."""
 
     def begin_step(self, seed: int, step: int) -> None:
         """Random numbers of the step's dropout."""
@@ -66,7 +76,7 @@ class ProcessTeam(Team):
     def share(self, groups: Sequence[list[int]], lengths: Sequence[int]) -> list[list[int]]:
         return dealt(groups, lengths, self.size)[self.rank]
 
-    def begin(self, model: Any) -> None:
+    def begin(self, model: Any, optimizer: Any) -> None:
         from accelerate.utils import broadcast
 
         # Drawn from the same seed everywhere; but the run depends on it, so it is not left to chance.
