@@ -38,7 +38,9 @@ def test_signature_and_docstring_ask_for_the_body(tmp_path: Path) -> None:
     assert pair.prompt.endswith(
         '```python\ndef double(self, items):\n    """Return the double of items."""\n```'
     )
-    assert pair.answer == (
+    # Fenced, so that the first indentation is learned too.
+    assert pair.answer.startswith("```python\n")
+    assert code_in(pair.answer) == (
         "    # a comment that belongs to the body\n"
         "    total = 0\n"
         "    for item in items:\n"
@@ -110,8 +112,8 @@ def reassembled(pair: CodePair) -> str:
         return code_in(pair.answer)
     shown = code_in(pair.prompt)
     if pair.kind == "fill_middle":
-        return shown.replace("<missing lines>", pair.answer)
-    return f"{shown}\n{pair.answer}"
+        return shown.replace("<missing lines>", code_in(pair.answer))
+    return f"{shown}\n{code_in(pair.answer)}"
 
 
 def test_every_kind_asks_for_something_else_of_the_same_function(tmp_path: Path) -> None:
@@ -123,10 +125,10 @@ def test_every_kind_asks_for_something_else_of_the_same_function(tmp_path: Path)
     assert bare.answer == pairs["docstring_body"].answer
     question = pairs["question_code"]
     assert question.prompt == "Write the Python function `double`.\n\nReturn the double of items."
-    assert question.answer == f"```python\ndef double(self, items):\n{bare.answer}\n```"
+    assert question.answer == f"```python\ndef double(self, items):\n{code_in(bare.answer)}\n```"
     whole = reassembled(pairs["docstring_body"])
     assert reassembled(pairs["fill_middle"]) == whole
-    assert len(pairs["fill_middle"].answer.strip()) >= 20
+    assert len(code_in(pairs["fill_middle"].answer).strip()) >= 20
 
 
 def test_functions_without_docstring_are_asked_for_their_body_in_a_tree(tmp_path: Path) -> None:
@@ -136,7 +138,7 @@ def test_functions_without_docstring_are_asked_for_their_body_in_a_tree(tmp_path
     )
     (pair,) = build_code_pairs(tmp_path)
     assert (pair.kind, code_in(pair.prompt)) == ("signature_body", "def f(self):")
-    assert pair.answer.startswith("    # why\n    total")
+    assert code_in(pair.answer).startswith("    # why\n    total")
 
 
 def test_generated_files_are_left_out(tmp_path: Path) -> None:

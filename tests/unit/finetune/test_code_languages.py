@@ -72,6 +72,11 @@ def by_kind(path: Path) -> dict[str, CodePair]:
     return {pair.kind: pair for pair in build_code_pairs(path, kinds)}  # type: ignore[arg-type]
 
 
+def unfenced(text: str) -> str:
+    """What stands between the fences."""
+    return text.split("```", 1)[1].split("\n", 1)[1].removesuffix("\n```")
+
+
 @pytest.mark.parametrize("suffix", SOURCES)
 def test_a_documented_function_is_asked_about_in_every_way(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"circle.{suffix}"
@@ -81,16 +86,15 @@ def test_a_documented_function_is_asked_about_in_every_way(tmp_path: Path, suffi
     body = pairs["docstring_body"]
     assert (body.language, body.name.lower(), body.module) == (LANGUAGES[suffix], "area", path.name)
     assert body.prompt.startswith(f"Complete this {LANGUAGES[suffix]} function. Answer with its body.\n\n```")
-    shown = body.prompt.split("\n\n", 1)[1].split("\n", 1)[1].removesuffix("\n```")
-    whole = f"{shown}\n{body.answer}"
+    shown, answer = unfenced(body.prompt), unfenced(body.answer)
+    whole = f"{shown}\n{answer}"
     flat = "\n".join(line.strip() for line in SOURCES[suffix].splitlines())
     assert "\n".join(line.strip() for line in whole.splitlines()) in flat
     assert shown.endswith("{")
-    assert body.answer.endswith("\n}")
-    assert "halves are never rounded" in body.answer
+    assert answer.endswith("\n}")
+    assert "halves are never rounded" in answer
     gap = pairs["fill_middle"]
-    refilled = gap.prompt.split("\n\n", 1)[1].split("\n", 1)[1].removesuffix("\n```")
-    assert refilled.replace("<missing lines>", gap.answer) == whole
+    assert unfenced(gap.prompt).replace("<missing lines>", unfenced(gap.answer)) == whole
     assert "radius" in gap.answer
     question = pairs["question_code"]
     asked = "Area gives the area of a circle,\nin square metres."

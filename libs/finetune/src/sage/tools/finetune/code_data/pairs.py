@@ -96,7 +96,7 @@ def _signature_body(f: SourceFunction, wanted: Sequence[CodeKind]) -> CodePair |
 
 def _body(f: SourceFunction, head: str, kind: CodeKind) -> CodePair | None:
     question = f"Complete this {f.language} function. Answer with its body.\n\n{_fenced(f, head)}"
-    return _pair(f, question, f.body, kind)
+    return _pair(f, question, _fenced(f, f.body), kind)
 
 
 def _fill_middle(f: SourceFunction, _: Sequence[CodeKind]) -> CodePair | None:
@@ -109,7 +109,7 @@ def _fill_middle(f: SourceFunction, _: Sequence[CodeKind]) -> CodePair | None:
         f"Lines are missing from this {f.language} function. Answer with the missing lines only.\n\n"
         f"{_fenced(f, shown)}"
     )
-    return _pair(f, question, "\n".join(lines[start:end]), "fill_middle")
+    return _pair(f, question, _fenced(f, "\n".join(lines[start:end])), "fill_middle")
 
 
 def _question_code(f: SourceFunction, _: Sequence[CodeKind]) -> CodePair | None:
@@ -128,6 +128,8 @@ _MAKERS: dict[CodeKind, Callable[[SourceFunction, Sequence[CodeKind]], CodePair 
 
 
 def _fenced(f: SourceFunction, code: str) -> str:
+    # Answers too: an indentation that opens an answer melts into one token with the template's line break,
+    # and would be learned by nobody.
     return f"```{f.language.lower()}\n{code}\n```"
 
 
