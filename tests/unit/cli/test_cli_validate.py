@@ -84,7 +84,7 @@ def test_the_method_decides_what_good_means(sage: Sage, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("none.jsonl", None, "There is no file none.jsonl"),
+        ("none.jsonl", None, "none.jsonl. Give the path of"),
         ("empty.json", b" \n", "is empty"),
         ("book.csv", b"PK\x03\x04rest", "save a workbook as CSV"),
         ("cut.jsonl.gz", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\xab", "damaged or was cut off"),

@@ -72,3 +72,13 @@ def test_a_list_is_read_across_the_pieces_it_is_read_in(tmp_path: Path) -> None:
     texts = ["é" * (n * 40_000 % 700_000 + 1) for n in range(12)]
     path.write_text("[" + ",\n".join(f'{{"text": "{text}"}}' for text in texts) + "]")
     assert [c.messages[1]["content"] for c in load_conversations(path)] == texts
+
+
+def test_a_broken_character_is_a_fault_of_its_row_and_not_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [f'{{"question": "什么是{n}？", "answer": "答案"}}'.encode() for n in range(5)]
+    rows[2] = rows[2].replace("答".encode(), b"\xe7\xad")
+    path.write_bytes(b"\n".join(rows))
+    report = validate_file(path)
+    assert [(bad.row, bad.field) for bad in report.bad] == [(3, "row")]
+    assert (report.good, report.notes) == (4, [])

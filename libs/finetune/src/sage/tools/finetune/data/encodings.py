@@ -14,6 +14,7 @@ _MARKS = (
 )
 _LEGACY = ("gb18030", "big5", "cp932", "cp949", "cp1252", "cp1251", "latin_1")
 _SAMPLE_BYTES = 1 << 16
+_RIGHT_PER_FAULT = 4
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 # Two bytes of GB 2312's first level: the 3,755 characters of everyday Chinese, and its punctuation.
 _EVERYDAY_CHINESE = re.compile(rb"[\xa1-\xa3\xb0-\xd7][\xa1-\xfe]")
@@ -28,7 +29,7 @@ def detect_encoding(head: bytes, *, is_whole: bool) -> str | None:
             return encoding
     if b"\0" in head:
         return _utf16_without_mark(head)
-    if _can_read(head, "utf-8", is_whole):
+    if _can_read(head, "utf-8", is_whole) or _is_utf8_with_faults(head):
         return "utf-8"
     return _legacy(head, is_whole)
 
@@ -39,6 +40,14 @@ def _utf16_without_mark(head: bytes) -> str | None:
         if len(head) > 1 and head[zero_at] == 0 and head[1 - zero_at] and _can_read(head, encoding, False):
             return encoding
     return None
+
+
+def _is_utf8_with_faults(head: bytes) -> bool:
+    """Whether far more characters beyond ASCII are right than wrong: these are then faults of rows."""
+    text = head.decode("utf-8", "replace")
+    faults = text.count("\ufffd")
+    beyond_ascii = len(text) - len(text.encode("ascii", "ignore"))
+    return beyond_ascii - faults > _RIGHT_PER_FAULT * faults
 
 
 def _legacy(head: bytes, is_whole: bool) -> str | None:

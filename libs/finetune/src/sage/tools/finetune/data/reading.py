@@ -16,7 +16,7 @@ from sage.tools.finetune.data.formats import format_name
 from sage.tools.finetune.data.json_rows import Found, document_rows, line_rows, list_rows
 from sage.tools.finetune.data.opening import HEAD_BYTES, PARQUET, head_of, open_plain
 from sage.tools.finetune.data.sources import files_of
-from sage.tools.finetune.data.tables import find_delimiter, header_of, parquet_rows, table_rows
+from sage.tools.finetune.data.tables import find_delimiter, parquet_rows, table_rows
 from sage_contracts.errors import InvalidDataError
 
 _READ_BYTES = 1 << 18
@@ -178,10 +178,10 @@ def _not_rows(name: str, head: str) -> str:
     try:
         orjson.loads(head)
     except orjson.JSONDecodeError:
-        columns = ", ".join(header_of(head))[:200]
+        first_line = head.splitlines()[0][:120]
         return (
-            f"{name} is neither JSON nor a table with known columns (its first line reads: {columns}). Name "
-            "the columns of a CSV file in its first line, as in question,answer or instruction,input,output."
+            f"{name} is neither JSON nor a table with known columns (its first line: {first_line}). Name the "
+            "columns of a CSV file in its first line, as in question,answer or instruction,input,output."
         )
     return (
         f"{name} holds one JSON value that is not a list of rows. Put the rows in a list, [{{...}}, {{...}}]."

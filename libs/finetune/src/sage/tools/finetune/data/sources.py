@@ -26,7 +26,7 @@ def files_of(path: Path, name: str, notes: list[str]) -> Iterator[tuple[Path, st
         files = [folder / file for file in names]
         kind = "data set"
     else:
-        raise InvalidDataError(f"There is no file {name}. Give the path of a JSON, CSV or Parquet file.")
+        raise InvalidDataError(f"There is no file {path}. Give the path of a JSON, CSV or Parquet file.")
     if not files:
         raise InvalidDataError(
             f"The folder {name} holds no data: no file ends in .json, .jsonl, .csv, .tsv or .parquet (also "

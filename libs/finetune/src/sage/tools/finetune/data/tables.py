@@ -5,19 +5,21 @@ from __future__ import annotations
 import csv
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TextIO
+from typing import IO, TextIO
 
 from sage.tools.finetune.data.conversation import RowError
 from sage.tools.finetune.data.formats import format_name
 from sage.tools.finetune.data.json_rows import Found
-from sage.tools.finetune.data.opening import open_plain
+from sage.tools.finetune.data.opening import PARQUET, open_plain
 from sage_contracts.errors import InvalidDataError
 
 _DELIMITERS = ",\t;|"
 _MAX_CELL_CHARS = 64 << 20
 _BATCH_ROWS = 1024
+_PIECE_BYTES = 1 << 16
 
 
 def find_delimiter(head: str) -> str | None:
@@ -26,11 +28,6 @@ def find_delimiter(head: str) -> str | None:
         (len(columns), d) for d in _DELIMITERS if format_name(dict.fromkeys(columns := _header(head, d), "x"))
     ]
     return max(found, key=lambda pair: pair[0])[1] if found else None
-
-
-def header_of(head: str) -> list[str]:
-    """The columns of what could be a table, split where most columns result."""
-    return max((_header(head, delimiter) for delimiter in _DELIMITERS), key=len)
 
 
 def table_rows(text: TextIO, delimiter: str) -> Iterator[Found]:
@@ -62,16 +59,27 @@ def parquet_rows(path: Path, name: str) -> Iterator[Found]:
             f"{name} is a Parquet file, which cannot be read here: pyarrow is not installed. Convert it to "
             "JSON Lines, or use `sage finetune start --data` on a machine with pyarrow: it converts."
         ) from error
-    with TemporaryFile() as plain:
-        # Parquet is read from its end; a compressed file has to be unpacked for that.
-        with open_plain(path, name) as stream:
-            shutil.copyfileobj(stream, plain, 1 << 20)
-        plain.seek(0)
+    with _seekable(path, name) as stream:
         try:
-            for batch in ParquetFile(plain).iter_batches(_BATCH_ROWS):
+            # In small pieces: by default a whole row group, often the whole file, is held in memory.
+            file = ParquetFile(stream, buffer_size=_PIECE_BYTES, pre_buffer=False)
+            for batch in file.iter_batches(_BATCH_ROWS):
                 yield from batch.to_pylist()
         except ArrowException as error:
             raise InvalidDataError(f"{name} cannot be read as Parquet: {error}") from error
+
+
+@contextmanager
+def _seekable(path: Path, name: str) -> Iterator[IO[bytes]]:
+    """Parquet is read from its end; a compressed file is unpacked for that."""
+    with path.open("rb") as stream:
+        if stream.read(len(PARQUET)) == PARQUET:
+            yield stream
+            return
+    with TemporaryFile() as unpacked:
+        with open_plain(path, name) as packed:
+            shutil.copyfileobj(packed, unpacked, 1 << 20)
+        yield unpacked
 
 
 def _header(head: str, delimiter: str) -> list[str]:

@@ -100,10 +100,11 @@ def _copy_extras(turn: Mapping[str, Any], message: Message, field: str) -> None:
 
 def _parts(value: Any, field: str) -> str:
     """OpenAI's list of content parts when all of them are text."""
-    if isinstance(value, list) and all(isinstance(p, Mapping) and p.get("type") == "text" for p in value):
-        texts = [part.get("text") for part in value]
-        if all(isinstance(text, str) for text in texts):
-            return "".join(texts)
+    if isinstance(value, list):
+        texts = [p.get("text") for p in value if isinstance(p, Mapping) and p.get("type") == "text"]
+        if len(texts) == len(value) and all(isinstance(text, str) for text in texts):
+            return "".join(map(str, texts))
+        raise RowError(field, "holds parts that are not text, such as pictures; only text can be learned")
     raise RowError(field, "is missing" if value is None else f"is {kind_of(value)}, not text")
 
 
