@@ -107,6 +107,8 @@ class FakeJob:
         job.status = JobStatus.SUCCEEDED
         job.fine_tuned_model = f"{job.sage.name}@{job.sage.version}"
         job.sage.metrics.base_eval_loss, job.sage.metrics.eval_loss = 2.391, 1.898
+        job.sage.metrics.base_perplexity, job.sage.metrics.perplexity = 10.92, 6.673
+        job.sage.metrics.base_token_accuracy, job.sage.metrics.token_accuracy = 0.524, 0.581
         self.say(f"Registered {job.fine_tuned_model}")
 
 

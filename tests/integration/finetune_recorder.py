@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sage.tools.finetune import CheckpointInfo, StepMetrics, TrainingCallback
+from sage.tools.finetune import CheckpointInfo, Evaluation, StepMetrics, TrainingCallback
 
 
 class Recorder(TrainingCallback):
@@ -25,8 +25,8 @@ class Recorder(TrainingCallback):
     def on_checkpoint(self, checkpoint: CheckpointInfo) -> None:
         self.checkpoints.append(checkpoint)
 
-    def on_eval(self, name: Literal["base", "tuned"], loss: float) -> None:
-        self.evals[name] = loss
+    def on_eval(self, evaluation: Evaluation) -> None:
+        self.evals[evaluation.name] = evaluation.loss
 
     def on_log(self, level: str, message: str) -> None:
         self.logs.append((level, message))

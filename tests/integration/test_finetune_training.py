@@ -11,6 +11,7 @@ from tests.fakes.tiny_llama import make_model
 
 from sage.tools.finetune import (
     CheckpointInfo,
+    Evaluation,
     LoRATrainer,
     PresetConfigs,
     StepMetrics,
@@ -43,8 +44,8 @@ class Recorder(TrainingCallback):
     def on_checkpoint(self, checkpoint: CheckpointInfo) -> None:
         self.checkpoints.append(checkpoint)
 
-    def on_eval(self, name: Literal["base", "tuned"], loss: float) -> None:
-        self.evals[name] = loss
+    def on_eval(self, evaluation: Evaluation) -> None:
+        self.evals[evaluation.name] = evaluation.loss
 
     def on_log(self, level: str, message: str) -> None:
         self.logs.append((level, message))
@@ -115,6 +116,16 @@ def test_a_run_learns_and_leaves_the_published_layout(base: Path, data: Path, tm
     }
     assert TrainingConfig.model_validate_json((output / "training_config.json").read_text()) == config
     meta = json.loads((output / "finetune_meta.json").read_text())
+    # The adapter's folder is complete by itself.
+    assert json.loads((output / "lora_weights" / "finetune_meta.json").read_text()) == meta
+    assert (output / "lora_weights" / "training_config.json").read_bytes() == (
+        output / "training_config.json"
+    ).read_bytes()
+    card = (output / "lora_weights" / "README.md").read_text()
+    assert f'base_model: "{base}"' in card
+    assert f"| loss | {result.base_eval_loss:.4f} | {result.eval_loss:.4f} |" in card
+    assert meta["data_sha256"] in card and meta["chat_template_sha256"] in card
+    assert "sage chat --backend finetune --finetune-model output" in card
     assert meta["base_model"] == str(base)
     assert (meta["train_rows"], meta["held_out_rows"], meta["loss_path"]) == (24, 4, "fused")
     assert meta["metrics"]["eval_loss"] == result.eval_loss

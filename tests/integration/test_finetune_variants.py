@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from sage.tools.finetune import LoRATrainer, TrainingConfig, TrainResult
-from sage.tools.finetune.losses import PlainLoss
-from sage.tools.finetune.rendering import ChatRenderer
+from sage.tools.finetune import LoRATrainer, StepMetrics, TrainingCallback, TrainingConfig, TrainResult
+from sage.tools.finetune.data import Conversation
+from sage.tools.finetune.losses import AutocastLoss, PackedLoss, PlainLoss
+from sage.tools.finetune.modeling import load_base
+from sage.tools.finetune.rendering import ChatRenderer, Sample
 from sage.tools.finetune.task_data import prepare
-from sage_contracts.errors import InvalidRequestError
+from sage_contracts.errors import InvalidRequestError, TrainingFailedError
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,9 @@ def settings(base: Path, rows_file: Path, output: Path, **changes: Any) -> Train
     return TrainingConfig.model_validate({**fields, **changes})
 
 
-def reloaded_loss(base: Path, config: TrainingConfig, result: TrainResult) -> float:
+def reloaded_loss(
+    base: Path, config: TrainingConfig, result: TrainResult, rows: Sequence[Conversation] | None = None
+) -> float:
     """The held-out loss of what is on disk, as plain peft loads it onto the unquantised base."""
     import torch
     from peft import PeftModel
@@ -47,7 +52,7 @@ def reloaded_loss(base: Path, config: TrainingConfig, result: TrainResult) -> fl
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     tuned = PeftModel.from_pretrained(model, str(result.adapter_dir)).eval()
     tokenizer = AutoTokenizer.from_pretrained(result.adapter_dir)
-    held = ChatRenderer(tokenizer, config.max_length).samples(prepare(config).validation)
+    held = ChatRenderer(tokenizer, config.max_length).samples(rows or prepare(config).validation)
     with torch.no_grad():
         return float(PlainLoss(tuned)(held).item() / sum(sample.label_count for sample in held))
 
@@ -129,3 +134,87 @@ def test_lora_plus_keeps_its_ratio_through_the_schedule(
 
     assert largest_b("plain") == pytest.approx(1e-3 / 5, rel=0.01)
     assert largest_b("plus", loraplus_lr_ratio=16) == pytest.approx(16e-3 / 5, rel=0.01)
+
+
+def test_full_tuning_trains_every_weight_and_leaves_a_plain_model(
+    tiny_base: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    LoRATrainer(settings(tiny_base, rows_file, tmp_path, max_steps=1), ()).train()
+    config = settings(tiny_base, rows_file, tmp_path, tuning="full", learning_rate=1e-3, save_steps=4)
+    result = LoRATrainer(config, ()).train()
+    assert result.eval_loss is not None and result.base_eval_loss is not None
+    assert result.eval_loss < result.base_eval_loss - 0.5
+    assert (result.adapter_dir, result.model_dir) == (None, tmp_path / "full_model")
+    assert not (tmp_path / "lora_weights").exists(), "the older result is not the newest"
+
+    model = AutoModelForCausalLM.from_pretrained(result.model_dir)
+    assert model.config.use_cache and model.dtype == torch.float32
+    base = AutoModelForCausalLM.from_pretrained(tiny_base)
+    moved = zip(model.parameters(), base.parameters(), strict=True)
+    assert all(not torch.equal(after, before) for after, before in moved)
+    held = ChatRenderer(AutoTokenizer.from_pretrained(result.model_dir), 128).samples(
+        prepare(config).validation
+    )
+    with torch.no_grad():
+        loss = PlainLoss(model.eval())(held).item() / sum(sample.label_count for sample in held)
+    assert loss == pytest.approx(result.eval_loss, rel=1e-5)
+    assert 'library_name: "transformers"' in (result.model_dir / "README.md").read_text()
+
+
+def test_full_tuning_resumes_and_rolls_back_too(tiny_base: Path, rows_file: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    def run(name: str, steps: int, **changes: Any) -> Any:
+        fields = {"tuning": "full", "learning_rate": 1e-3, "save_steps": 1, **changes}
+        config = settings(tiny_base, rows_file, tmp_path / name, **fields)
+        watcher = StopAfter(steps)
+        return LoRATrainer(config, [watcher], resume=True, run_id="one").train()
+
+    whole = run("whole", 99)
+    assert run("halves", 3).model_dir is None
+    resumed = run("halves", 99)
+    expected = load_file(whole.model_dir / "model.safetensors")
+    for name, found in load_file(resumed.model_dir / "model.safetensors").items():
+        assert (found - expected[name]).abs().max() < 1e-6
+
+    # Back at the start it is the base again: its first loss is the same.
+    config = settings(
+        tiny_base, rows_file, tmp_path / "wild", tuning="full", learning_rate=1e20, max_rollbacks=1
+    )
+    watcher = StopAfter(99)
+    with pytest.raises(TrainingFailedError, match="also after going back once"):
+        LoRATrainer(config, [watcher]).train()
+    assert watcher.losses[0] == watcher.losses[1]
+
+
+class StopAfter(TrainingCallback):
+    def __init__(self, steps: int) -> None:
+        self.losses: list[float] = []
+        self._left = steps
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        self.losses.append(metrics.loss)
+        self._left -= 1
+
+    def should_stop(self) -> Literal["save_and_stop"] | None:
+        return None if self._left > 0 else "save_and_stop"
+
+
+def test_half_precision_over_full_weights_is_near_to_fp32(tiny_base: Path) -> None:
+    import torch
+
+    config = TrainingConfig(tuning="full")
+    model = load_base(tiny_base, config, "cpu", "bf16")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    ids = torch.randint(2, 250, (40,), generator=torch.Generator().manual_seed(3)).tolist()
+    rows = [Sample(ids, [-100] * 8 + ids[8:])]
+    exact = PackedLoss(model)
+    half = AutocastLoss(exact, "cpu", torch.bfloat16)
+    assert exact(rows).item() != half(rows).item() == pytest.approx(exact(rows).item(), rel=0.05)
+    half(rows).backward()
+    assert all(
+        parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters()
+    )

@@ -102,6 +102,27 @@ def test_a_real_run_is_paused_resumed_and_versioned(real: Rig) -> None:
     assert (output / "versions/2/lora_weights/adapter_model.safetensors").read_bytes() != first
 
 
+def test_a_model_tuned_in_full_is_versioned_as_its_own_base(real: Rig) -> None:
+    whole = config(3, tuning="full", eval_steps=2, sample_prompts=["What is 1 + 1?"])
+    job = real.records.add_job("job-1", "whole", config=whole, training_path="files/file-1")
+    real.start_worker()
+    real.ring("job-1")
+    real.records.wait_for(lambda: job.finishes, TRAINING_S)
+    finish = job.finishes[0]
+    assert finish.outcome is Outcome.SUCCEEDED, finish
+    assert (finish.base_model, finish.adapter_path) == ("finetune_output/whole/versions/1/full_model", None)
+    folder = real.home / finish.base_model
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {
+        path.name for path in folder.iterdir()
+    }
+    metrics = finish.metrics
+    assert metrics.perplexity < metrics.base_perplexity
+    assert 0 <= metrics.base_token_accuracy <= metrics.token_accuracy <= 1
+    # What was measured and answered on the way is in the job's history.
+    assert [text for text in job.messages if text.startswith("Held-out loss at step 2: ")]
+    assert [text for text in job.messages if "asked 'What is 1 + 1?', it answers: " in text]
+
+
 def test_a_code_tree_comes_as_an_archive_and_a_missing_model_is_named(real: Rig) -> None:
     function = (
         'def add_{n}(x):\n    """Return x plus {n}."""\n    result = x + {n}\n    return result + 0 * {n}\n'

@@ -26,6 +26,8 @@ def test_quickstart_shows_phases_figures_losses_and_both_answers(online: Sage, r
         "Preparing data",
         "step 4/4  loss 2.100  804 tok/s",
         "base 2.391 → tuned 1.898 (-20.6 %)",
+        "perplexity      base 10.92 → tuned 6.673",
+        "token accuracy  base 52.4% → tuned 58.1%",
         "finetune_output/code/",
         "base:smollm2-135m says: you asked",
         "code@1 says: you asked",
@@ -39,7 +41,9 @@ def test_quickstart_shows_phases_figures_losses_and_both_answers(online: Sage, r
     assert jobs[0]["fine_tuned_model"] == "code@1"
     assert "Registered code@1" in online("finetune", "logs", "code").output
     assert "Step 4/4" in online("finetune", "logs", "code", "--metrics").output
-    assert "held-out loss  base 2.391" in online("finetune", "show", "code@1").output
+    shown = online("finetune", "show", "code@1").output
+    assert "held-out loss   base 2.391" in shown
+    assert "token accuracy  base 52.4% → tuned 58.1%" in shown
 
     merged = online("finetune", "merge", "code")
     assert merged.exit_code == 0

@@ -141,6 +141,16 @@ def test_the_quantisation_asked_for_last_replaces_a_presets(chosen: str, other: 
     assert getattr(TrainingConfig.model_validate({chosen: True}), chosen)
 
 
+def test_full_tuning_switches_a_presets_quantisation_off_and_never_goes_with_one() -> None:
+    for preset in (PresetName.RTX_3060, PresetName.MINIMAL):
+        config = PresetConfigs.named(preset)
+        config.tuning = "full"
+        assert (config.load_in_8bit, config.load_in_4bit) == (False, False)
+        assert PresetConfigs.named(preset, tuning="full") == config
+        with pytest.raises(ValidationError, match="none can be quantised"):
+            config.load_in_8bit = True
+
+
 def test_naming_one_field_of_lora_keeps_the_presets_others() -> None:
     lora = PresetConfigs.named("minimal", lora={"use_rslora": True}).lora
     assert (lora.r, lora.lora_alpha, lora.use_rslora) == (4, 8, True)

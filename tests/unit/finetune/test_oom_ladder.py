@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage.tools.finetune.ladder import (
+    FOR_ADAPTERS,
     LEAST_HARM,
     PUBLISHED,
     SHORTEST_MAX_LENGTH,
@@ -55,6 +56,15 @@ def whole_climb(config: TrainingConfig, device: str, *, can_quantise: bool = Tru
         rungs.append(rung)
         config = rung.config
         assert len(rungs) < 40, "the ladder does not end"
+
+
+@given(configs(), st.sampled_from(["cpu", "cuda"]))
+def test_a_run_of_every_weight_takes_no_rung_that_needs_a_frozen_base(
+    config: TrainingConfig, device: str
+) -> None:
+    config = config.model_copy()
+    config.tuning = "full"
+    assert not {rung.name for rung in whole_climb(config, device)} & FOR_ADAPTERS
 
 
 devices = st.sampled_from(["cpu", "cuda"])

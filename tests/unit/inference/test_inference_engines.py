@@ -108,6 +108,15 @@ def test_the_largest_rank_of_an_adapter_counts(home: Home) -> None:
     assert locate(CODE, home).rank == 32
 
 
+def test_versions_tuned_in_full_are_bases_of_their_own_name(home: Home) -> None:
+    for version in (1, 2):
+        folder = f"finetune_output/whole/versions/{version}/full_model"
+        make_base_folder(home.resolve(folder))
+        wanted = locate(ResolvedModel(id=f"whole@{version}", base_model=folder), home)
+        assert (wanted.adapter, wanted.base.served_name) == (None, f"whole@{version}")
+        assert wanted.base.location == str(home.resolve(folder))
+
+
 @pytest.mark.parametrize(
     "model",
     [

@@ -47,6 +47,18 @@ def test_names_resolve_to_what_serving_needs(rig: Rig) -> None:
     assert resolve(rig, "code@2")["max_lora_rank"] == 16
 
 
+def test_a_model_tuned_in_full_is_its_own_base_and_has_nothing_to_merge(rig: Rig) -> None:
+    job_id = rig.create_job(sage={"task": "code", "config": {"tuning": "full"}})["id"]
+    rig.claim(job_id)
+    own = "finetune_output/code/versions/1/full_model"
+    rig.finish(job_id, base_model=own, adapter_path=None)
+    assert resolve(rig, "code") == {
+        "id": "code@1", "base_model": own, "adapter_path": None, "max_lora_rank": 16,
+    }  # fmt: skip
+    refused = rig.post("/v1/sage/models/code/merge", {}, status=400)
+    assert f"{own} is a plain model folder already" in refused["error"]["message"]
+
+
 def test_base_models_resolve_to_the_folder_that_adapters_stand_on(rig: Rig) -> None:
     add_base(rig, "smollm2-135m")
     add_base(rig, "Org--Tiny")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sage.tools.finetune.callbacks import CheckpointInfo, StepMetrics
+from sage.tools.finetune.callbacks import CheckpointInfo, Evaluation, GeneratedAnswer, StepMetrics
 from sage_contracts.config import TrainingConfig
 from sage_contracts.home import Home
 from sage_contracts.jobs import JobMetrics
@@ -23,7 +23,14 @@ from sage_trainer.folders import (
     take_checkpoints,
     write_version,
 )
-from sage_trainer.messages import CHILD_MESSAGE, ChildSpec, DoneMessage, FailedMessage, StepMessage
+from sage_trainer.messages import (
+    CHILD_MESSAGE,
+    ChildSpec,
+    DoneMessage,
+    EvalMessage,
+    FailedMessage,
+    StepMessage,
+)
 
 
 def spec_of(home: Path, **fields: object) -> ChildSpec:
@@ -76,7 +83,13 @@ def test_few_put_aside_checkpoints_are_kept(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_attempt_had_begun_is_removed(tmp_path: Path) -> None:
-    begun = [".lora_weights.x1", "checkpoints/.checkpoint-5.x1", "versions/.2.x1", ".source"]
+    begun = [
+        ".lora_weights.x1",
+        ".full_model.x1",
+        "checkpoints/.checkpoint-5.x1",
+        "versions/.2.x1",
+        ".source",
+    ]
     kept = ["lora_weights", "checkpoints/checkpoint-5", "versions/1", "logs"]
     for name in begun + kept:
         (tmp_path / name).mkdir(parents=True)
@@ -97,7 +110,7 @@ def finished_output(home: Path) -> Path:
 def test_a_version_is_a_copy_that_stays(tmp_path: Path) -> None:
     output = finished_output(tmp_path)
     done = DoneMessage(metrics=JobMetrics(eval_loss=1.5), base_model="b", adapter_path="a")
-    write_version(output, output / "versions/2", VersionResult(job_id="job-1", done=done))
+    write_version(output / "lora_weights", output / "versions/2", VersionResult(job_id="job-1", done=done))
 
     # As the engine writes: a new file takes the place of the old one.
     (output / "lora_weights/new").write_bytes(b"other")
@@ -113,7 +126,7 @@ def test_a_version_is_a_copy_that_stays(tmp_path: Path) -> None:
 def test_a_result_that_could_not_be_reported_is_not_trained_again(tmp_path: Path) -> None:
     output = finished_output(tmp_path)
     done = DoneMessage(metrics=JobMetrics(), base_model="b", adapter_path="a")
-    write_version(output, output / "versions/2", VersionResult(job_id="job-1", done=done))
+    write_version(output / "lora_weights", output / "versions/2", VersionResult(job_id="job-1", done=done))
     tell, _ = telling(tmp_path)
     assert last_words(spec_of(tmp_path, attempt=2), tell) == done
 
@@ -143,15 +156,22 @@ def test_the_engines_news_becomes_messages(tmp_path: Path) -> None:
         )
     )
     tell.on_checkpoint(CheckpointInfo(1, tmp_path / "finetune_output/code/checkpoints/checkpoint-1", 0.5))
-    tell.on_eval("base", 2.5)
+    tell.on_eval(Evaluation("base", 0, 2.5, 0.25))
+    tell.on_answers(3, [GeneratedAnswer("Who?", "Me.")])
     tell.on_log("warn", "careful")
 
-    phase, step, checkpoint, evaluated, log = said(out)
+    phase, step, checkpoint, evaluated, answered, log = said(out)
     assert phase.detail == "Preparing data"  # type: ignore[attr-defined]
     assert isinstance(step, StepMessage)
     assert (step.learning_rate, step.eta_s) == (1e-4, 3)
     assert checkpoint.path == "finetune_output/code/checkpoints/checkpoint-1"  # type: ignore[attr-defined]
-    assert (evaluated.of, evaluated.loss) == ("base", 2.5)  # type: ignore[attr-defined]
+    assert isinstance(evaluated, EvalMessage)
+    assert (evaluated.of, evaluated.loss, evaluated.token_accuracy) == ("base", 2.5, 0.25)
+    assert evaluated.perplexity == pytest.approx(12.18, abs=0.01)
+    assert evaluated.text == (
+        "Held-out loss of the base model: 2.5000, perplexity 12.18, token accuracy 25.0%"
+    )
+    assert (answered.prompt, answered.answer) == ("Who?", "Me.")  # type: ignore[attr-defined]
     assert log.level == "warn"  # type: ignore[attr-defined]
     assert all(json.loads(line) for line in out.getvalue().splitlines())
 

@@ -32,6 +32,7 @@ def show_choices(
     batch = f"{config.per_device_train_batch_size}×{config.gradient_accumulation_steps}"
     length = f"{config.max_steps} steps" if config.max_steps > 0 else f"{config.num_train_epochs:g} epochs"
     quantised = ", 8-bit" if config.load_in_8bit else ", 4-bit" if config.load_in_4bit else ""
+    what = f"LoRA r={config.lora.r}" if config.tuning == "lora" else "all weights"
     rows = [
         ("job", job.id),
         ("base model", config.model_name),
@@ -40,7 +41,7 @@ def show_choices(
         *([("because", why_preset)] if why_preset else []),
         (
             "training",
-            f"{length}, batch {batch}, learning rate {config.learning_rate:g}, LoRA r={config.lora.r}",
+            f"{length}, batch {batch}, learning rate {config.learning_rate:g}, {what}",
         ),
         ("row length", f"at most {config.max_length} tokens"),
     ]
@@ -92,8 +93,7 @@ def show_result(console: Console, job: FineTuningJob) -> None:
     """Held-out loss before and after, and where the model lies."""
     metrics = job.sage.metrics
     rows = [("model", f"{job.fine_tuned_model}   (newest version of {job.sage.name!r})")]
-    if metrics.base_eval_loss is not None and metrics.eval_loss is not None:
-        rows.append(("held-out loss", loss_text(metrics.base_eval_loss, metrics.eval_loss)))
+    rows += quality_rows(metrics)
     rows += reward_rows(metrics)
     rows.append(("files", str(output_folder(job))))
     if job.finished_at:
@@ -101,6 +101,19 @@ def show_result(console: Console, job: FineTuningJob) -> None:
     console.print()
     console.print(Text("Your model is ready", style="bold green"))
     facts(console, rows)
+
+
+def quality_rows(metrics: JobMetrics) -> list[tuple[str, str]]:
+    """How well the base and the tuned model know the held-out rows, as far as that was measured."""
+    rows = []
+    if metrics.base_eval_loss is not None and metrics.eval_loss is not None:
+        rows.append(("held-out loss", loss_text(metrics.base_eval_loss, metrics.eval_loss)))
+    if metrics.base_perplexity is not None and metrics.perplexity is not None:
+        rows.append(("perplexity", f"base {metrics.base_perplexity:.4g} → tuned {metrics.perplexity:.4g}"))
+    if metrics.base_token_accuracy is not None and metrics.token_accuracy is not None:
+        before, after = metrics.base_token_accuracy, metrics.token_accuracy
+        rows.append(("token accuracy", f"base {before:.1%} → tuned {after:.1%}"))
+    return rows
 
 
 def loss_text(base: float, tuned: float) -> str:

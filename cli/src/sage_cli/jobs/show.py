@@ -93,8 +93,7 @@ def show_command(given: str, *, as_json: bool) -> None:
         rows.append(
             ("progress", f"step {metrics.step}/{metrics.total_steps or '?'}  {'  '.join(figures(metrics))}")
         )
-    if metrics.base_eval_loss is not None and metrics.eval_loss is not None:
-        rows.append(("held-out loss", outcome.loss_text(metrics.base_eval_loss, metrics.eval_loss)))
+    rows += outcome.quality_rows(metrics)
     rows += outcome.reward_rows(metrics)
     if job.fine_tuned_model:
         rows += [("model", job.fine_tuned_model), ("files", outcome.output_folder(job))]

@@ -28,7 +28,7 @@ _PHASES = {
     "loading": "loading the base model",
     "base_eval": "measuring the base model",
     "eval": "measuring the tuned model",
-    "saving": "saving the adapter",
+    "saving": "saving the weights",
     "version": "writing the version",
     "done": "finishing",
 }

@@ -72,7 +72,12 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
-_OTHER_QUANTISATION = {"load_in_8bit": "load_in_4bit", "load_in_4bit": "load_in_8bit"}
+def _replaced_by(field: str, value: Any) -> tuple[str, ...]:
+    """Switches that a setting takes the place of: who asks for it means it instead of what a preset set."""
+    quantisations = ("load_in_8bit", "load_in_4bit")
+    if field in quantisations and value is True:
+        return tuple(other for other in quantisations if other != field)
+    return quantisations if (field, value) == ("tuning", "full") else ()
 
 
 def _default_trackers() -> list[Tracker]:
@@ -115,6 +120,8 @@ class TrainingConfig(_HumanInput):
     """Supervised, or a preference method (its data are preference pairs)."""
     preference_beta: Annotated[float, Field(gt=0)] = 0.1
     """How strongly DPO and KTO hold the model to its base; the weight of ORPO's odds ratio."""
+    tuning: Literal["lora", "full"] = "lora"
+    """`full` trains every weight: for small models."""
 
     num_train_epochs: Annotated[float, Field(gt=0)] = 3
     max_steps: Annotated[int, Field(ge=-1)] = -1
@@ -144,6 +151,14 @@ class TrainingConfig(_HumanInput):
     max_train_rows: Annotated[int, Field(ge=0)] = 0
     """0 takes every row."""
     max_eval_rows: Annotated[int, Field(ge=0)] = 64
+    eval_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimiser steps between held-out evaluations; 0 evaluates before and after the run only."""
+    early_stopping_patience: Annotated[int, Field(ge=0)] = 0
+    """Evaluations without improvement before the run ends; 0 never ends it early."""
+    keep_best: bool = True
+    """With `eval_steps`: the adapter of the best evaluation is the result, not the last one's."""
+    sample_prompts: list[str] = Field(default_factory=list)
+    """Answered by the model at every evaluation and logged, so that a person can read how it gets on."""
     logging_steps: PositiveInt = 1
     save_steps: PositiveInt = 50
     save_total_limit: PositiveInt = 3
@@ -151,6 +166,8 @@ class TrainingConfig(_HumanInput):
     """What is changed, in which order, when memory does not suffice; `published`: as the product page."""
     oom_may_truncate: bool = False
     """Whether the ladder may shorten `max_length` (rows lose their ends)."""
+    max_rollbacks: Annotated[int, Field(ge=0)] = 2
+    """Returns to the last good checkpoint, at a lower learning rate, after NaN or a sustained spike."""
     distributed: Literal["auto", "off", "ddp", "fsdp"] = "auto"
     """Several devices share every step: each with a copy of the model (ddp), or with shards of one (fsdp)."""
     num_devices: Annotated[int, Field(ge=0)] = 0
@@ -159,19 +176,27 @@ class TrainingConfig(_HumanInput):
     report_to: list[Tracker] = Field(default_factory=_default_trackers)
 
     @model_validator(mode="after")
+    def _patience_needs_evaluations(self) -> Self:
+        if self.early_stopping_patience and not self.eval_steps:
+            raise ValueError("early_stopping_patience counts evaluations: set eval_steps too")
+        return self
+
+    @model_validator(mode="after")
     def _one_quantisation(self) -> Self:
         if self.load_in_8bit and self.load_in_4bit:
             raise ValueError("load_in_8bit and load_in_4bit exclude each other: set one of them")
+        if self.tuning == "full" and (self.load_in_8bit or self.load_in_4bit):
+            raise ValueError("tuning='full' trains every weight, so none can be quantised: use tuning='lora'")
+        if self.tuning == "full" and self.method != "sft":
+            raise ValueError(
+                f"method={self.method!r} trains adapters on a base that stays: use tuning='lora'"
+            )
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Whoever asks for one quantisation means it instead of the other, which a preset may have set.
-        other = _OTHER_QUANTISATION.get(name)
-        if other is None or value is not True:
-            super().__setattr__(name, value)
-            return
-        super().__setattr__(other, False)
-        super().__setattr__(name, True)
+        for other in _replaced_by(name, value):
+            super().__setattr__(other, False)
+        super().__setattr__(name, value)
 
     @property
     def effective_batch_size(self) -> int:
@@ -251,13 +276,14 @@ def preset_fields(name: str | PresetName) -> dict[str, Any]:
 def overlay(fields: dict[str, Any], sparse: dict[str, Any]) -> dict[str, Any]:
     """Sparse fields over those they were built on: what was said later wins.
 
-    `lora` is overlaid field by field, and one quantisation takes the place of the other. Saying both in
-    `sparse` stays a contradiction, for TrainingConfig to refuse.
+    `lora` is overlaid field by field; one quantisation takes the place of the other, and full tuning of both.
+    Saying such things together in `sparse` stays a contradiction, for TrainingConfig to refuse.
     """
     merged = {**fields, **sparse}
-    for chosen, other in _OTHER_QUANTISATION.items():
-        if sparse.get(chosen) is True and other not in sparse and fields.get(other):
-            merged[other] = False
+    for field, value in sparse.items():
+        for other in _replaced_by(field, value):
+            if other not in sparse and fields.get(other):
+                merged[other] = False
     if isinstance(sparse.get("lora"), dict) and isinstance(fields.get("lora"), dict):
         merged["lora"] = {**fields["lora"], **sparse["lora"]}
     return merged

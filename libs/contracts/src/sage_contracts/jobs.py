@@ -152,7 +152,13 @@ class JobMetrics(BaseModel):
     base_eval_loss: float | None = None
     """Held-out loss before training."""
     eval_loss: float | None = None
-    """Held-out loss after training."""
+    """Held-out loss after training; while it runs, of the newest evaluation."""
+    base_perplexity: float | None = None
+    """exp of the held-out loss, before training."""
+    perplexity: float | None = None
+    base_token_accuracy: float | None = None
+    """Share of held-out label tokens that the base would have chosen itself."""
+    token_accuracy: float | None = None
     base_reward_accuracy: float | None = None
     """Preference methods: share of held-out comparisons that the base ranks right, ties half."""
     reward_accuracy: float | None = None

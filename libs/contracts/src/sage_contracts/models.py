@@ -32,7 +32,9 @@ class ModelInfo(BaseModel):
     task: Task | None = None
     job_id: str | None = None
     base_model: str
+    """What the adapter stands on; of a model tuned in full, its own folder."""
     adapter_path: str
+    """Empty for a model tuned in full."""
     merged_path: str | None = None
     base_eval_loss: float | None = None
     eval_loss: float | None = None

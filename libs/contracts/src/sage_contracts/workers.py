@@ -111,7 +111,10 @@ class Finish(_Wire):
     error_param: str | None = None
     metrics: JobMetrics | None = None
     base_model: str | None = None
-    """What the adapter stands on: a path relative to SAGE_HOME, an absolute folder, or a Hub id."""
+    """What the adapter stands on: a path relative to SAGE_HOME, an absolute folder, or a Hub id.
+
+    Of a model tuned in full, its own immutable copy: it is served without an adapter.
+    """
     adapter_path: str | None = None
     """The immutable copy, relative to SAGE_HOME."""
     meta: dict[str, Any] = Field(default_factory=dict)

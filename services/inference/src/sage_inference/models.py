@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,11 @@ class Wanted:
 
 def locate(model: ResolvedModel, home: Home) -> Wanted:
     """Check what the orchestrator resolved against this machine. Raises: ModelNotFoundError."""
+    # A model tuned in full is its own base; every version's folder has the same name, so theirs serves.
+    is_own_base = model.adapter_path is None and not model.id.startswith("base:")
     base = _base(model.base_model, home)
+    if is_own_base:
+        base = replace(base, served_name=model.id)
     return Wanted(base, _adapter(model, home) if model.adapter_path else None)
 
 

@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -22,7 +23,14 @@ from typing import IO, TYPE_CHECKING, Literal
 
 from pydantic import BaseModel
 
-from sage.tools.finetune.callbacks import CheckpointInfo, StepMetrics, TrainingCallback
+from sage.tools.finetune.callbacks import (
+    CheckpointInfo,
+    Evaluation,
+    GeneratedAnswer,
+    StepMetrics,
+    TrainingCallback,
+    evaluation_text,
+)
 from sage_contracts.errors import SageError, TrainingFailedError
 from sage_contracts.home import Home
 from sage_contracts.jobs import EventLevel, JobMetrics
@@ -36,6 +44,7 @@ from sage_trainer.folders import (
     write_version,
 )
 from sage_trainer.messages import (
+    AnswerMessage,
     CheckpointMessage,
     ChildOrder,
     ChildSpec,
@@ -57,7 +66,7 @@ _SENTENCES = {
     "data": "Preparing data",
     "base_model": "Base model: {detail}",
     "training": "Training: {detail}",
-    "saving": "Saving the adapter",
+    "saving": "Saving the weights",
 }
 _ASKS_FOR_STOP = {"base_eval", "training", "eval"}
 """Phases in which the engine asks `should_stop` often."""
@@ -124,8 +133,23 @@ class Telling(TrainingCallback):
             )
         )
 
-    def on_eval(self, name: Literal["base", "tuned"], loss: float) -> None:
-        self.say(EvalMessage(of=name, loss=loss))
+    def on_eval(self, evaluation: Evaluation) -> None:
+        text = evaluation_text(evaluation)
+        print(text, file=sys.stderr, flush=True)
+        self.say(
+            EvalMessage(
+                of=evaluation.name,
+                step=evaluation.step,
+                loss=evaluation.loss,
+                perplexity=evaluation.perplexity,
+                token_accuracy=evaluation.token_accuracy,
+                text=text[0].upper() + text[1:],
+            )
+        )
+
+    def on_answers(self, step: int, answers: Sequence[GeneratedAnswer]) -> None:
+        for one in answers:
+            self.say(AnswerMessage(step=step, prompt=one.prompt, answer=one.answer))
 
     def on_log(self, level: Literal["info", "warn", "error"], message: str) -> None:
         print(message, file=sys.stderr, flush=True)
@@ -155,11 +179,15 @@ def train(spec: ChildSpec, tell: Telling) -> DoneMessage | StoppedMessage:
     tell.on_phase("version", f"Writing version {claim.name}@{claim.version}")
     done = DoneMessage(
         metrics=_job_metrics(result),
-        base_model=home.relative(result.base_model),
-        adapter_path=home.relative(version_dir / "lora_weights"),
+        base_model=home.relative(
+            version_dir / result.model_dir.name if result.model_dir else result.base_model
+        ),
+        adapter_path=home.relative(version_dir / result.adapter_dir.name) if result.adapter_dir else None,
         meta=result.meta,
     )
-    write_version(output_dir, version_dir, VersionResult(job_id=claim.job_id, done=done))
+    weights = result.adapter_dir or result.model_dir
+    assert weights is not None  # it did not stop
+    write_version(weights, version_dir, VersionResult(job_id=claim.job_id, done=done))
     give_up_checkpoints(output_dir)
     return done
 

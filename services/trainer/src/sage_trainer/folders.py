@@ -20,7 +20,7 @@ _MAX_PARKED = 2
 
 def remove_leftovers(output_dir: Path, source_dir: Path) -> None:
     """What an attempt that was killed had begun to write."""
-    begun = [".lora_weights.*", "checkpoints/.checkpoint-*", "versions/.*"]
+    begun = [".lora_weights.*", ".full_model.*", "checkpoints/.checkpoint-*", "versions/.*"]
     for left in (source_dir, *(path for pattern in begun for path in output_dir.glob(pattern))):
         shutil.rmtree(left, ignore_errors=True)
 
@@ -63,19 +63,22 @@ class VersionResult(BaseModel):
     done: DoneMessage
 
 
-def write_version(output_dir: Path, version_dir: Path, result: VersionResult) -> None:
-    """Copy adapter, config and metadata of the finished run. The folder appears whole or not at all.
+def write_version(weights: Path, version_dir: Path, result: VersionResult) -> None:
+    """Copy the finished run's folder of weights, and config and metadata from beside it.
+
+    The folder appears whole or not at all.
 
     Raises: StorageFullError.
     """
     from sage.tools.finetune.storage import folder_written_whole
 
     # The link at the top leads to an older version's merge, and the top is this version's now.
+    output_dir = weights.parent
     link = output_dir / "merged_model"
     if link.is_symlink():
         link.unlink()
     with folder_written_whole(version_dir) as unfinished:
-        shutil.copytree(output_dir / "lora_weights", unfinished / "lora_weights", copy_function=_link_or_copy)
+        shutil.copytree(weights, unfinished / weights.name, copy_function=_link_or_copy)
         for name in ("training_config.json", "finetune_meta.json"):
             _link_or_copy(output_dir / name, unfinished / name)
         (unfinished / RESULT_FILE).write_text(result.model_dump_json(indent=1), encoding="utf-8")

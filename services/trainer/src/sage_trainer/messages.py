@@ -63,11 +63,25 @@ class StepMessage(_Said):
 
 
 class EvalMessage(_Said):
-    """A held-out loss is known."""
+    """The held-out rows were measured."""
 
     kind: Literal["eval"] = "eval"
-    of: Literal["base", "tuned"]
+    of: Literal["base", "step", "tuned"]
+    step: int = 0
     loss: float
+    perplexity: float | None = None
+    token_accuracy: float | None = None
+    text: str = ""
+    """All of it, for people."""
+
+
+class AnswerMessage(_Said):
+    """What the model answers to one of the run's `sample_prompts`."""
+
+    kind: Literal["answer"] = "answer"
+    step: int
+    prompt: str
+    answer: str
 
 
 class CheckpointMessage(_Said):
@@ -91,7 +105,8 @@ class DoneMessage(_Said):
     kind: Literal["done"] = "done"
     metrics: JobMetrics
     base_model: str
-    adapter_path: str
+    """What serving loads first: the base, or the tuned model itself where all of it was tuned."""
+    adapter_path: str | None = None
     meta: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -117,6 +132,7 @@ ChildMessage = Annotated[
     | PhaseMessage
     | StepMessage
     | EvalMessage
+    | AnswerMessage
     | CheckpointMessage
     | LogMessage
     | DoneMessage

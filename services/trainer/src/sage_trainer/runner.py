@@ -44,6 +44,7 @@ from sage_trainer.child_deaths import ChildDeaths
 from sage_trainer.ending import Ending, LastWords, ending_of, stronger_order
 from sage_trainer.messages import (
     CHILD_MESSAGE,
+    AnswerMessage,
     CheckpointMessage,
     ChildSpec,
     DoneMessage,
@@ -281,14 +282,10 @@ class Attempt:
             case StepMessage():
                 self._hear_step(message)
             case EvalMessage():
-                known = {"base_eval_loss" if message.of == "base" else "eval_loss": message.loss}
-                self._metrics = self._metrics.model_copy(update=known)
-                step = 0 if message.of == "base" else self._metrics.step
-                self._say(
-                    f"Held-out loss of the {message.of} model: {message.loss:.4f}",
-                    is_urgent=True,
-                    data={"step": step, "full_valid_loss": message.loss},
-                )
+                self._hear_eval(message)
+            case AnswerMessage():
+                text = f"After step {message.step}, asked {message.prompt!r}, it answers: {message.answer}"
+                self._say(text, data=message.model_dump(exclude={"kind"}))
             case CheckpointMessage():
                 self._spool.add_checkpoint(
                     CheckpointReport.model_validate(message.model_dump(exclude={"kind"}))
@@ -303,6 +300,24 @@ class Attempt:
                 self._words = message
             case _:
                 assert_never(message)
+
+    def _hear_eval(self, measured: EvalMessage) -> None:
+        prefix = "base_" if measured.of == "base" else ""
+        known = {
+            f"{prefix}eval_loss": measured.loss,
+            f"{prefix}perplexity": measured.perplexity,
+            f"{prefix}token_accuracy": measured.token_accuracy,
+        }
+        self._metrics = self._metrics.model_copy(update=known)
+        text = measured.text or f"Held-out loss of the {measured.of} model: {measured.loss:.4f}"
+        # The names of OpenAI's own metrics events.
+        data = {
+            "step": measured.step,
+            "full_valid_loss": measured.loss,
+            "full_valid_mean_token_accuracy": measured.token_accuracy,
+            "perplexity": measured.perplexity,
+        }
+        self._say(text, is_urgent=True, data=data)
 
     def _hear_step(self, step: StepMessage) -> None:
         known = step.model_dump(exclude={"kind"}, exclude_none=True)

@@ -181,9 +181,11 @@ class AttemptService:
         else:
             values |= {"lease_expires_at": None, "ring_at": None, "worker_id": None}
         if target is JobStatus.SUCCEEDED:
-            if not finish.adapter_path or not finish.base_model:
+            is_whole = TrainingConfig.model_validate(row.config).tuning == "full"
+            if not finish.base_model or not (finish.adapter_path or is_whole):
                 raise InvalidRequestError(
-                    "A success names its adapter_path and base_model.", param="adapter_path"
+                    "A success names its base_model, and its adapter_path unless it was tuned in full.",
+                    param="adapter_path",
                 )
             values["fine_tuned_model"] = f"{row.name}@{row.version}"
         if target is JobStatus.FAILED:

@@ -43,6 +43,12 @@ class MergeService:
         now = self.clock()
         with self.database.write() as session:
             version = self.models.find(session, model)
+            if not version.adapter_path:
+                raise InvalidRequestError(
+                    f"{version.name}@{version.version} was tuned in full, so there is nothing to merge: "
+                    f"{version.base_model} is a plain model folder already.",
+                    param="model",
+                )
             # Also keeps two requests for one version apart.
             models.lock_name(session, version.name)
             row = merges.unfinished(session, version.name, version.version, request)

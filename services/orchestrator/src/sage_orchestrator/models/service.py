@@ -51,7 +51,7 @@ class ModelService:
         return ResolvedModel(
             id=version_id(row),
             base_model=row.base_model,
-            adapter_path=row.adapter_path,
+            adapter_path=row.adapter_path or None,
             max_lora_rank=next((rank for rank in _SERVED_RANKS if rank >= row.lora_rank), row.lora_rank),
         )
 

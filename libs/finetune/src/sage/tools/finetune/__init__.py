@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from sage.tools.finetune.callbacks import (
         CheckpointInfo,
         ConsoleProgress,
+        Evaluation,
+        GeneratedAnswer,
         StepMetrics,
         TrainingCallback,
     )
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointInfo",
     "ConsoleProgress",
+    "Evaluation",
+    "GeneratedAnswer",
     "LoRAConfig",
     "LoRATrainer",
     "Plan",
@@ -35,6 +39,8 @@ __all__ = [
 _HOMES = {
     "CheckpointInfo": "sage.tools.finetune.callbacks",
     "ConsoleProgress": "sage.tools.finetune.callbacks",
+    "Evaluation": "sage.tools.finetune.callbacks",
+    "GeneratedAnswer": "sage.tools.finetune.callbacks",
     "StepMetrics": "sage.tools.finetune.callbacks",
     "TrainingCallback": "sage.tools.finetune.callbacks",
     "Plan": "sage.tools.finetune.planning",

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import exp
 from pathlib import Path
 from typing import Literal, TextIO
 
@@ -13,6 +14,7 @@ from sage.tools.finetune.ladder import Rung
 
 StopMode = Literal["save_and_stop", "stop"]
 LogLevel = Literal["info", "warn", "error"]
+EvaluationName = Literal["base", "step", "tuned"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,36 @@ class CheckpointInfo:
     eval_loss: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Of the held-out rows: by the base before training, between steps, and by the tuned model at the end."""
+
+    name: EvaluationName
+    step: int
+    loss: float
+    token_accuracy: float | None = None
+    """Share of label tokens that are the model's first choice; None where the loss is no mean over tokens."""
+    is_best: bool = False
+    """Better than every evaluation between steps before it."""
+
+    @property
+    def perplexity(self) -> float | None:
+        return None if self.token_accuracy is None else perplexity(self.loss)
+
+
+def perplexity(loss: float) -> float:
+    """Of a mean loss in nats per token."""
+    return exp(loss) if loss < 700 else float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedAnswer:
+    """What the model says to one of `sample_prompts`."""
+
+    prompt: str
+    answer: str
+
+
 class TrainingCallback:
     """Override what you need. Calls come from the training thread, so be quick."""
 
@@ -54,8 +86,11 @@ class TrainingCallback:
     def on_checkpoint(self, checkpoint: CheckpointInfo) -> None:
         """A checkpoint is on disk, whole."""
 
-    def on_eval(self, name: Literal["base", "tuned"], loss: float) -> None:
-        """A held-out loss is known."""
+    def on_eval(self, evaluation: Evaluation) -> None:
+        """The held-out rows were measured."""
+
+    def on_answers(self, step: int, answers: Sequence[GeneratedAnswer]) -> None:
+        """The model answered `sample_prompts`, after an evaluation."""
 
     def on_log(self, level: LogLevel, message: str) -> None:
         """Something a person may want to know."""
@@ -86,9 +121,13 @@ class CallbackList(TrainingCallback):
         for callback in self._callbacks:
             callback.on_checkpoint(checkpoint)
 
-    def on_eval(self, name: Literal["base", "tuned"], loss: float) -> None:
+    def on_eval(self, evaluation: Evaluation) -> None:
         for callback in self._callbacks:
-            callback.on_eval(name, loss)
+            callback.on_eval(evaluation)
+
+    def on_answers(self, step: int, answers: Sequence[GeneratedAnswer]) -> None:
+        for callback in self._callbacks:
+            callback.on_answers(step, answers)
 
     def on_log(self, level: LogLevel, message: str) -> None:
         for callback in self._callbacks:
@@ -101,6 +140,15 @@ class CallbackList(TrainingCallback):
     def should_stop(self) -> StopMode | None:
         wishes = {callback.should_stop() for callback in self._callbacks}
         return "stop" if "stop" in wishes else "save_and_stop" if "save_and_stop" in wishes else None
+
+
+def evaluation_text(evaluation: Evaluation) -> str:
+    """`held-out loss of the tuned model: 1.8980, perplexity 6.67, token accuracy 58.1 %`."""
+    who = f"at step {evaluation.step}" if evaluation.name == "step" else f"of the {evaluation.name} model"
+    text = f"held-out loss {who}: {evaluation.loss:.4f}"
+    if evaluation.token_accuracy is not None:
+        text += f", perplexity {evaluation.perplexity:.4g}, token accuracy {evaluation.token_accuracy:.1%}"
+    return f"{text} (best so far)" if evaluation.is_best else text
 
 
 class ConsoleProgress(TrainingCallback):
@@ -123,8 +171,12 @@ class ConsoleProgress(TrainingCallback):
     def on_checkpoint(self, checkpoint: CheckpointInfo) -> None:
         self._line(f"checkpoint: {checkpoint.path}")
 
-    def on_eval(self, name: Literal["base", "tuned"], loss: float) -> None:
-        self._line(f"held-out loss of the {name} model: {loss:.4f}")
+    def on_eval(self, evaluation: Evaluation) -> None:
+        self._line(evaluation_text(evaluation))
+
+    def on_answers(self, step: int, answers: Sequence[GeneratedAnswer]) -> None:
+        for one in answers:
+            self._line(f"asked {one.prompt!r}, it answers {one.answer!r}")
 
     def on_log(self, level: LogLevel, message: str) -> None:
         self._line(message if level == "info" else f"{level}: {message}")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sage.tools.finetune.modeling import save_adapter
+from sage.tools.finetune.modeling import load_weights, save_weights
 from sage.tools.finetune.storage import file_sha256, folder_written_whole, write_json
+from sage.tools.finetune.watchdog import LossWatch
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _MANIFEST = "manifest.json"
@@ -26,8 +27,26 @@ class RunState:
     step: int = 0
     trained_tokens: int = 0
     base_eval_loss: float | None = None
+    base_token_accuracy: float | None = None
     train_loss: float | None = None
     """Of the last step."""
+    evaluation: dict[str, float] | None = None
+    """The newest between steps: step, loss, token_accuracy."""
+    best: dict[str, float] | None = None
+    """The one of the lowest loss, likewise; its checkpoint is kept."""
+    stale_evaluations: int = 0
+    """In a row, without becoming better."""
+    has_ended_early: bool = False
+    kept_step: int | None = None
+    """Set at the end, when an earlier step than the last became the result."""
+    good_step: int = 0
+    """Of the newest checkpoint that is worth going back to; 0 is the start."""
+    candidate_step: int | None = None
+    """Of a checkpoint that the steps after it have yet to prove good."""
+    watch: LossWatch = field(default_factory=LossWatch)
+    rate_scale: float = 1.0
+    """What rollbacks have left of the learning rate."""
+    rollbacks: list[dict[str, Any]] = field(default_factory=list)
 
 
 State = TypeVar("State", bound=RunState)
@@ -45,9 +64,9 @@ class Checkpoints:
         """Write `checkpoint-<step>` whole. It holds a complete adapter, so that it can be served too."""
         import torch
 
-        target = self.folder / f"checkpoint-{state.step}"
+        target = self.of_step(state.step)
         with folder_written_whole(target) as unfinished:
-            save_adapter(model, unfinished)
+            save_weights(model, unfinished)
             tensors = {
                 "optimizer": optimizer.state_dict(),
                 "scaler": scaler.state_dict() if scaler else None,
@@ -68,10 +87,8 @@ class Checkpoints:
     def restore(self, path: Path, model: Any, optimizer: Any, scaler: Any) -> RunState:
         """Put model, optimizer and random numbers back as they were."""
         import torch
-        from peft import set_peft_model_state_dict
-        from safetensors.torch import load_file
 
-        set_peft_model_state_dict(model, load_file(path / "adapter_model.safetensors"))
+        load_weights(model, path)
         tensors = torch.load(path / _TENSORS, weights_only=True, map_location="cpu")
         optimizer.load_state_dict(tensors["optimizer"])
         if scaler and tensors["scaler"]:
@@ -82,34 +99,56 @@ class Checkpoints:
         return self.read_state(path, RunState)
 
     def read_state(self, path: Path, kind: type[State]) -> State:
+        """The state of a checkpoint, in the shape of this kind of run."""
         state = json.loads((path / _STATE).read_text(encoding="utf-8"))
         state.pop("run")
-        return kind(**state)
+        return kind(**{**state, "watch": LossWatch(**state.get("watch", {}))})
 
-    def newest_whole(self, warn: Callable[[str], None]) -> Path | None:
-        """The latest checkpoint of this run that is complete; broken ones are reported and passed over."""
+    def newest_whole(self, warn: Callable[[str], None], upto: int | None = None) -> Path | None:
+        """The latest checkpoint of this run that is complete; broken ones are reported and passed over.
+
+        `upto` looks at no later step.
+        """
         for path in reversed(self.all()):
+            if upto is not None and _step_of(path) > upto:
+                continue
             problem = self._problem(path)
             if problem is None:
                 return path
             warn(f"Checkpoint {path.name} is not used: {problem}")
         return None
 
+    def drop_after(self, step: int) -> None:
+        """Delete the checkpoints of later steps, so that nobody goes on from them."""
+        for path in self.all():
+            if _step_of(path) > step:
+                shutil.rmtree(path, ignore_errors=True)
+
     def all(self) -> list[Path]:
         """By step, oldest first."""
         if not self.folder.is_dir():
             return []
         found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
-        return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+        return sorted(found, key=_step_of)
 
-    def keep_newest(self, count: int) -> None:
+    def of_step(self, step: int) -> Path:
+        return self.folder / f"checkpoint-{step}"
+
+    def keep_newest(self, count: int, besides: Sequence[int] = ()) -> None:
+        """Delete the older ones, except those of the steps `besides`."""
+        kept = {self.of_step(step) for step in besides}
         for path in self.all()[:-count]:
-            shutil.rmtree(path, ignore_errors=True)
+            if path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
 
     def clear(self) -> None:
         # One by one: others keep what belongs to these checkpoints in the same folder.
         for path in self.all():
             shutil.rmtree(path, ignore_errors=True)
+
+    def is_whole(self, step: int) -> bool:
+        """Whether this run's checkpoint of a step can be used."""
+        return self._problem(self.of_step(step)) is None
 
     def _problem(self, path: Path) -> str | None:
         try:
@@ -122,3 +161,7 @@ class Checkpoints:
             return f"{', '.join(damaged)} is damaged"
         differing = [key for key, value in self.fingerprint.items() if state["run"].get(key) != value]
         return f"it is of another run ({', '.join(differing)} differ)" if differing else None
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])

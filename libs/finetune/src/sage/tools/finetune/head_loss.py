@@ -31,6 +31,23 @@ def head_loss(hidden: Any, head: Any, labels: Any, chunk: int = HEAD_CHUNK) -> A
     )
 
 
+def head_scores(hidden: Any, head: Any, labels: Any, chunk: int = HEAD_CHUNK) -> tuple[float, int]:
+    """(summed cross-entropy, how many labels are the model's first choice), without gradients.
+
+    hidden (n, width), labels (n,). Holds the logits of one chunk at a time.
+    """
+    total, hits = 0.0, 0
+    for part, wanted in zip(hidden.split(chunk), labels.split(chunk), strict=True):
+        counted = wanted != IGNORED
+        picks = wanted.clamp(min=0)[:, None]
+        logits = head(part).float()
+        hits += int(((logits.argmax(1) == wanted) & counted).sum())
+        logits -= logits.amax(1, keepdim=True)
+        picked = logits.gather(1, picks)
+        total += float(((logits.exp_().sum(1, keepdim=True).log() - picked) * counted[:, None]).sum())
+    return total, hits
+
+
 @cache
 def _frozen_head_loss() -> Callable[..., Any]:
     """The autograd function; made on first use, so that importing this module costs no torch."""

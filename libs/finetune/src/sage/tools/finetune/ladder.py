@@ -34,6 +34,9 @@ PUBLISHED: tuple[OomRung, ...] = (
 RESTARTING: frozenset[OomRung] = frozenset({"smaller_rank"})
 """Rungs that change the adapter's shape: no checkpoint from before fits."""
 
+FOR_ADAPTERS: frozenset[OomRung] = frozenset({"load_in_8bit", "load_in_4bit", "smaller_rank"})
+"""Rungs that need a frozen base: not for a run that trains every weight."""
+
 SHORTEST_MAX_LENGTH = 128  # tokens; few rows keep an answer below this
 SMALLEST_RANK = 4
 CPU_TOKEN_BUDGET = 512
@@ -77,6 +80,8 @@ def next_rung(
     """
     for name in order_of(config):
         if name in ("load_in_8bit", "load_in_4bit") and not can_quantise:
+            continue
+        if name in FOR_ADAPTERS and config.tuning == "full":
             continue
         found = _REMEDIES[name](config, taken, device)
         if found:

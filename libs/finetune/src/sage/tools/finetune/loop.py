@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
 
@@ -13,22 +13,16 @@ from sage.tools.finetune.batching import Schedule, micro_batches
 from sage.tools.finetune.callbacks import CheckpointInfo, StepMetrics, StopMode, TrainingCallback
 from sage.tools.finetune.checkpoints import Checkpoints, RunState
 from sage.tools.finetune.distributed.team import ALONE, Team
+from sage.tools.finetune.evaluation import HeldOut, RunStopped, Scores
 from sage.tools.finetune.hardware import peak_memory_bytes
 from sage.tools.finetune.learning_rate import rate_factor
 from sage.tools.finetune.losses import LossFunction
 from sage.tools.finetune.rendering import Sample
+from sage.tools.finetune.watchdog import PROVEN_AFTER, Fault, Verdict
 from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import TrainingFailedError
 
 RATE_WINDOW = 10  # steps that tokens/s and the remaining time are judged by
-
-
-class RunStopped(Exception):  # noqa: N818 - nothing went wrong
-    """Leaves the run at once: somebody asked for it."""
-
-    def __init__(self, mode: StopMode) -> None:
-        super().__init__(mode)
-        self.mode = mode
 
 
 @dataclass
@@ -47,6 +41,9 @@ class TrainingLoop:
     checkpoints: Checkpoints
     state: RunState
     device: str
+    held: HeldOut
+    restart: Callable[[], None]
+    """Puts model, optimiser and random numbers back to step 0."""
     rows_at_once: int | None = None
     """Rows per forward pass; None: as many as the tokens allow."""
     scaler: Any = None
@@ -54,6 +51,7 @@ class TrainingLoop:
     team: Team = ALONE
     """The processes that share every step."""
     last_metrics: StepMetrics | None = None
+    _saved_step: int = 0
     _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=RATE_WINDOW))
 
     def run(self) -> StopMode | None:
@@ -62,36 +60,65 @@ class TrainingLoop:
         Raises: RunStopped, TrainingFailedError.
         """
         self.model.train()
-        saved = self.state.step
-        while self.state.step < self.schedule.total_steps:
-            self._step()
-            wish = self.callbacks.should_stop()
+        self._saved_step = self.state.step
+        # A resumed run may have been stopped before its evaluation was done.
+        wish = self._evaluate_if_due()
+        while not (wish or self._is_done):
+            fault = self._step()
+            if fault:
+                self._roll_back(fault)
+                continue
+            wish = self.callbacks.should_stop() or self._evaluate_if_due()
             if wish == "stop":
                 raise RunStopped(wish)
-            is_last = self.state.step == self.schedule.total_steps
-            if is_last or wish or self.state.step % self.config.save_steps == 0:
+            if wish or self._is_done or self._is_best_now or self._is_save_due:
                 self._save()
-                saved = self.state.step
-            if wish and not is_last:
-                return wish
-        if saved < self.state.step:
-            self._save()
+        return None if self._is_done else wish
+
+    @property
+    def _is_done(self) -> bool:
+        return self.state.has_ended_early or self.state.step >= self.schedule.total_steps
+
+    @property
+    def _is_save_due(self) -> bool:
+        every = self.config.save_steps
+        return self.state.step // every > self._saved_step // every
+
+    @property
+    def _is_best_now(self) -> bool:
+        best = self.state.best
+        return self.config.keep_best and best is not None and best["step"] == self.state.step
+
+    def _evaluate_if_due(self) -> StopMode | None:
+        """Measure the held-out rows every `eval_steps`; what interrupted that, when something did."""
+        state, every = self.state, self.config.eval_steps
+        if not every or state.step == 0 or state.step % every:
+            return None
+        if state.evaluation and state.evaluation["step"] == state.step:
+            return None
+        try:
+            scores = self.held.measure()
+        except RunStopped as stop:
+            return stop.mode
+        is_best = False
+        if scores is not None:
+            is_best = note_evaluation(state, scores, self.config.early_stopping_patience)
+        self.held.tell("step", state.step, scores, is_best=is_best)
+        if state.has_ended_early:
+            self.callbacks.on_log(
+                "info",
+                f"Stopping early after step {state.step}: {state.stale_evaluations} evaluations in a row "
+                f"were no better than {(state.best or {})['loss']:.4f}",
+            )
         return None
 
-    def _step(self) -> None:
+    def _step(self) -> Fault | None:
+        """One optimiser step; what is wrong with it, if something is."""
         began = time.monotonic()
         rows = [self.samples[index] for index in self.schedule.rows_of(self.state.step)]
         tokens = sum(len(row.ids) for row in rows)
         labels = sum(row.label_count for row in rows)
-        rate = self.config.learning_rate * rate_factor(
-            self.config.lr_scheduler_type,
-            self.state.step,
-            self.schedule.total_steps,
-            self.config.warmup_ratio,
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["rate_share"]
-
+        rate = self._set_rate()
         self.team.begin_step(self.config.seed, self.state.step)
         lengths = [len(row.ids) for row in rows]
         summed = 0.0
@@ -107,34 +134,96 @@ class TrainingLoop:
             mean = loss / labels
             (self.scaler.scale(mean) if self.scaler else mean).backward()
         summed = self.team.total(summed)
-        if not isfinite(summed):
-            raise TrainingFailedError(
-                f"The loss became {summed} in step {self.state.step + 1}. Lower learning_rate "
-                f"(now {self.config.learning_rate:g}) or use precision 'bf16' or 'fp32'."
-            )
-        self._update()
+        if not (isfinite(summed) and self._update()):
+            self.optimizer.zero_grad(set_to_none=True)
+            return Fault("nan", self.state.step + 1, summed / labels)
         self.state.step += 1
         self.state.trained_tokens += tokens
         self.state.train_loss = summed / labels
         self._recent.append((time.monotonic() - began, tokens))
         self.last_metrics = self._metrics(rate)
         self.callbacks.on_step(self.last_metrics)
+        is_spike = self._judge(summed / labels) == "spike" and self._rollbacks_allowed
+        return Fault("spike", self.state.step, summed / labels) if is_spike else None
 
-    def _update(self) -> None:
+    def _judge(self, loss: float) -> Verdict:
+        """Let the watchdog see a step's loss, and prove the checkpoint that waits for it."""
+        state = self.state
+        verdict = state.watch.see(loss)
+        # The update behind a checkpoint shows only in later losses.
+        if state.candidate_step is not None and state.step >= state.candidate_step + PROVEN_AFTER:
+            if state.watch.is_calm:
+                state.good_step = state.candidate_step
+            state.candidate_step = None
+        return verdict
+
+    def _set_rate(self) -> float:
+        """The learning rate of the step to come, given to the optimiser."""
+        rate = self.config.learning_rate * self.state.rate_scale
+        rate *= rate_factor(
+            self.config.lr_scheduler_type,
+            self.state.step,
+            self.schedule.total_steps,
+            self.config.warmup_ratio,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["rate_share"]
+        return rate
+
+    def _update(self) -> bool:
+        """Move the weights; False, and nothing is moved, when the gradient is no number."""
         from torch.nn.utils import clip_grad_norm_
 
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.team.sum_gradients(trained)
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
-        if self.config.max_grad_norm > 0:
-            clip_grad_norm_(trained, self.config.max_grad_norm)
+        norm = clip_grad_norm_(trained, self.config.max_grad_norm or float("inf"))
+        # A loss scaler looks for itself: it passes over such a step and scales less.
+        if not self.scaler and not isfinite(norm):
+            return False
         if self.scaler:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return True
+
+    def _roll_back(self, fault: Fault) -> None:
+        """Go back to the last good checkpoint, or to the start, with a lower learning rate.
+
+        Raises: TrainingFailedError, when that was done often enough.
+        """
+        state = self.state
+        if len(state.rollbacks) >= self._rollbacks_allowed:
+            raise TrainingFailedError(fault.advice(self.config.learning_rate, len(state.rollbacks)))
+        self.team.total(0.0)  # nobody looks at the checkpoints while another still writes one
+        target = self.checkpoints.newest_whole(self._warn, upto=state.good_step)
+        if target:
+            self.state = self.checkpoints.restore(target, self.model, self.optimizer, self.scaler)
+        else:
+            self.restart()
+            self.state = RunState(
+                base_eval_loss=state.base_eval_loss, base_token_accuracy=state.base_token_accuracy
+            )
+        self.state.good_step = self.state.step
+        made = fault.rollback(self.state.step, state.rate_scale)
+        self.state.rate_scale = made.rate_scale
+        self.state.rollbacks = [*state.rollbacks, asdict(made)]
+        self._warn(made.text(self.config.learning_rate))
+        self.team.total(0.0)  # nobody deletes what another still reads
+        self.checkpoints.drop_after(self.state.step)
+        # Whoever resumes from here has to know of it.
+        self.checkpoints.save(self.state, self.model, self.optimizer, self.scaler)
+        self._saved_step = self.state.step
+
+    @property
+    def _rollbacks_allowed(self) -> int:
+        return self.config.max_rollbacks if self.team.can_restore else 0
+
+    def _warn(self, message: str) -> None:
+        self.callbacks.on_log("warn", message)
 
     def _metrics(self, rate: float) -> StepMetrics:
         seconds = sum(seconds for seconds, _ in self._recent)
@@ -152,25 +241,25 @@ class TrainingLoop:
         )
 
     def _save(self) -> None:
-        path = self.checkpoints.save(self.state, self.model, self.optimizer, self.scaler)
-        self.checkpoints.keep_newest(self.config.save_total_limit)
-        self.callbacks.on_checkpoint(CheckpointInfo(self.state.step, path, self.state.train_loss))
+        state, measured = self.state, self.state.evaluation
+        self._saved_step = state.step
+        if self._rollbacks_allowed and state.candidate_step is None and state.watch.is_calm:
+            state.candidate_step = state.step
+        path = self.checkpoints.save(state, self.model, self.optimizer, self.scaler)
+        proving = [step for step in (state.good_step, state.candidate_step) if step]
+        best = [int(state.best["step"])] if state.best and self.config.keep_best else []
+        self.checkpoints.keep_newest(self.config.save_total_limit, besides=[*best, *proving])
+        eval_loss = measured["loss"] if measured and measured["step"] == state.step else None
+        self.callbacks.on_checkpoint(CheckpointInfo(state.step, path, state.train_loss, eval_loss))
 
 
-def held_out_loss(
-    model: Any, loss: LossFunction, samples: Sequence[Sample], token_budget: int, callbacks: TrainingCallback
-) -> float | None:
-    """Mean over the label tokens of all samples; None without samples. Raises: RunStopped."""
-    import torch
-
-    if not samples:
-        return None
-    model.eval()
-    summed = 0.0
-    with torch.no_grad():
-        for group in micro_batches([len(sample.ids) for sample in samples], token_budget):
-            wish = callbacks.should_stop()
-            if wish:  # nothing is lost: what was trained is in a checkpoint already
-                raise RunStopped(wish)
-            summed += loss([samples[index] for index in group]).item()
-    return summed / sum(sample.label_count for sample in samples)
+def note_evaluation(state: RunState, scores: Scores, patience: int) -> bool:
+    """Enter an evaluation between steps into the state; whether it is the best so far."""
+    state.evaluation = {"step": state.step, "loss": scores.loss, "token_accuracy": scores.token_accuracy}
+    is_best = state.best is None or scores.loss < state.best["loss"]
+    if is_best:
+        state.best, state.stale_evaluations = state.evaluation, 0
+    else:
+        state.stale_evaluations += 1
+        state.has_ended_early = 0 < patience <= state.stale_evaluations
+    return is_best

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from sage.tools.finetune.attention import PACKED_ATTENTION, register_packed_attention
 from sage.tools.finetune.fused_layer import fuse_layers, unfuse_layers
 from sage.tools.finetune.hardware import give_back_memory
-from sage.tools.finetune.head_loss import HEAD_CHUNK, IGNORED, head_loss
+from sage.tools.finetune.head_loss import HEAD_CHUNK, IGNORED, head_loss, head_scores
 from sage.tools.finetune.projections import NotFusableError
 from sage.tools.finetune.rendering import Sample
 
@@ -28,6 +28,9 @@ class LossFunction(Protocol):
 
     def __call__(self, rows: Sequence[Sample]) -> Any: ...
 
+    def scores(self, rows: Sequence[Sample]) -> tuple[float, int]:
+        """(the same sum as a number, label tokens that are the model's first choice). Call under no_grad."""
+
 
 class PlainLoss:
     """Row by row through the model as transformers runs it: slow, and right for every architecture."""
@@ -38,18 +41,28 @@ class PlainLoss:
         self._model = model
 
     def __call__(self, rows: Sequence[Sample]) -> Any:
-        import torch
         from torch.nn.functional import cross_entropy
 
-        device = self._model.device
-        total = None
+        losses = (cross_entropy(*self._logits(row), ignore_index=IGNORED, reduction="sum") for row in rows)
+        return sum(losses)
+
+    def scores(self, rows: Sequence[Sample]) -> tuple[float, int]:
+        from torch.nn.functional import cross_entropy
+
+        total, hits = 0.0, 0
         for row in rows:
-            ids = torch.tensor([row.ids], device=device)
-            labels = torch.tensor(row.labels[1:], device=device)
-            logits = self._model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-            loss = cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-            total = loss if total is None else total + loss
-        return total
+            logits, labels = self._logits(row)
+            total += float(cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"))
+            hits += int((logits.argmax(1) == labels).sum())
+        return total, hits
+
+    def _logits(self, row: Sample) -> tuple[Any, Any]:
+        """(logits (tokens - 1, vocabulary), the labels that they are to predict)."""
+        import torch
+
+        ids = torch.tensor([row.ids], device=self._model.device)
+        labels = torch.tensor(row.labels[1:], device=self._model.device)
+        return self._model(input_ids=ids, use_cache=False).logits[0, :-1].float(), labels
 
 
 class PackedLoss:
@@ -70,6 +83,15 @@ class PackedLoss:
         self._granule = HALF_GRANULE if half_on_cpu else 1
 
     def __call__(self, rows: Sequence[Sample]) -> Any:
+        hidden, wanted = self._at_labels(rows)
+        return head_loss(hidden, self._head, wanted, self._head_chunk)
+
+    def scores(self, rows: Sequence[Sample]) -> tuple[float, int]:
+        hidden, wanted = self._at_labels(rows)
+        return head_scores(hidden, self._head, wanted, self._head_chunk)
+
+    def _at_labels(self, rows: Sequence[Sample]) -> tuple[Any, Any]:
+        """(hidden states (labels, width) of positions with a label, those labels)."""
         import torch
 
         device = self._head.weight.device
@@ -89,8 +111,7 @@ class PackedLoss:
             use_cache=False,
             row_lengths=lengths,
         ).last_hidden_state[0]
-        at_labels = hidden[torch.tensor(labelled, device=device)]
-        return head_loss(at_labels, self._head, torch.tensor(wanted, device=device), self._head_chunk)
+        return hidden[torch.tensor(labelled, device=device)], torch.tensor(wanted, device=device)
 
 
 class FusedLoss(PackedLoss):
@@ -106,6 +127,27 @@ class FusedLoss(PackedLoss):
     def undo(self) -> None:
         """Give the model its own layers back."""
         unfuse_layers(self._decoder)
+
+
+class AutocastLoss:
+    """Another loss, computed in half precision from weights that are not."""
+
+    def __init__(self, loss: LossFunction, device: str, dtype: Any) -> None:
+        self.name = loss.name
+        self._loss = loss
+        self._half = (device, dtype)
+
+    def __call__(self, rows: Sequence[Sample]) -> Any:
+        from torch import autocast
+
+        with autocast(*self._half):
+            return self._loss(rows)
+
+    def scores(self, rows: Sequence[Sample]) -> tuple[float, int]:
+        from torch import autocast
+
+        with autocast(*self._half):
+            return self._loss.scores(rows)
 
 
 def choose_loss(model: Any, rows: Sequence[Sample], report: Callable[[str], None]) -> LossFunction:

@@ -37,7 +37,10 @@ def load_tokenizer_from_hub(name: str) -> Any:
 
 
 def load_base(base: Path, config: TrainingConfig, device: str, precision: ResolvedPrecision) -> Any:
-    """The causal language model of a folder, quantised as the config says, every weight frozen.
+    """The causal language model of a folder, quantised as the config says.
+
+    Every weight is frozen; with `tuning="full"` none is, and they are in fp32: updates are too small for half
+    precision to hold.
 
     Raises: ModelNotFoundError when the folder holds no such model.
     """
@@ -45,7 +48,8 @@ def load_base(base: Path, config: TrainingConfig, device: str, precision: Resolv
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    options: dict[str, Any] = {"dtype": torch_dtype(precision)}
+    trains_all = config.tuning == "full"
+    options: dict[str, Any] = {"dtype": torch_dtype("fp32" if trains_all else precision)}
     if config.load_in_8bit or config.load_in_4bit:
         options["quantization_config"] = _quantisation(config, precision)
         options["device_map"] = {"": device}
@@ -57,7 +61,7 @@ def load_base(base: Path, config: TrainingConfig, device: str, precision: Resolv
         ) from error
     if "device_map" not in options:
         model = model.to(device)
-    model.requires_grad_(False)
+    model.requires_grad_(trains_all)
     model.config.use_cache = False
     if config.gradient_checkpointing:
         # Not reentrant: works although no input of the first layer needs a gradient.
@@ -118,10 +122,43 @@ def add_adapters(model: Any, lora: LoRAConfig) -> Any:
         ) from error
 
 
-def save_adapter(model: Any, folder: Path) -> None:
-    """Weights and config of the adapter, as peft and vLLM read them."""
-    # "auto" would ask a hub whether the vocabulary was changed; ours never is.
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+def is_whole(model: Any) -> bool:
+    """Whether all of the model trains, and not adapters on it."""
+    return not hasattr(model, "peft_config")
+
+
+def save_weights(model: Any, folder: Path) -> None:
+    """What trains, with its config: an adapter as peft and vLLM read it, or a whole model."""
+    if not is_whole(model):
+        # "auto" would ask a hub whether the vocabulary was changed; ours never is.
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+        return
+    model.config.use_cache = True  # off while it trains; whoever serves it needs it
+    try:
+        model.save_pretrained(str(folder))
+    finally:
+        model.config.use_cache = False
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Put what `save_weights` wrote, or for a whole model any folder of its kind, into the model."""
+    if is_whole(model):
+        saved = type(model).from_pretrained(str(folder), dtype=model.dtype)
+        model.load_state_dict(saved.state_dict())
+        return
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+
+
+def parameter_counts(model: Any) -> tuple[int, int]:
+    """(those that train, all)."""
+    if not is_whole(model):
+        trained, total = model.get_nb_trainable_parameters()
+        return int(trained), int(total)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return total, total
 
 
 def make_optimizer(model: Any, config: TrainingConfig, device: str) -> tuple[Any, str]:
@@ -138,9 +175,8 @@ def make_optimizer(model: Any, config: TrainingConfig, device: str) -> tuple[Any
         kind = PagedAdamW8bit
     elif config.optim != "adamw_torch":
         note = "paged_adamw_8bit needs a GPU; this run uses adamw_torch"
-    optimizer = (
-        _lora_plus(model, config, kind) if config.lora.loraplus_lr_ratio else _plain(model, config, kind)
-    )
+    has_two_rates = config.lora.loraplus_lr_ratio and not is_whole(model)
+    optimizer = _lora_plus(model, config, kind) if has_two_rates else _plain(model, config, kind)
     for group in optimizer.param_groups:
         group["rate_share"] = group["lr"] / config.learning_rate
     return optimizer, note

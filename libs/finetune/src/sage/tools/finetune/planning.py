@@ -30,7 +30,7 @@ from sage.tools.finetune.task_data import prepare
 from sage.tools.finetune.token_counts import TokenCounts, count_tokens
 from sage.tools.finetune.trial_step import Trial, TrialSpec, folder_bytes, sampled, try_step
 from sage_contracts.auto import choose_preset
-from sage_contracts.config import OomRung, PresetName, Task, TrainingConfig, preset_fields
+from sage_contracts.config import OomRung, PresetName, Task, TrainingConfig, overlay, preset_fields
 from sage_contracts.errors import InvalidDataError, InvalidRequestError, OutOfMemoryError, SageError
 
 Report = Callable[[str], None]
@@ -255,6 +255,8 @@ def _what_would_fit(
     for preset in _SMALLER_PRESETS[_place(config.preset) :]:
         fields = {name: value for name, value in preset_fields(preset).items() if name not in keep}
         quantisation = {"load_in_8bit": False, "load_in_4bit": False}
+        if config.tuning == "full":
+            fields |= quantisation  # no preset quantises what trains
         changed = TrainingConfig.model_validate(
             {**config.model_dump(), **quantisation, **fields, "preset": preset}
         )
@@ -297,8 +299,7 @@ def resolve(spec: PlanSpec) -> tuple[TrainingConfig, str | None]:
         if "num_train_epochs" in spec.settings:
             sizes.pop("max_steps", None)
         fields |= sizes
-    lora = {**fields.get("lora", {}), **spec.settings.get("lora", {})}
-    fields |= {**spec.settings, **({"lora": lora} if lora else {})}
+    fields = overlay(fields, spec.settings)
     fields |= {"task": spec.task, "preset": preset, "model_name": model, "data_path": spec.data}
     try:
         return TrainingConfig.model_validate(fields), why

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from sage.tools.finetune.callbacks import TrainingCallback
-from sage.tools.finetune.hardware import pick_device, resolve_precision, set_threads
+from sage.tools.finetune.hardware import pick_device, resolve_precision, set_threads, torch_dtype
 from sage.tools.finetune.ladder import token_budget
-from sage.tools.finetune.losses import LossFunction, choose_loss
-from sage.tools.finetune.modeling import add_adapters, load_base, load_tokenizer, make_optimizer
+from sage.tools.finetune.losses import AutocastLoss, LossFunction, choose_loss
+from sage.tools.finetune.modeling import (
+    add_adapters,
+    is_whole,
+    load_base,
+    load_tokenizer,
+    load_weights,
+    make_optimizer,
+    parameter_counts,
+)
 from sage.tools.finetune.rendering import ChatRenderer, Sample
 from sage.tools.finetune.task_data import Splits
 from sage_contracts.config import OomRung, TrainingConfig
@@ -44,15 +53,20 @@ class RunParts:
         self.renderer = ChatRenderer(self.tokenizer, config.max_length)
         torch.manual_seed(config.seed)
         model = load_base(base, config, load_on or self.device, self.precision)
-        self.model = add_adapters(model, config.lora)
+        self.model = model if config.tuning == "full" else add_adapters(model, config.lora)
         self.optimizer, note = make_optimizer(self.model, config, self.device)
         self._warn(note)
         # fp16's range is too small for the gradients of a mean over many tokens.
         needs_scaling = self.precision == "fp16" and self.device != "cpu"
         self.scaler = torch.amp.GradScaler(self.device) if needs_scaling else None
-        trained, total = self.model.get_nb_trainable_parameters()
+        self._start = _Start(base, self.model, self.optimizer, self.scaler)
+        trained, total = parameter_counts(self.model)
         where = f"{self.device}, {threads} threads" if self.device == "cpu" else self.device
         tell.on_log("info", f"Training {trained:,} of {total:,} parameters in {self.precision} on {where}")
+
+    def restart(self) -> None:
+        """Put everything that training changes back to what it was at first."""
+        self._start.put_back(self.model, self.optimizer, self.scaler)
 
     @property
     def token_budget(self) -> int:
@@ -90,8 +104,45 @@ class RunParts:
 
     def loss(self, samples: Sequence[Sample]) -> LossFunction:
         """The fast loss, when it is exact for this model."""
-        return choose_loss(self.model, samples, self._warn)
+        loss = choose_loss(self.model, samples, self._warn)
+        if is_whole(self.model) and self.precision != "fp32":
+            # Its weights stay in fp32; only the work is done in half precision.
+            return AutocastLoss(loss, self.device, torch_dtype(self.precision))
+        return loss
 
     def _warn(self, message: str) -> None:
         if message:
             self._tell.on_log("warn", message)
+
+
+class _Start:
+    """What training changes, before it has."""
+
+    def __init__(self, base: Path, model: Any, optimizer: Any, scaler: Any) -> None:
+        import torch
+
+        self._base = base
+        # A whole model is read again instead of held twice.
+        kept = () if is_whole(model) else _trained(model)
+        self._weights = {name: value.detach().clone() for name, value in kept}
+        self._optimizer = deepcopy(optimizer.state_dict())
+        self._scaler = scaler.state_dict() if scaler else None
+        self._random = torch.get_rng_state()
+
+    def put_back(self, model: Any, optimizer: Any, scaler: Any) -> None:
+        import torch
+
+        if is_whole(model):
+            load_weights(model, self._base)
+        else:
+            with torch.no_grad():
+                for name, value in _trained(model):
+                    value.copy_(self._weights[name])
+        optimizer.load_state_dict(deepcopy(self._optimizer))
+        if scaler:
+            scaler.load_state_dict(self._scaler)
+        torch.set_rng_state(self._random)
+
+
+def _trained(model: Any) -> Iterator[tuple[str, Any]]:
+    return ((name, value) for name, value in model.named_parameters() if value.requires_grad)

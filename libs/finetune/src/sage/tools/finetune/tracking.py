@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
+from hashlib import sha256
+from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+from urllib.parse import urlsplit
 
-from sage.tools.finetune.callbacks import CallbackList, StepMetrics, TrainingCallback
+from sage.tools.finetune.callbacks import (
+    CallbackList,
+    Evaluation,
+    GeneratedAnswer,
+    StepMetrics,
+    TrainingCallback,
+)
 from sage_contracts.config import TrainingConfig
 
 
 class CurveWriter(TrainingCallback):
     """Writes below `<logs>/run-<time>`, one folder per run, so that versions do not share a curve."""
 
-    def __init__(self, logs: Path, config: TrainingConfig, resumed_step: int) -> None:
+    def __init__(self, logs: Path, config: TrainingConfig, resumed_step: int, tell: TrainingCallback) -> None:
         earlier = sorted(logs.glob("run-*")) if logs.is_dir() else []
         fresh = logs / f"run-{datetime.now():%Y%m%d-%H%M%S}"
         self.folder = earlier[-1] if resumed_step and earlier else fresh
@@ -24,7 +35,7 @@ class CurveWriter(TrainingCallback):
         self._every = config.logging_steps
         self._lines = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._board = _tensorboard(self.folder, resumed_step) if "tensorboard" in config.report_to else None
-        self._wandb = _wandb(self.folder, config) if "wandb" in config.report_to else None
+        self._wandb = _wandb(self.folder, config, tell) if "wandb" in config.report_to else None
         self._step = resumed_step
 
     def on_step(self, metrics: StepMetrics) -> None:
@@ -40,13 +51,25 @@ class CurveWriter(TrainingCallback):
             }
         )
 
-    def on_eval(self, name: Literal["base", "tuned"], loss: float) -> None:
+    def on_eval(self, evaluation: Evaluation) -> None:
         # The base's loss is the tuned model's at step 0: one curve shows both.
-        self._write({"eval/loss": loss})
+        values = {"eval/loss": evaluation.loss}
+        if evaluation.token_accuracy is not None and evaluation.perplexity is not None:
+            values |= {
+                "eval/perplexity": evaluation.perplexity,
+                "eval/token_accuracy": evaluation.token_accuracy,
+            }
+        self._write(values)
 
-    @property
-    def has_wandb(self) -> bool:
-        return self._wandb is not None
+    def on_answers(self, step: int, answers: Sequence[GeneratedAnswer]) -> None:
+        said = [asdict(answer) for answer in answers]
+        print(json.dumps({"step": self._step, "answers": said}), file=self._lines, flush=True)
+        for index, answer in enumerate(answers):
+            if self._board is not None:
+                text = f"**{answer.prompt}**\n\n{answer.answer}"
+                self._board.add_text(f"answers/{index}", text, self._step)
+            if self._wandb is not None:
+                self._wandb.log({f"answers/{index}": answer.answer}, step=self._step)
 
     def close(self) -> None:
         self._lines.close()
@@ -70,9 +93,7 @@ def curves(
     logs: Path, config: TrainingConfig, resumed_step: int, tell: TrainingCallback
 ) -> Iterator[CallbackList]:
     """`tell` with a curve writer beside it, closed at the end."""
-    writer = CurveWriter(logs, config, resumed_step)
-    if "wandb" in config.report_to and not writer.has_wandb:
-        tell.on_log("warn", "wandb is not installed, so no run is sent there: pip install wandb")
+    writer = CurveWriter(logs, config, resumed_step, tell)
     try:
         yield CallbackList((tell, writer))
     finally:
@@ -85,9 +106,44 @@ def _tensorboard(folder: Path, resumed_step: int) -> Any:
     return SummaryWriter(str(folder), purge_step=resumed_step + 1 if resumed_step else None)
 
 
-def _wandb(folder: Path, config: TrainingConfig) -> Any:
+def _wandb(folder: Path, config: TrainingConfig, tell: TrainingCallback) -> Any:
+    """A run of Weights & Biases; offline where there is no account, None where it is not installed."""
     try:
-        import wandb  # type: ignore[import-not-found, unused-ignore] # optional
+        import wandb
     except ImportError:
+        tell.on_log("warn", "wandb is not installed, so no run is sent there: pip install wandb")
         return None
-    return wandb.init(project="sage-finetune", dir=str(folder), config=config.model_dump(mode="json"))
+    settings = wandb.setup().settings
+    is_offline = settings.mode == "online" and not _has_account(settings)
+    if is_offline:
+        tell.on_log(
+            "info",
+            "Weights & Biases has no key here (WANDB_API_KEY, or `wandb login`), so the run is written "
+            f"offline. Send it later with: wandb sync {folder}/wandb/offline-run-*",
+        )
+    about: dict[str, Any] = {
+        "project": "sage-finetune",
+        "dir": str(folder),
+        "config": config.model_dump(mode="json"),
+        # It would put itself in front of standard output, which carries the trainer's protocol.
+        "settings": wandb.Settings(console="off", silent=True),
+    }
+    if is_offline or settings.mode != "online":
+        return wandb.init(mode="offline" if is_offline else None, **about)
+    try:
+        # One run for all attempts at it: they write into one folder.
+        run_id = sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+        return wandb.init(id=run_id, resume="allow", **about)
+    except wandb.Error as error:
+        tell.on_log("warn", f"Weights & Biases cannot be reached ({error}), so the run is written offline")
+        return wandb.init(mode="offline", **about)
+
+
+def _has_account(settings: Any) -> bool:
+    if settings.api_key or settings.identity_token_file:
+        return True
+    try:
+        host = urlsplit(settings.base_url).hostname or ""
+        return netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, NetrcParseError):
+        return False

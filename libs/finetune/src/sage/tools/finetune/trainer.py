@@ -12,15 +12,23 @@ from typing import Any
 
 from sage.tools.finetune.base_models import base_info, resolve_base
 from sage.tools.finetune.batching import Schedule
-from sage.tools.finetune.callbacks import CallbackList, ConsoleProgress, StopMode, TrainingCallback
+from sage.tools.finetune.callbacks import (
+    CallbackList,
+    ConsoleProgress,
+    StopMode,
+    TrainingCallback,
+    perplexity,
+)
 from sage.tools.finetune.checkpoints import Checkpoints, RunState
 from sage.tools.finetune.climbing import Climb, forget_rungs
 from sage.tools.finetune.distributed.messages import RankSpec
 from sage.tools.finetune.distributed.ranks import ranks_for, run_ranks
 from sage.tools.finetune.distributed.team import ALONE, Team
+from sage.tools.finetune.evaluation import HeldOut, RunStopped, Scores
 from sage.tools.finetune.hardware import has_cuda, wait_politely
-from sage.tools.finetune.loop import RunStopped, TrainingLoop, held_out_loss
+from sage.tools.finetune.loop import TrainingLoop
 from sage.tools.finetune.losses import LossFunction
+from sage.tools.finetune.modeling import load_weights
 from sage.tools.finetune.outputs import OutputLayout, package_versions
 from sage.tools.finetune.registry import Registry
 from sage.tools.finetune.rendering import Sample
@@ -44,6 +52,8 @@ class TrainResult:
     eval_loss: float | None = None
     metrics: dict[str, float | int | None] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
+    model_dir: Path | None = None
+    """With `tuning="full"`, in place of an adapter: a plain model folder."""
 
 
 TRAINERS: Registry[type[LoRATrainer]] = Registry("trainer", "sage.finetune.trainers")
@@ -51,7 +61,9 @@ TRAINERS: Registry[type[LoRATrainer]] = Registry("trainer", "sage.finetune.train
 
 @TRAINERS.register("lora")
 class LoRATrainer:
-    """Fine-tuning of low-rank adapters, on answers or (`config.method`) on preferences.
+    """Fine-tuning of low-rank adapters, or with `tuning="full"` of all weights.
+
+    On answers, or (`config.method`) on preferences.
 
     `home` is where base models are kept (default: $SAGE_HOME or ~/.sage). `run_id` ties checkpoints to one
     run: with `resume`, only those of the same run_id, data, base and batch are continued. Without callbacks
@@ -182,29 +194,37 @@ class Run:
         loss = self._loss(parts, train)
         layout.write_config(config)
         with curves(layout.logs, config, state.step, tell) as told:
-            if state.step == 0 and held:
-                told.on_phase("base_eval", f"Held-out loss of the base on {len(held)} rows")
-                state.base_eval_loss = held_out_loss(parts.model, loss, held, parts.eval_token_budget, told)
-                told.on_eval("base", state.base_eval_loss or 0.0)
+            measure = HeldOut(
+                parts.model,
+                parts.tokenizer,
+                loss,
+                held,
+                config.sample_prompts,
+                parts.eval_token_budget,
+                told,
+                self.team,
+            )
+            if state.step == 0:
+                self._measure_base(measure, state, told)
             told.on_phase("training", f"{schedule.total_steps} steps of {config.effective_batch_size} rows")
             loop = TrainingLoop(
                 parts.model, loss, parts.optimizer, train, schedule, config, parts.token_budget, told,
-                checkpoints, state, parts.device, parts.rows_at_once, parts.scaler, self.team,
+                checkpoints, state, parts.device, measure, parts.restart,
+                rows_at_once=parts.rows_at_once, scaler=parts.scaler, team=self.team,
             )  # fmt: skip
-            stopped = loop.run()
+            stopped, state = loop.run(), loop.state
             if stopped:
                 return TrainResult(layout.root, None, stopped, base, state.base_eval_loss)
             told.on_phase("eval", f"Held-out loss of the tuned model on {len(held)} rows")
-            eval_loss = held_out_loss(parts.model, loss, held, parts.eval_token_budget, told)
-            if eval_loss is not None:
-                told.on_eval("tuned", eval_loss)
-        tell.on_phase("saving", str(layout.adapter))
-        layout.write_adapter(self.team.whole(parts.model), parts.tokenizer)
-        metrics = self._metrics(state, schedule, eval_loss, loop)
+            tuned = self._settle(parts, checkpoints, state, measure)
+        tell.on_phase("saving", str(layout.root))
+        metrics = self._metrics(state, schedule, tuned, loop)
         meta = self._meta(parts, base, splits, metrics, (len(train), len(held)), loss.name)
-        layout.write_meta(meta)
+        meta["rollbacks"] = state.rollbacks
+        weights = layout.write_result(self.team.whole(parts.model), parts.tokenizer, config, meta)
+        adapter, model = (weights, None) if config.tuning == "lora" else (None, weights)
         return TrainResult(
-            layout.root, layout.adapter, None, base, state.base_eval_loss, eval_loss, metrics, meta
+            layout.root, adapter, None, base, state.base_eval_loss, metrics["eval_loss"], metrics, meta, model
         )
 
     def _loss(self, parts: RunParts, train: Sequence[Sample]) -> LossFunction:
@@ -212,6 +232,47 @@ class Run:
 
     def _checkpoints(self, fingerprint: dict[str, Any]) -> Checkpoints:
         return Checkpoints(self._layout.checkpoints, fingerprint)
+
+    def _measure_base(self, held: HeldOut, state: RunState, told: TrainingCallback) -> None:
+        """Raises: RunStopped."""
+        if held:
+            told.on_phase("base_eval", f"Held-out loss of the base on {len(held.samples)} rows")
+        elif self._config.eval_steps:
+            told.on_log("warn", "eval_steps is set, but no rows are held out: nothing is measured")
+        scores = held.measure()
+        if scores:
+            state.base_eval_loss, state.base_token_accuracy = scores.loss, scores.token_accuracy
+        held.tell("base", 0, scores)
+
+    def _settle(
+        self, parts: RunParts, checkpoints: Checkpoints, state: RunState, held: HeldOut
+    ) -> Scores | None:
+        """Make the model the run's result: the best evaluation's where that is kept, else the last step's.
+
+        Raises: RunStopped.
+        """
+        last, best = state.evaluation, state.best
+        is_measured = last is not None and last["step"] == state.step
+        scores = Scores(last["loss"], last["token_accuracy"]) if last and is_measured else held.measure()
+        is_behind = best is not None and scores is not None and best["loss"] < scores.loss
+        if is_behind and self._config.keep_best and not self.team.can_restore:
+            held.callbacks.on_log("warn", "A model in shards keeps the weights of its last step")
+        elif best and is_behind and self._config.keep_best:
+            step = int(best["step"])
+            if checkpoints.is_whole(step):
+                load_weights(parts.model, checkpoints.of_step(step))
+                scores = Scores(best["loss"], best["token_accuracy"])
+                held.callbacks.on_log(
+                    "info", f"The result is step {step}, whose held-out loss was the lowest"
+                )
+                state.kept_step = step
+            else:
+                held.callbacks.on_log(
+                    "warn", f"The best checkpoint, of step {step}, is damaged; using the last"
+                )
+        step, has_answered = state.kept_step or state.step, is_measured or state.kept_step is not None
+        held.tell("tuned", step, scores, has_answered=has_answered)
+        return scores
 
     def _starting_state(self, checkpoints: Checkpoints, parts: RunParts) -> RunState:
         if not self._resume:
@@ -236,18 +297,20 @@ class Run:
             "max_length": self._t._config.max_length,
             "seed": self._config.seed,
             "lora": self._config.lora.model_dump(mode="json"),
+            "tuning": self._config.tuning,
         }
 
     def _metrics(
-        self, state: RunState, schedule: Schedule, eval_loss: float | None, loop: TrainingLoop
+        self, state: RunState, schedule: Schedule, tuned: Scores | None, loop: TrainingLoop
     ) -> dict[str, float | int | None]:
         last = loop.last_metrics
         return {
             "steps": state.step,
             "epochs": round(schedule.epoch_of(state.step), 4),
             "train_loss": state.train_loss,
-            "base_eval_loss": state.base_eval_loss,
-            "eval_loss": eval_loss,
+            "result_step": state.kept_step or state.step,
+            **_scores("base_", state.base_eval_loss, state.base_token_accuracy),
+            **_scores("", tuned.loss if tuned else None, tuned.token_accuracy if tuned else None),
             "trained_tokens": state.trained_tokens,
             "tokens_per_second": last.tokens_per_second if last else None,
             "peak_memory_bytes": last.peak_memory_bytes if last else None,
@@ -270,7 +333,9 @@ class Run:
             "base_model_name": self._config.model_name,
             "base_revision": info.get("revision"),
             "base_licence": info.get("license"),
+            "base_upstream": info.get("upstream"),
             "task": self._config.task.value,
+            "tuning": self._config.tuning,
             "preset": self._config.preset.value if self._config.preset else None,
             "data": splits.description,
             "data_sha256": splits.fingerprint(),
@@ -288,3 +353,11 @@ class Run:
             "versions": package_versions(),
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+
+
+def _scores(prefix: str, loss: float | None, token_accuracy: float | None) -> dict[str, float | None]:
+    return {
+        f"{prefix}eval_loss": loss,
+        f"{prefix}perplexity": None if loss is None else perplexity(loss),
+        f"{prefix}token_accuracy": token_accuracy,
+    }

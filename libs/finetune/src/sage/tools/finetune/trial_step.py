@@ -135,6 +135,7 @@ class _Notes(TrainingCallback):
 def measure(spec: TrialSpec) -> Trial:
     """The longest pass twice, with the optimiser's step between, then typical ones."""
     wait_politely()
+    from sage.tools.finetune.modeling import parameter_counts
     from sage.tools.finetune.run_parts import RunParts
 
     began = time.monotonic()
@@ -159,7 +160,7 @@ def measure(spec: TrialSpec) -> Trial:
         passes.append((_tokens(group), _run_pass(loss, group, parts)))
         if time.monotonic() > deadline:
             break
-    trained, total = parts.model.get_nb_trainable_parameters()
+    trained, total = parameter_counts(parts.model)
     adapter_bytes, checkpoint_bytes = _sizes(parts)
     return Trial(
         device=parts.device,
@@ -214,15 +215,16 @@ def _finish_kernels(device: str) -> None:
 
 
 def _sizes(parts: RunParts) -> tuple[int, int]:
-    """(bytes of the adapter with its tokenizer, bytes of a checkpoint), as written to a disk."""
+    """(bytes of the result with its tokenizer, bytes of a checkpoint), as written to a disk."""
     from sage.tools.finetune.checkpoints import Checkpoints, RunState
-    from sage.tools.finetune.outputs import OutputLayout
+    from sage.tools.finetune.modeling import save_weights
 
     with TemporaryDirectory(prefix="sage-trial-") as folder:
-        layout = OutputLayout(Path(folder))
-        layout.write_adapter(parts.model, parts.tokenizer)
-        Checkpoints(layout.checkpoints, {}).save(RunState(), parts.model, parts.optimizer, parts.scaler)
-        return folder_bytes(layout.adapter), folder_bytes(layout.checkpoints)
+        result, checkpoints = Path(folder, "result"), Path(folder, "checkpoints")
+        save_weights(parts.model, result)
+        parts.tokenizer.save_pretrained(str(result))
+        Checkpoints(checkpoints, {}).save(RunState(), parts.model, parts.optimizer, parts.scaler)
+        return folder_bytes(result), folder_bytes(checkpoints)
 
 
 def folder_bytes(folder: Path) -> int:

@@ -69,6 +69,9 @@ class ReadOnlyCheckpoints(SharedCheckpoints):
     def keep_newest(self, *_: Any, **__: Any) -> None:
         """Rank 0 does."""
 
+    def drop_after(self, step: int) -> None:
+        """Rank 0 does."""
+
     def clear(self) -> None:
         """Rank 0 does."""
 
@@ -84,7 +87,9 @@ def train(spec: RankSpec, forward: Forwarder) -> TrainResult:
         climb = Climb(
             config, OutputLayout(root).checkpoints, spec.run_id, resume=spec.resume, taken=spec.rungs
         )
-        quiet: dict[str, Any] = {} if team.rank == 0 else {"report_to": []}
+        quiet: dict[str, Any] = {} if team.rank == 0 else {"report_to": [], "sample_prompts": []}
+        if is_sharded:
+            quiet["sample_prompts"] = []  # an answer takes every process, token by token
         trainer = LoRATrainer(
             config, (), home=spec.home, training_path=spec.training_path,
             validation_path=spec.validation_path, resume=spec.resume, run_id=spec.run_id,

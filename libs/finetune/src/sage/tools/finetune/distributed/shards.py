@@ -18,6 +18,11 @@ def require_shardable(config: TrainingConfig) -> None:
             "out, or use distributed=ddp.",
             param="distributed",
         )
+    if config.tuning == "full":
+        raise InvalidRequestError(
+            "distributed=fsdp cuts up a frozen base under adapters: with tuning=full use distributed=ddp.",
+            param="distributed",
+        )
     if config.optim != "adamw_torch":
         raise InvalidRequestError("distributed=fsdp needs optim=adamw_torch.", param="optim")
     if config.precision == "fp16":
@@ -33,6 +38,8 @@ class ShardedTeam(ProcessTeam):
     The embedding, which the output layer often shares, stays whole: it is needed at both ends. A layer comes
     together only when all processes ask for it, so all make the same number of forward passes.
     """
+
+    can_restore = False
 
     def share(self, groups: Sequence[list[int]], lengths: Sequence[int]) -> list[list[int]]:
         rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
@@ -98,6 +105,8 @@ class _Whole:
 
     def __init__(self, thing: Any) -> None:
         self._thing = thing
+        if hasattr(thing, "peft_config"):
+            self.peft_config = thing.peft_config
 
     def save_pretrained(self, folder: str, **options: Any) -> None:
         self._thing.save_pretrained(folder, state_dict=self.adapter_state(), **options)

@@ -17,6 +17,8 @@ class Team:
 
     rank = 0
     size = 1
+    can_restore = True
+    """Whether weights of a checkpoint can be put into the model once it trains."""
 
     def share(self, groups: Sequence[list[int]], lengths: Sequence[int]) -> list[list[int]]:
         """This process's part of a step's forward passes; an empty one when others have one more."""

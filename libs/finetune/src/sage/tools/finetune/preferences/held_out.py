@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from sage.tools.finetune.callbacks import TrainingCallback
-from sage.tools.finetune.loop import RunStopped
+from sage.tools.finetune.evaluation import RunStopped
 from sage.tools.finetune.losses import PlainLoss
 from sage.tools.finetune.preferences.samples import PairSample, RatedSample, answer_sample, swapped_answers
 from sage.tools.finetune.preferences.scoring import Answer, Scores, dpo_scores, kto_scores, orpo_scores

@@ -12,8 +12,9 @@ from typing import Any
 from sage.tools.finetune.batching import Schedule
 from sage.tools.finetune.callbacks import CheckpointInfo, StepMetrics, StopMode, TrainingCallback
 from sage.tools.finetune.checkpoints import Checkpoints, RunState
+from sage.tools.finetune.evaluation import RunStopped
 from sage.tools.finetune.hardware import peak_memory_bytes
-from sage.tools.finetune.loop import RATE_WINDOW, RunStopped
+from sage.tools.finetune.loop import RATE_WINDOW
 from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import TrainingFailedError
 

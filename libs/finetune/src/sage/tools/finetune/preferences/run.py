@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sage.tools.finetune.batching import Schedule
+from sage.tools.finetune.callbacks import Evaluation
 from sage.tools.finetune.checkpoints import Checkpoints, RunState
+from sage.tools.finetune.modeling import load_weights
 from sage.tools.finetune.preferences.held_out import HeldOut
 from sage.tools.finetune.preferences.methods import batch_shape, make_trainer
 from sage.tools.finetune.preferences.progress import Progress
@@ -63,7 +65,7 @@ class PreferenceRun(Run):
             if state.step == 0 and len(held):
                 told.on_phase("base_eval", f"{len(held)} held-out {held.unit} and the base")
                 state.take_base(held.base(told))
-                told.on_eval("base", state.base_eval_loss or 0.0)
+                told.on_eval(Evaluation("base", 0, state.base_eval_loss or 0.0))
             told.on_phase("training", f"{schedule.total_steps} steps of {config.effective_batch_size} rows")
             progress = Progress(config, schedule, state, checkpoints, told, parts.device)
             self._steps(parts, train, schedule, progress, newest, state)
@@ -72,14 +74,13 @@ class PreferenceRun(Run):
             told.on_phase("eval", f"{len(held)} held-out {held.unit} and the tuned model")
             if len(held):
                 tuned = held.tuned(told)
-                told.on_eval("tuned", tuned.loss)
+                told.on_eval(Evaluation("tuned", state.step, tuned.loss))
                 told.on_log("info", _comparison(state, tuned))
         tell.on_phase("saving", str(layout.adapter))
-        layout.write_adapter(parts.model, parts.tokenizer)
         metrics = self._scores(state, schedule, tuned, progress)
         meta = self._meta(parts, base, splits, metrics, (len(train), len(held)), f"trl-{config.method}")
         meta |= {"method": config.method, "preference_beta": config.preference_beta}
-        layout.write_meta(meta)
+        layout.write_result(parts.model, parts.tokenizer, config, meta)
         loss = tuned.loss if tuned else None
         return TrainResult(layout.root, layout.adapter, None, base, state.base_eval_loss, loss, metrics, meta)
 
@@ -124,7 +125,7 @@ class PreferenceRun(Run):
         if newest:
             self._tell.on_log("info", f"Resuming after step {state.step}")
         if newest and state.step == schedule.total_steps:
-            load_adapter(parts.model, newest)
+            load_weights(parts.model, newest)
             return
         trainer = make_trainer(self._config, parts, rows, schedule, self._layout.checkpoints, progress)
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
@@ -152,14 +153,6 @@ class PreferenceRun(Run):
             "peak_memory_bytes": last.peak_memory_bytes if last else None,
             "wall_s": round(time.monotonic() - self._began, 2),
         }
-
-
-def load_adapter(model: Any, folder: Path) -> None:
-    """The adapter in a checkpoint, put into the model."""
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
 
 
 def _comparison(state: PreferenceState, tuned: Scores) -> str:

@@ -1,0 +1,139 @@
+"""README.md beside the weights: what the model is, what it learned from, how good it got, how to use it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sage_contracts.config import TrainingConfig
+
+_METHODS = {"sft": "supervised fine-tuning", "dpo": "DPO", "orpo": "ORPO", "kto": "KTO"}
+
+
+def model_card(config: TrainingConfig, meta: dict[str, Any]) -> str:
+    """Markdown with the front matter that model hubs read. `meta` is what finetune_meta.json will hold."""
+    name = Path(config.output_dir or "model").name
+    sections = [_front_matter(config, meta), f"# {name}", _summary(config, meta)]
+    sections += ["## How good it is", _quality(meta)]
+    sections += ["## What it learned from", _data(config, meta)]
+    sections += ["## How it was trained", _training(config, meta)]
+    sections += ["## How to use it", _usage(config, meta, name)]
+    sections += ["## Licence", _licence(config, meta)]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(config: TrainingConfig, meta: dict[str, Any]) -> str:
+    fields: dict[str, Any] = {
+        "base_model": _hub_name(config, meta),
+        "library_name": "transformers" if _is_whole(config) else "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["sage-finetune", config.task.value, *([] if _is_whole(config) else ["lora"])],
+    }
+    if meta.get("base_licence"):
+        fields["license"] = meta["base_licence"]
+    # JSON is YAML, and quotes what needs it.
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _hub_name(config: TrainingConfig, meta: dict[str, Any]) -> str:
+    """Where a built-in base came from: others know it by that name."""
+    return str(meta.get("base_upstream") or config.model_name)
+
+
+def _is_whole(config: TrainingConfig) -> bool:
+    return config.tuning == "full"
+
+
+def _summary(config: TrainingConfig, meta: dict[str, Any]) -> str:
+    what = "All weights" if _is_whole(config) else "A LoRA adapter"
+    method = _METHODS[config.method]
+    revision = f", revision `{meta['base_revision']}`" if meta.get("base_revision") else ""
+    return (
+        f"{what} tuned by {method} on top of `{config.model_name}`{revision}, for the task "
+        f"*{config.task.value}*. Made by SAGE Finetune on {meta['created_at'][:10]}."
+    )
+
+
+def _quality(meta: dict[str, Any]) -> str:
+    metrics = meta["metrics"]
+    kinds = [("loss", "eval_loss", "{:.4f}"), ("perplexity", "perplexity", "{:.4g}")]
+    kinds += [
+        ("token accuracy", "token_accuracy", "{:.1%}"),
+        ("better answer preferred", "reward_accuracy", "{:.1%}"),
+    ]
+    rows = [
+        f"| {label} | {shown.format(metrics[f'base_{key}'])} | {shown.format(metrics[key])} |"
+        for label, key, shown in kinds
+        if metrics.get(key) is not None and metrics.get(f"base_{key}") is not None
+    ]
+    if not rows:
+        return "No rows were held out, so nothing was measured."
+    table = "\n".join(["| | base | tuned |", "|---|---|---|", *rows])
+    return (
+        f"On {meta['held_out_rows']} rows that it did not see in training:\n\n{table}\n\n"
+        "That is how well it predicts answers like those of its data; ask it what matters to you before you "
+        "rely on it."
+    )
+
+
+def _data(config: TrainingConfig, meta: dict[str, Any]) -> str:
+    cut = f" {meta['truncated_rows']} rows were longer and were cut." if meta.get("truncated_rows") else ""
+    return (
+        f"{meta['train_rows']} rows ({meta['data']}), of at most {config.max_length} tokens.{cut} "
+        f"SHA-256 of the data: `{meta['data_sha256']}`."
+    )
+
+
+def _training(config: TrainingConfig, meta: dict[str, Any]) -> str:
+    return "\n".join(f"- {fact}" for fact in _facts(config, meta))
+
+
+def _facts(config: TrainingConfig, meta: dict[str, Any]) -> Iterator[str]:
+    metrics, lora = meta["metrics"], config.lora
+    yield f"{metrics['steps']} steps of {config.effective_batch_size} rows, seed {config.seed}"
+    yield f"learning rate {config.learning_rate:g}, {config.lr_scheduler_type}, {meta['precision']}"
+    if not _is_whole(config):
+        kinds = [("rsLoRA", lora.use_rslora), ("DoRA", lora.use_dora), ("LoRA+", lora.loraplus_lr_ratio)]
+        kind = ", ".join(name for name, is_used in kinds if is_used) or "LoRA"
+        targets = (
+            lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
+        )
+        yield f"{kind} r={lora.r}, alpha={lora.lora_alpha}, on {targets}"
+    if config.load_in_8bit or config.load_in_4bit:
+        yield f"the frozen base in {'8' if config.load_in_8bit else '4'}-bit"
+    if metrics.get("result_step") not in (None, metrics["steps"]):
+        yield f"the weights are those of step {metrics['result_step']}, the best on the held-out rows"
+    for one in meta.get("rollbacks", []):
+        yield f"went back from step {one['step']} to {one['to_step']}, because of its loss ({one['reason']})"
+    yield f"on {meta['device']}; " + ", ".join(f"{name} {found}" for name, found in meta["versions"].items())
+    yield "every setting: `training_config.json`; every figure: `finetune_meta.json`"
+
+
+def _usage(config: TrainingConfig, meta: dict[str, Any], name: str) -> str:
+    load = (
+        'model = AutoModelForCausalLM.from_pretrained(".")'
+        if _is_whole(config)
+        else f'base = AutoModelForCausalLM.from_pretrained("{_hub_name(config, meta)}")\n'
+        'model = PeftModel.from_pretrained(base, ".")'
+    )
+    imports = "" if _is_whole(config) else "from peft import PeftModel\n"
+    return (
+        f"With SAGE Finetune:\n\n```bash\nsage chat --backend finetune --finetune-model {name}\n```\n\n"
+        f"In Python, in this folder:\n\n```python\n{imports}"
+        f"from transformers import AutoModelForCausalLM, AutoTokenizer\n\n{load}\n"
+        'tokenizer = AutoTokenizer.from_pretrained(".")\n```\n\n'
+        "Ask it through its chat template, which is the one it was trained with "
+        f"(SHA-256 `{meta['chat_template_sha256']}`)."
+    )
+
+
+def _licence(config: TrainingConfig, meta: dict[str, Any]) -> str:
+    known = meta.get("base_licence")
+    about = f"is `{known}`" if known else "is not known here: look it up before you pass this on"
+    return (
+        f"The licence of the base model, `{config.model_name}`, {about}. It binds what is derived from it, "
+        "these weights included; so may the licence of the data."
+    )

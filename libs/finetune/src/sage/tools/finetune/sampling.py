@@ -1,0 +1,45 @@
+"""What the model answers to a few prompts, so that a person can read how training gets on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+SAMPLE_TOKENS = 64
+
+
+def sample_answers(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """Greedy answers, one for each prompt: no random numbers are drawn, so training is not disturbed."""
+    import torch
+
+    if not prompts:
+        return []
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # Packed attention knows rows of a batch, not a growing cache.
+    training_attention, was_training = causal.config._attn_implementation, model.training
+    causal.set_attn_implementation("sdpa")
+    model.eval()
+    try:
+        with torch.no_grad():
+            return [_answer(model, tokenizer, prompt) for prompt in prompts]
+    finally:
+        causal.set_attn_implementation(training_attention)
+        model.train(was_training)
+
+
+def _answer(model: Any, tokenizer: Any, prompt: str) -> str:
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    ).to(model.device)
+    ids = model.generate(
+        **asked,
+        max_new_tokens=SAMPLE_TOKENS,
+        do_sample=False,
+        use_cache=True,
+        pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+    )
+    text = tokenizer.decode(ids[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)
+    return str(text).strip()
