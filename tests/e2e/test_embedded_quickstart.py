@@ -131,8 +131,8 @@ def test_a_wrong_command_starts_nothing(machine: Machine, tmp_path: Path) -> Non
     (tmp_path / "code" / "a.py").write_text(FUNCTION)
     for words, told in (
         (["--preset", "rtx_9000"], "There is no preset"),
-        (["--data", str(tmp_path / "empty")], "no Python source"),
-        (["--data", str(tmp_path / "code")], "no function with a docstring"),
+        (["--data", str(tmp_path / "empty")], "no source code"),
+        (["--data", str(tmp_path / "code")], "no function with a body"),
         (["--model", str(tmp_path / "nothing")], "no such folder"),
     ):
         ran = machine.sage("finetune", "quickstart", "code", *words)
