@@ -1,8 +1,9 @@
 """Attention over several rows laid end to end, each row seeing itself alone.
 
 Packing rows into one sequence of shape (1, tokens) leaves no padding anywhere; only attention must keep them
-apart. Kernels with variable lengths do that on some GPUs; here scaled_dot_product_attention is called per
-row, which is exact on every device and, with rows of hundreds of tokens, as fast.
+apart. Kernels with variable lengths do that on some GPUs (see kernels.py); elsewhere
+scaled_dot_product_attention is called per row, which is exact on every device and, with rows of hundreds of
+tokens, as fast.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from sage.tools.finetune.kernels import kernels_of, varlen_attention
+
 PACKED_ATTENTION = "sage_packed"
+_PRECISIONS = {"torch.float16": "fp16", "torch.bfloat16": "bf16"}
 
 
 def register_packed_attention() -> None:
@@ -52,6 +56,10 @@ def packed_attention(
             raise NotImplementedError(f"packed attention does not know {name}")
     if sliding_window is not None and max(row_lengths) > sliding_window:
         raise NotImplementedError("packed attention does not know windows shorter than a row")
+    kernel = kernels_of(query.device.type, _PRECISIONS.get(str(query.dtype), "")).attention
+    if kernel != "rows" and not dropout:
+        tokens_first = (part[0].transpose(0, 1) for part in (query, key, value))
+        return varlen_attention(kernel)(*tokens_first, list(row_lengths), scaling)[None], None
     grouped = query.shape[1] != key.shape[1]
     rows = list(row_lengths)
     dtype = query.dtype

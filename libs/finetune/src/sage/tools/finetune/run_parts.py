@@ -9,6 +9,7 @@ from typing import Any
 
 from sage.tools.finetune.callbacks import TrainingCallback
 from sage.tools.finetune.hardware import pick_device, resolve_precision, set_threads, torch_dtype
+from sage.tools.finetune.kernels import apply_liger, kernels_of
 from sage.tools.finetune.ladder import token_budget
 from sage.tools.finetune.losses import AutocastLoss, LossFunction, choose_loss
 from sage.tools.finetune.modeling import (
@@ -53,6 +54,8 @@ class RunParts:
         self.renderer = ChatRenderer(self.tokenizer, config.max_length)
         torch.manual_seed(config.seed)
         model = load_base(base, config, load_on or self.device, self.precision)
+        if kernels_of(self.device, self.precision).has_liger:
+            apply_liger(model, self._warn)
         self.model = model if config.tuning == "full" else add_adapters(model, config.lora)
         self.optimizer, note = make_optimizer(self.model, config, self.device)
         self._warn(note)

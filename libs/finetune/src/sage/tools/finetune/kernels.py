@@ -1,0 +1,98 @@
+"""Which kernels a run uses: a pure choice by chip, precision and what is installed. No torch on import.
+
+Whatever is chosen is exact: the loss proves itself on rows of the run before a step is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, Literal
+
+AttentionKernel = Literal["rows", "torch_varlen", "flash_attn"]
+AMPERE = (8, 0)
+"""Compute capability from which on flash attention runs."""
+OPTIONAL_PACKAGES = ("flash_attn", "liger_kernel")
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """`attention` keeps packed rows apart: one call for all rows by their lengths, or one for each row."""
+
+    attention: AttentionKernel = "rows"
+    has_fused_layers: bool = False
+    """Our own layers for CPUs."""
+    has_liger: bool = False
+    """Liger's norms, rotations and activations."""
+
+
+def choose_kernels(
+    device: str, precision: str, capability: tuple[int, int] | None, installed: Collection[str]
+) -> Kernels:
+    """`capability` is the GPU's compute capability; None on a CPU."""
+    if not device.startswith("cuda") or capability is None:
+        return Kernels(has_fused_layers=True)
+    attention: AttentionKernel = "rows"
+    if capability >= AMPERE and precision in ("bf16", "fp16"):
+        attention = "flash_attn" if "flash_attn" in installed else "torch_varlen"
+    return Kernels(attention, has_liger="liger_kernel" in installed)
+
+
+@cache
+def kernels_of(device: str, precision: str) -> Kernels:
+    """The choice for this machine."""
+    capability = None
+    if device.startswith("cuda"):
+        import torch
+
+        capability = torch.cuda.get_device_capability()
+    return choose_kernels(
+        device, precision, capability, [name for name in OPTIONAL_PACKAGES if find_spec(name)]
+    )
+
+
+def apply_liger(model: Any, report: Callable[[str], None]) -> None:
+    """Liger's kernels on a loaded model, where it knows the family. Our own loss stays."""
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+    try:
+        _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
+    except (TypeError, ValueError, AttributeError) as error:
+        report(f"Liger kernels are not used: {error}")
+
+
+def varlen_attention(kernel: AttentionKernel) -> Callable[..., Any]:
+    """(query, key, value, lengths, scaling) -> (tokens, heads, dim), causal within each row.
+
+    query (tokens, heads, dim), key and value (tokens, kv_heads, dim), half precision on a GPU.
+    """
+    return _torch_varlen if kernel == "torch_varlen" else _flash_attn
+
+
+def _starts(lengths: list[int], device: Any) -> Any:
+    """Where each row begins, and the end: what kernels with variable lengths go by."""
+    import torch
+
+    ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return ends.to(device, non_blocking=True)
+
+
+def _torch_varlen(query: Any, key: Any, value: Any, lengths: list[int], scaling: float | None) -> Any:
+    from torch.nn.attention.varlen import varlen_attn
+
+    starts, longest = _starts(lengths, query.device), max(lengths)
+    return varlen_attn(
+        query, key, value, starts, starts, longest, longest,
+        scale=scaling, window_size=(-1, 0), enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+
+
+def _flash_attn(query: Any, key: Any, value: Any, lengths: list[int], scaling: float | None) -> Any:
+    from flash_attn import flash_attn_varlen_func
+
+    starts, longest = _starts(lengths, query.device), max(lengths)
+    return flash_attn_varlen_func(
+        query, key, value, starts, starts, longest, longest, softmax_scale=scaling, causal=True
+    )
