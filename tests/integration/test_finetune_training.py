@@ -101,7 +101,7 @@ def test_a_run_learns_and_leaves_the_published_layout(base: Path, data: Path, tm
     assert result.eval_loss < result.base_eval_loss - 0.5
     assert watcher.evals == {"base": result.base_eval_loss, "tuned": result.eval_loss}
     assert watcher.phases == [
-        "data", "base_model", "loading", "base_eval", "training", "eval", "saving",
+        "data", "base_model", "loading", "training", "base_eval", "training", "eval", "saving",
     ]  # fmt: skip
     assert [metrics.step for metrics in watcher.steps] == [1, 2, 3, 4, 5, 6]
     assert watcher.steps[-1].eta_s == 0
@@ -132,7 +132,7 @@ def test_a_run_learns_and_leaves_the_published_layout(base: Path, data: Path, tm
     assert len(meta["data_sha256"]) == len(meta["chat_template_sha256"]) == 64
     (run,) = (output / "logs").iterdir()
     curve = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [point["step"] for point in curve] == [0, 1, 2, 3, 4, 5, 6, 6]
+    assert [point["step"] for point in curve] == [1, 0, 2, 3, 4, 5, 6, 6], "the base is measured after a step"
     assert list(run.glob("events.out.tfevents.*"))
 
 

@@ -50,6 +50,8 @@ class TrainingLoop:
     """Loss scaling, for fp16 only."""
     team: Team = ALONE
     """The processes that share every step."""
+    measure_base: Callable[[RunState], None] | None = None
+    """Done once, after the first step: the run need not wait for it to begin."""
     last_metrics: StepMetrics | None = None
     _saved_step: int = 0
     _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=RATE_WINDOW))
@@ -68,12 +70,22 @@ class TrainingLoop:
             if fault:
                 self._roll_back(fault)
                 continue
-            wish = self.callbacks.should_stop() or self._evaluate_if_due()
+            wish = self._measure_base() or self.callbacks.should_stop() or self._evaluate_if_due()
             if wish == "stop":
                 raise RunStopped(wish)
             if wish or self._is_done or self._is_best_now or self._is_save_due:
                 self._save()
         return None if self._is_done else wish
+
+    def _measure_base(self) -> StopMode | None:
+        """What interrupted it, when something did; it is done after the next step then."""
+        if self.measure_base is not None:
+            try:
+                self.measure_base(self.state)
+            except RunStopped as stop:
+                return stop.mode
+            self.measure_base = None
+        return None
 
     @property
     def _is_done(self) -> bool:

@@ -48,7 +48,8 @@ class CurveWriter(TrainingCallback):
                 "train/learning_rate": metrics.lr,
                 "train/tokens_per_second": metrics.tokens_per_second,
                 "train/epoch": metrics.epoch,
-            }
+            },
+            metrics.step,
         )
 
     def on_eval(self, evaluation: Evaluation) -> None:
@@ -59,15 +60,15 @@ class CurveWriter(TrainingCallback):
                 "eval/perplexity": evaluation.perplexity,
                 "eval/token_accuracy": evaluation.token_accuracy,
             }
-        self._write(values)
+        self._write(values, evaluation.step)
 
     def on_answers(self, step: int, answers: Sequence[GeneratedAnswer]) -> None:
         said = [asdict(answer) for answer in answers]
-        print(json.dumps({"step": self._step, "answers": said}), file=self._lines, flush=True)
+        print(json.dumps({"step": step, "answers": said}), file=self._lines, flush=True)
         for index, answer in enumerate(answers):
             if self._board is not None:
                 text = f"**{answer.prompt}**\n\n{answer.answer}"
-                self._board.add_text(f"answers/{index}", text, self._step)
+                self._board.add_text(f"answers/{index}", text, step)
             if self._wandb is not None:
                 self._wandb.log({f"answers/{index}": answer.answer}, step=self._step)
 
@@ -78,14 +79,15 @@ class CurveWriter(TrainingCallback):
         if self._wandb is not None:
             self._wandb.finish()
 
-    def _write(self, values: dict[str, float]) -> None:
-        print(json.dumps({"step": self._step, **values}), file=self._lines, flush=True)
+    def _write(self, values: dict[str, float], step: int) -> None:
+        print(json.dumps({"step": step, **values}), file=self._lines, flush=True)
         if self._board is not None:
             for tag, value in values.items():
-                self._board.add_scalar(tag, value, self._step)
+                self._board.add_scalar(tag, value, step)
             self._board.flush()  # people watch while it trains
         if self._wandb is not None:
-            self._wandb.log(values, step=self._step)
+            # It takes nothing for a step that is past, such as the base's figures after the first step.
+            self._wandb.log(values, step=max(step, self._step))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -204,13 +205,13 @@ class Run:
                 told,
                 self.team,
             )
-            if state.step == 0:
-                self._measure_base(measure, state, told)
+            has_waiting_base = self._measure_base_at_once(measure, state, told)
             told.on_phase("training", f"{schedule.total_steps} steps of {config.effective_batch_size} rows")
             loop = TrainingLoop(
                 parts.model, loss, parts.optimizer, train, schedule, config, parts.token_budget, told,
                 checkpoints, state, parts.device, measure, parts.restart,
                 rows_at_once=parts.rows_at_once, scaler=parts.scaler, team=self.team,
+                measure_base=partial(self._measure_bare, measure, told) if has_waiting_base else None,
             )  # fmt: skip
             stopped, state = loop.run(), loop.state
             if stopped:
@@ -232,6 +233,25 @@ class Run:
 
     def _checkpoints(self, fingerprint: dict[str, Any]) -> Checkpoints:
         return Checkpoints(self._layout.checkpoints, fingerprint)
+
+    def _measure_base_at_once(self, held: HeldOut, state: RunState, told: TrainingCallback) -> bool:
+        """Whether the base is still to be measured: after a step it is the model without its adapters.
+
+        Raises: RunStopped.
+        """
+        if state.step and (state.base_eval_loss is not None or not held):
+            return False
+        # Biases that train are part of the base, and shards are not switched off and on again.
+        can_wait = self._config.tuning == "lora" and self._config.lora.bias == "none" and self.team.size == 1
+        if not can_wait and state.step == 0:
+            self._measure_base(held, state, told)
+        return can_wait
+
+    def _measure_bare(self, held: HeldOut, told: TrainingCallback, state: RunState) -> None:
+        """Raises: RunStopped."""
+        with held.model.disable_adapter():
+            self._measure_base(held, state, told)
+        told.on_phase("training", "on to the other steps")
 
     def _measure_base(self, held: HeldOut, state: RunState, told: TrainingCallback) -> None:
         """Raises: RunStopped."""
