@@ -43,8 +43,8 @@ def write_rows(path: Path, count: int) -> None:
     pairs = build_code_pairs(None)
     with path.open("w", encoding="utf-8") as stream:
         for number in range(count):
-            pair = pairs[number % len(pairs)]
-            row = {"instruction": f"{pair.prompt}\n# {number}", "input": "", "output": pair.body}
+            asked, answer = (turn["content"] for turn in pairs[number % len(pairs)].messages())
+            row = {"instruction": f"{asked}\n# {number}", "input": "", "output": answer}
             stream.write(json.dumps(row) + "\n")
 
 
