@@ -76,3 +76,12 @@ def test_conversations_remember_their_row(tmp_path: Path) -> None:
     path = tmp_path / "data.json"
     path.write_text(json.dumps([QA, QA]))
     assert [c.origin for c in load_conversations(path)] == ["row 1 of data.json", "row 2 of data.json"]
+
+
+def test_a_table_of_one_column_has_no_delimiters(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('text\nHello, world; hello | all\n"quoted, ""too"""\n')
+    assert [c.messages[1]["content"] for c in load_conversations(path)] == [
+        "Hello, world; hello | all",
+        'quoted, "too"',
+    ]

@@ -16,7 +16,7 @@ from sage.tools.finetune.data.formats import format_name
 from sage.tools.finetune.data.json_rows import Found, document_rows, line_rows, list_rows
 from sage.tools.finetune.data.opening import HEAD_BYTES, PARQUET, head_of, open_plain
 from sage.tools.finetune.data.sources import files_of
-from sage.tools.finetune.data.tables import find_delimiter, parquet_rows, table_rows
+from sage.tools.finetune.data.tables import NO_DELIMITER, find_delimiter, parquet_rows, table_rows
 from sage_contracts.errors import InvalidDataError
 
 _READ_BYTES = 1 << 18
@@ -96,7 +96,7 @@ class Rows:
         delimiter = find_delimiter(head)
         if delimiter is None:
             raise InvalidDataError(_not_rows(name, head))
-        kind = {",": "CSV", "\t": "TSV"}.get(delimiter, f"CSV with {delimiter!r}")
+        kind = {",": "CSV", NO_DELIMITER: "CSV", "\t": "TSV"}.get(delimiter, f"CSV with {delimiter!r}")
         return self._told(kind, _read_text(path, name, encoding, lambda text: table_rows(text, delimiter)))
 
     def _documents(self, path: Path, name: str, encoding: str) -> Iterator[Found]:

@@ -17,6 +17,8 @@ from sage.tools.finetune.data.opening import PARQUET, open_plain
 from sage_contracts.errors import InvalidDataError
 
 _DELIMITERS = ",\t;|"
+NO_DELIMITER = "\0"
+"""Of a table with one column, whose header cannot tell what would separate others: no text file has it."""
 _MAX_CELL_CHARS = 64 << 20
 _BATCH_ROWS = 1024
 _PIECE_BYTES = 1 << 16
@@ -24,10 +26,10 @@ _PIECE_BYTES = 1 << 16
 
 def find_delimiter(head: str) -> str | None:
     """What separates the columns whose names make a known format; None when nothing does."""
-    found = [
-        (len(columns), d) for d in _DELIMITERS if format_name(dict.fromkeys(columns := _header(head, d), "x"))
-    ]
-    return max(found, key=lambda pair: pair[0])[1] if found else None
+    headers = {delimiter: _header(head, delimiter) for delimiter in _DELIMITERS}
+    known = [d for d in headers if format_name(dict.fromkeys(headers[d], "x"))]
+    found = max(known, key=lambda delimiter: len(headers[delimiter]), default=None)
+    return NO_DELIMITER if found and len(headers[found]) == 1 else found
 
 
 def table_rows(text: TextIO, delimiter: str) -> Iterator[Found]:
