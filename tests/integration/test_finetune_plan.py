@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fakes.tiny_llama import make_model
 
-from sage.tools.finetune import LoRATrainer, TrainingConfig
-from sage.tools.finetune.planning import Plan, plan
+from sage.tools.finetune import LoRATrainer, TrainingCallback, TrainingConfig
+from sage.tools.finetune.batching import micro_batches
+from sage.tools.finetune.checkpoints import Checkpoints, RunState
+from sage.tools.finetune.ladder import token_budget
+from sage.tools.finetune.modeling import save_weights
+from sage.tools.finetune.plan_types import Plan
+from sage.tools.finetune.planning import plan
+from sage.tools.finetune.rendering import Sample
+from sage.tools.finetune.run_parts import RunParts
+from sage.tools.finetune.trial_step import Trial, TrialSpec, folder_bytes, measure
 from sage_contracts.config import PresetName
+from sage_contracts.errors import OutOfMemoryError
 
 
 @pytest.fixture
@@ -74,21 +82,94 @@ def test_the_command_plans_what_the_run_does(tiny_base: Path, data: Path, tmp_pa
     assert 1e8 < planned.trial.peak_memory_bytes < planned.memory_limit_bytes
 
 
-def test_what_does_not_fit_is_told_with_what_would(data: Path, tmp_path: Path) -> None:
-    wide = make_model(tmp_path / "wide", intermediate_size=32_768)
-    config = settings(wide, data, preset="minimal", oom_ladder=["halve_batch"])  # there is no smaller preset
-    told: list[str] = []
-    whole = plan(config, home=tmp_path)
-    assert whole.trial is not None
-    limit = round(whole.trial.peak_memory_bytes * 0.93)
+class Memory:
+    """Stands in for a device: a step takes so many bytes a token of its largest forward pass."""
 
-    short = plan(config, home=tmp_path, memory_limit_bytes=limit, report=told.append)
+    def __init__(self, bytes_per_token: int, has_room_for_tokens: int = 10**6) -> None:
+        self.asked: list[TrialSpec] = []
+        self._bytes_per_token = bytes_per_token
+        self._room = has_room_for_tokens
+
+    def __call__(self, spec: TrialSpec) -> Trial:
+        self.asked.append(spec)
+        budget = token_budget(spec.config, "cpu", spec.rungs)
+        lengths = [len(ids) for ids, _ in spec.longest]
+        at_once = spec.config.per_device_train_batch_size
+        largest = max(sum(lengths[index] for index in g) for g in micro_batches(lengths, budget, at_once))
+        if largest > self._room:
+            raise OutOfMemoryError("The trial was killed.")
+        return Trial(
+            device="cpu", precision="fp32", loss_path="plain", trainable_parameters=1, total_parameters=2,
+            longest_pass_tokens=largest, peak_memory_bytes=largest * self._bytes_per_token, load_s=1,
+            passes=[(100, 1.0)], update_s=0.1, adapter_bytes=10, checkpoint_bytes=30,
+        )  # fmt: skip
+
+
+def test_what_does_not_fit_is_told_with_what_would(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    config = settings(tiny_base, data, preset="minimal", oom_ladder=["halve_batch"])  # the smallest preset
+    told: list[str] = []
+    memory = Memory(1000)
+
+    short = plan(config, home=tmp_path, memory_limit_bytes=200_000, report=told.append, measure=memory)
 
     assert not short.fits
     assert "A step takes" in (short.problem or "")
+    assert [change.fits for change in short.would_fit] == [True]
     fitting = short.would_fit[-1]
-    assert fitting.fits
     assert fitting.name == "halve_batch"
-    assert (fitting.peak_memory_bytes or 0) <= limit
+    assert (fitting.peak_memory_bytes or 0) <= 200_000
     assert "per_device_train_batch_size 4 → 2" in fitting.change
     assert any("with halve_batch" in text for text in told)
+    assert [spec.rungs for spec in memory.asked] == [[], ["halve_batch"]]
+    # The three that are kept, and the one that is written before the oldest goes.
+    assert short.checkpoints_bytes == 30 * min(-(-short.steps // config.save_steps), 4)
+
+
+def test_a_run_of_every_weight_is_told_what_it_can_take(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    config = settings(
+        tiny_base, data, tuning="full", oom_ladder="published", oom_may_truncate=True, max_length=512,
+        eval_steps=1, save_steps=1,
+    )  # fmt: skip
+    memory = Memory(1000, has_room_for_tokens=10)
+
+    found = plan(config, home=tmp_path, measure=memory)
+
+    assert found.problem == "The trial was killed."
+    assert [spec.rungs for spec in memory.asked][1] == ["halve_max_length"]
+    assert [change.name for change in found.would_fit if change.name.startswith("--")] == [
+        "--preset rtx_4090", "--preset rtx_3060", "--preset minimal",
+    ]  # fmt: skip
+    assert not any(change.fits for change in found.would_fit)
+    for spec in memory.asked:
+        assert spec.config.tuning == "full"
+        assert not {"load_in_8bit", "load_in_4bit", "smaller_rank"} & set(spec.rungs)
+    assert found.merged_bytes == 0
+    assert found.spread.kind == "off"
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_a_trial_counts_and_sizes_what_a_run_of_it_writes(
+    tuning: str, tiny_base: Path, tmp_path: Path
+) -> None:
+    config = TrainingConfig.model_validate({"tuning": tuning, "per_device_train_batch_size": 2})
+    rows = [([5 + n % 9] * (20 + n), [5 + n % 9] * (20 + n)) for n in range(4)]
+
+    one, two = (
+        measure(TrialSpec(config=sized, base=str(tiny_base), longest=rows, typical=rows))
+        for sized in (config.model_copy(update={"max_length": length}) for length in (12, 25))
+    )
+
+    assert (one.longest_pass_tokens, two.longest_pass_tokens) == (23, 23 + 22)
+    parts = RunParts(config, tiny_base, TrainingCallback())
+    loss = parts.loss([Sample(*row) for row in rows])
+    loss([Sample(*rows[0])]).backward()
+    parts.optimizer.step()
+    save_weights(parts.model, tmp_path / "result")
+    parts.tokenizer.save_pretrained(str(tmp_path / "result"))
+    Checkpoints(tmp_path / "checkpoints", {}).save(RunState(), parts.model, parts.optimizer, None)
+    assert two.adapter_bytes == pytest.approx(folder_bytes(tmp_path / "result"), abs=10_000)
+    assert two.checkpoint_bytes == pytest.approx(folder_bytes(tmp_path / "checkpoints"), abs=40_000)
+    weights = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
+    assert (two.trainable_parameters == two.total_parameters) == (tuning == "full")
+    assert two.trainable_parameters == weights
+    assert two.checkpoint_bytes > 3 * 4 * weights  # the weights and Adam's two moments, in fp32

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sage.tools.finetune.climbing import advice
 from sage.tools.finetune.ladder import (
     FOR_ADAPTERS,
     LEAST_HARM,
@@ -65,6 +67,28 @@ def test_a_run_of_every_weight_takes_no_rung_that_needs_a_frozen_base(
     config = config.model_copy()
     config.tuning = "full"
     assert not {rung.name for rung in whole_climb(config, device)} & FOR_ADAPTERS
+
+
+@given(configs())
+def test_shards_are_not_quantised(config: TrainingConfig) -> None:
+    config = config.model_copy(update={"distributed": "fsdp"})
+    assert not {rung.name for rung in whole_climb(config, "cuda")} & {"load_in_8bit", "load_in_4bit"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said", "unsaid"),
+    [
+        ({}, "load_in_4bit", "tuning"),
+        ({"tuning": "full"}, "tuning=lora", "load_in|rank|lora\\.r"),
+        ({"distributed": "fsdp"}, "lora\\.r", "load_in|tuning"),
+    ],
+)
+def test_the_last_advice_names_only_what_the_run_can_take(
+    fields: dict[str, object], said: str, unsaid: str
+) -> None:
+    told = advice("There was not enough memory.", (), TrainingConfig.model_validate(fields))
+    assert re.search(said, told)
+    assert not re.search(unsaid, told)
 
 
 devices = st.sampled_from(["cpu", "cuda"])

@@ -90,7 +90,8 @@ def _show(console: Console, plan: dict[str, Any]) -> None:
     outcome.facts(console, [*_data_rows(plan, counts, config), *_run_rows(plan, config, trial)])
     console.print()
     if plan["fits"]:
-        render.line(console, "ok", "This run fits.")
+        untried = " By the size of its shards; nothing was measured." if plan["trial"] is None else ""
+        render.line(console, "ok", f"This run fits.{untried}")
         return
     render.line(console, "bad", f"This run does not fit: {plan['problem']}")
     for change in plan["would_fit"]:
@@ -102,7 +103,7 @@ def _show(console: Console, plan: dict[str, Any]) -> None:
         render.line(console, state, f"{change['name']}: {verdict}{peak}. {change['change']}")
     if not any(change["fits"] for change in plan["would_fit"]):
         console.print(Text("Nothing that was tried fits: take a smaller base model."))
-    elif config["oom_ladder"] != "off":
+    elif config["oom_ladder"] != "off" and plan["would_fit"]:
         console.print(Text("Started as it is, the run would find the fitting rung by itself."))
 
 
@@ -134,15 +135,22 @@ def _run_rows(
     batch = config["per_device_train_batch_size"] * config["gradient_accumulation_steps"]
     rows = [("steps", f"{plan['steps']:,} of {batch} rows")]
     limit = render.bytes_text(plan["memory_limit_bytes"])
+    spread = plan["spread"]
+    if spread["ranks"] > 1:
+        rows.append(("devices", f"{spread['ranks']} with {spread['kind']}: {spread['why']}"))
+    if spread["kind"] == "fsdp":
+        return [*rows, ("memory", f"not measured: a plan uses one device; {plan['device']} has {limit}")]
     if trial is None:
         return [*rows, ("memory", f"no step got through; {plan['device']} has {limit}")]
     trained, total = trial["trainable_parameters"], trial["total_parameters"]
     low, high = plan["run_s"]
+    merged = f", merged {render.bytes_text(plan['merged_bytes'])}" if plan["merged_bytes"] else ""
     disk = (
-        f"checkpoints {render.bytes_text(plan['checkpoints_bytes'])}, adapter "
-        f"{render.bytes_text(plan['adapter_bytes'])}, merged {render.bytes_text(plan['merged_bytes'])}; "
+        f"checkpoints {render.bytes_text(plan['checkpoints_bytes'])}, {'adapter' if merged else 'model'} "
+        f"{render.bytes_text(plan['adapter_bytes'])}{merged}; "
         f"{render.bytes_text(plan['free_disk_bytes'])} free"
     )
+    on = f" on one of the {spread['ranks']} devices" if spread["ranks"] > 1 else ""
     return [
         *rows,
         ("trained", f"{trained:,} of {total:,} parameters ({trained / total * 100:.2f} %)"),
@@ -152,7 +160,7 @@ def _run_rows(
             f"({limit}) in {trial['precision']}, with {trial['longest_pass_tokens']} tokens a pass",
         ),
         ("step", f"{plan['step_s']:.2f} s, measured"),
-        ("run", f"{render.seconds_text(low)} to {render.seconds_text(high)}"),
+        ("run", f"{render.seconds_text(low)} to {render.seconds_text(high)}{on}"),
         ("disk", disk),
         *(("note", note) for note in trial["notes"]),
     ]

@@ -86,7 +86,7 @@ class ChildDeaths:
         can_quantise = find_spec("bitsandbytes") is not None
         rung = next_rung(config, taken, device=self._device, can_quantise=can_quantise)
         if rung is None:
-            return Ending(Outcome.FAILED, OutOfMemoryError.code, advice(what, rungs))
+            return Ending(Outcome.FAILED, OutOfMemoryError.code, advice(what, rungs, config))
         how = "from the start" if rung.name in RESTARTING else "from its last checkpoint"
         self._given = (*taken, rung.name)
         return NextChild(self._given, f"{what} Going on {how} with {rung.name}: {rung.change}.")

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
         StepMetrics,
         TrainingCallback,
     )
-    from sage.tools.finetune.planning import Plan, plan
+    from sage.tools.finetune.plan_types import Plan
+    from sage.tools.finetune.planning import plan
     from sage.tools.finetune.trainer import LoRATrainer, TrainResult
     from sage_contracts.config import LoRAConfig, PresetConfigs, PresetName, Task, TrainingConfig
 
@@ -43,7 +44,7 @@ _HOMES = {
     "GeneratedAnswer": "sage.tools.finetune.callbacks",
     "StepMetrics": "sage.tools.finetune.callbacks",
     "TrainingCallback": "sage.tools.finetune.callbacks",
-    "Plan": "sage.tools.finetune.planning",
+    "Plan": "sage.tools.finetune.plan_types",
     "plan": "sage.tools.finetune.planning",
     "LoRATrainer": "sage.tools.finetune.trainer",
     "TrainResult": "sage.tools.finetune.trainer",

@@ -67,7 +67,7 @@ class Climb:
         can_quantise = find_spec("bitsandbytes") is not None
         rung = next_rung(self.config, self.taken, device=pick_device(), can_quantise=can_quantise)
         if rung is None:
-            raise OutOfMemoryError(advice(problem, self.rungs))
+            raise OutOfMemoryError(advice(problem, self.rungs, self.config))
         restarts = rung.name in RESTARTING
         note = " No checkpoint fits the new rank: the run begins anew." if restarts else ""
         tell.on_log("warn", f"{problem} Going on with {rung.name}: {rung.change}.{note}")
@@ -97,12 +97,14 @@ def told(rungs: Sequence[Rung]) -> str:
     return "; ".join(f"{rung.name} ({rung.change})" for rung in rungs)
 
 
-def advice(problem: str, rungs: Sequence[Rung]) -> str:
-    """What to do when the ladder has ended."""
+def advice(problem: str, rungs: Sequence[Rung], config: TrainingConfig) -> str:
+    """What to do when the ladder of this config has ended."""
     tried = f" Tried in vain: {told(rungs)}." if rungs else ""
-    more = "allow oom_may_truncate=true or set a smaller max_length, a smaller lora.r"
-    if not rungs:
-        more = f"per_device_train_batch_size=1, gradient_checkpointing, load_in_8bit or load_in_4bit; {more}"
+    is_full = config.tuning == "full"
+    first = "" if is_full or config.distributed == "fsdp" else ", load_in_8bit or load_in_4bit"
+    more = "" if rungs else f"per_device_train_batch_size=1, gradient_checkpointing{first}; "
+    more += "allow oom_may_truncate=true or set a smaller max_length, "
+    more += "tuning=lora, which holds an optimiser for adapters only" if is_full else "a smaller lora.r"
     return f"{problem}{tried} Take a smaller base model, or: {more}."
 
 

@@ -79,8 +79,8 @@ def next_rung(
     `config` is the one of now: as asked for, with `taken` applied to it.
     """
     for name in order_of(config):
-        if name in ("load_in_8bit", "load_in_4bit") and not can_quantise:
-            continue
+        if name in ("load_in_8bit", "load_in_4bit") and (not can_quantise or config.distributed == "fsdp"):
+            continue  # packed weights cannot be cut up
         if name in FOR_ADAPTERS and config.tuning == "full":
             continue
         found = _REMEDIES[name](config, taken, device)

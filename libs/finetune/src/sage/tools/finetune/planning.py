@@ -16,21 +16,23 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from sage.tools.finetune.base_models import default_model, resolve_base
 from sage.tools.finetune.batching import Schedule
+from sage.tools.finetune.distributed.ranks import spread_here
 from sage.tools.finetune.hardware import device_memory_bytes, has_cuda, wait_politely
 from sage.tools.finetune.ladder import LEAST_HARM, climbed, next_rung, order_of
 from sage.tools.finetune.lifeline import end_with_parent
 from sage.tools.finetune.model_size import parameters_of
+from sage.tools.finetune.plan_types import Change, Plan, PlanSpec, SpreadPlan
 from sage.tools.finetune.quickstart import quickstart_overrides
 from sage.tools.finetune.rendering import ChatRenderer, Sample
 from sage.tools.finetune.task_data import prepare
 from sage.tools.finetune.token_counts import TokenCounts, count_tokens
 from sage.tools.finetune.trial_step import Trial, TrialSpec, folder_bytes, sampled, try_step
 from sage_contracts.auto import choose_preset
-from sage_contracts.config import OomRung, PresetName, Task, TrainingConfig, overlay, preset_fields
+from sage_contracts.config import OomRung, PresetName, TrainingConfig, overlay, preset_fields
 from sage_contracts.errors import InvalidDataError, InvalidRequestError, OutOfMemoryError, SageError
 
 Report = Callable[[str], None]
@@ -40,67 +42,6 @@ _TIME_MARGIN = 0.15
 """Of the time: rows that are yet to come differ from those that were timed."""
 
 
-class PlanSpec(BaseModel):
-    """What a person asked for, as the command line has it; the config is resolved where the device is."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    home: str
-    task: Task = Task.CUSTOM
-    model: str = "auto"
-    data: str | None = None
-    preset: PresetName | None = None
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """Sparse TrainingConfig fields, over the preset."""
-    is_auto: bool = False
-    """With the sizes of `start --auto`."""
-
-
-class Change(BaseModel):
-    """Something that makes the run fit, or does not."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str
-    """`--preset NAME`, or rungs of the ladder."""
-    change: str
-    fits: bool
-    peak_memory_bytes: int | None = None
-
-
-class Plan(BaseModel):
-    """All figures of a run before it. Times in seconds, sizes in bytes."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    config: TrainingConfig
-    why_preset: str | None = None
-    data: str
-    counts: TokenCounts
-    held_out_rows: int
-    steps: int
-    tokens_in_all: int
-    """That the run trains on, over all steps."""
-    trial: Trial | None = None
-    """None: no step of the config as asked for got through."""
-    device: str
-    memory_limit_bytes: int
-    fits: bool
-    problem: str | None = None
-    """Why it does not fit."""
-    step_s: float | None = None
-    """Mean over the steps."""
-    run_s: tuple[float, float] | None = None
-    """From, to; loading and evaluations included."""
-    checkpoints_bytes: int | None = None
-    adapter_bytes: int | None = None
-    merged_bytes: int
-    """Of the whole weights, should they be merged."""
-    free_disk_bytes: int
-    would_fit: list[Change] = Field(default_factory=list)
-    """What was tried, in order; each measured."""
-
-
 def plan(
     config: TrainingConfig,
     *,
@@ -108,12 +49,13 @@ def plan(
     memory_limit_bytes: int | None = None,
     report: Report = lambda message: None,
     keep: Sequence[str] = (),
+    measure: Callable[[TrialSpec], Trial] = try_step,
 ) -> Plan:
     """Count the rows of a run and measure a real step of it. Nothing is trained, nothing is kept.
 
     `memory_limit_bytes` plans for less memory than the device has. `keep` names the fields that another
-    preset must not change. Raises: InvalidDataError, InvalidRequestError for a preference method,
-    ModelNotFoundError, TrainingFailedError.
+    preset must not change. `measure` takes one step, and raises OutOfMemoryError where it cannot. Raises:
+    InvalidDataError, InvalidRequestError for a preference method, ModelNotFoundError, TrainingFailedError.
     """
     if config.method != "sft":
         raise InvalidRequestError(
@@ -130,6 +72,7 @@ def plan(
     counts, samples, schedule = _count(config, base, splits.train, report)
     device = "cuda" if has_cuda() else "cpu"
     limit = memory_limit_bytes or device_memory_bytes(device)
+    spread = spread_here(config, home)
     found = Plan(
         config=config,
         data=splits.description,
@@ -138,12 +81,17 @@ def plan(
         steps=schedule.total_steps,
         tokens_in_all=round(counts.tokens / counts.rows * _rows_in_all(schedule)),
         device=device,
+        spread=SpreadPlan(kind=spread.kind, ranks=spread.ranks, why=spread.why),
         memory_limit_bytes=limit,
         fits=False,
-        merged_bytes=folder_bytes(base),
+        merged_bytes=folder_bytes(base) if config.tuning == "lora" else 0,
         free_disk_bytes=shutil.disk_usage(_existing(home)).free,
     )
-    trial = _Trials(base, samples, limit, report)
+    if spread.kind == "fsdp":  # one device alone cannot tell what a shard of the run takes
+        found.fits = spread.fits is not False
+        found.problem = None if found.fits else spread.why
+        return found
+    trial = _Trials(base, samples, limit, report, measure)
     found.trial, found.problem = trial.run(config)
     found.fits = found.problem is None
     if found.trial:
@@ -186,7 +134,15 @@ def _rows_in_all(schedule: Schedule) -> float:
 class _Trials:
     """Real steps on the rows of one plan."""
 
-    def __init__(self, base: Path, samples: Sequence[Sample], limit_bytes: int, report: Report) -> None:
+    def __init__(
+        self,
+        base: Path,
+        samples: Sequence[Sample],
+        limit_bytes: int,
+        report: Report,
+        measure: Callable[[TrialSpec], Trial],
+    ) -> None:
+        self._measure = measure
         self._base = base
         self._samples = samples
         self._limit_bytes = limit_bytes
@@ -207,7 +163,7 @@ class _Trials:
             **sampled(rows, config.effective_batch_size),
         )
         try:
-            trial = try_step(spec)
+            trial = self._measure(spec)
         except OutOfMemoryError as error:
             return None, error.message
         if trial.peak_memory_bytes > self._limit_bytes:
@@ -230,8 +186,13 @@ def _estimate(found: Plan, trial: Trial) -> None:
         (fixed_s + tokens / max(rates[0], overall / (1 + 2 * _TIME_MARGIN))) * (1 + _TIME_MARGIN),
     )
     saved = ceil(found.steps / found.config.save_steps)
-    found.checkpoints_bytes = trial.checkpoint_bytes * min(saved, found.config.save_total_limit)
+    found.checkpoints_bytes = trial.checkpoint_bytes * min(saved, _most_checkpoints(found.config))
     found.adapter_bytes = trial.adapter_bytes
+
+
+def _most_checkpoints(config: TrainingConfig) -> int:
+    """At once: those that are kept, the best one, and the one that is written before the oldest goes."""
+    return config.save_total_limit + bool(config.eval_steps and config.keep_best) + 1
 
 
 def _what_would_fit(

@@ -23,7 +23,7 @@ from sage.tools.finetune.callbacks import (
 from sage.tools.finetune.checkpoints import Checkpoints, RunState
 from sage.tools.finetune.climbing import Climb, forget_rungs
 from sage.tools.finetune.distributed.messages import RankSpec
-from sage.tools.finetune.distributed.ranks import ranks_for, run_ranks
+from sage.tools.finetune.distributed.ranks import run_ranks, spread_here
 from sage.tools.finetune.distributed.team import ALONE, Team
 from sage.tools.finetune.evaluation import HeldOut, RunStopped, Scores
 from sage.tools.finetune.hardware import has_cuda, wait_politely
@@ -120,14 +120,15 @@ class LoRATrainer:
     def _attempt(
         self, config: TrainingConfig, layout: OutputLayout, tell: CallbackList, climb: Climb, *, resume: bool
     ) -> TrainResult:
-        size = ranks_for(config)
-        if size == 1:
+        spread = spread_here(config, self._home)
+        if spread.ranks == 1:
             return _run_kind(config)(self, config, layout, tell, climb, resume=resume).go()
         spec = RankSpec(
             self._config, climb.taken, self._home, self._training_path, self._validation_path, resume,
-            self._run_id, is_cpu=not has_cuda(),
+            self._run_id, is_cpu=not has_cuda(), is_sharded=spread.kind == "fsdp",
         )  # fmt: skip
-        return run_ranks(spec, size, tell)
+        tell.on_log("info", f"{spread.ranks} devices with {spread.kind}: {spread.why}")
+        return run_ranks(spec, spread.ranks, tell)
 
 
 def _run_kind(config: TrainingConfig) -> type[Run]:

@@ -217,14 +217,24 @@ def _finish_kernels(device: str) -> None:
 def _sizes(parts: RunParts) -> tuple[int, int]:
     """(bytes of the result with its tokenizer, bytes of a checkpoint), as written to a disk."""
     from sage.tools.finetune.checkpoints import Checkpoints, RunState
-    from sage.tools.finetune.modeling import save_weights
+    from sage.tools.finetune.modeling import is_whole, save_weights
 
     with TemporaryDirectory(prefix="sage-trial-") as folder:
         result, checkpoints = Path(folder, "result"), Path(folder, "checkpoints")
-        save_weights(parts.model, result)
         parts.tokenizer.save_pretrained(str(result))
+        if is_whole(parts.model):
+            # Gigabytes, that the folder for temporary files may have no room for: added up, not written.
+            weights = sum(p.numel() * p.element_size() for p in parts.model.parameters())
+            return weights + folder_bytes(result), weights + _state_bytes(parts.optimizer)
+        save_weights(parts.model, result)
         Checkpoints(checkpoints, {}).save(RunState(), parts.model, parts.optimizer, parts.scaler)
         return folder_bytes(result), folder_bytes(checkpoints)
+
+
+def _state_bytes(optimizer: Any) -> int:
+    """Of what the optimiser remembers of each parameter."""
+    known = (value for state in optimizer.state.values() for value in state.values())
+    return sum(value.numel() * value.element_size() for value in known if hasattr(value, "numel"))
 
 
 def folder_bytes(folder: Path) -> int:

@@ -22,6 +22,8 @@ class RankSpec:
     resume: bool
     run_id: str | None
     is_cpu: bool
+    is_sharded: bool
+    """As it was chosen; the config may leave it open."""
 
 
 @dataclass(frozen=True)

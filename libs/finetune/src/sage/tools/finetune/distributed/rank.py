@@ -79,8 +79,7 @@ class ReadOnlyCheckpoints(SharedCheckpoints):
 def train(spec: RankSpec, forward: Forwarder) -> TrainResult:
     """This rank's part of the run. Raises: SageError."""
     config = spec.config
-    is_sharded = config.distributed == "fsdp"
-    team = ShardedTeam(is_cpu=spec.is_cpu) if is_sharded else ProcessTeam(is_cpu=spec.is_cpu)
+    team = ShardedTeam(is_cpu=spec.is_cpu) if spec.is_sharded else ProcessTeam(is_cpu=spec.is_cpu)
     root = config.require_output_dir()
     with TemporaryDirectory(prefix="sage-rank-") as scratch, memory_errors():
         layout = OutputLayout(root if team.rank == 0 else Path(scratch))
@@ -88,7 +87,7 @@ def train(spec: RankSpec, forward: Forwarder) -> TrainResult:
             config, OutputLayout(root).checkpoints, spec.run_id, resume=spec.resume, taken=spec.rungs
         )
         quiet: dict[str, Any] = {} if team.rank == 0 else {"report_to": [], "sample_prompts": []}
-        if is_sharded:
+        if spec.is_sharded:
             quiet["sample_prompts"] = []  # an answer takes every process, token by token
         trainer = LoRATrainer(
             config, (), home=spec.home, training_path=spec.training_path,
@@ -97,7 +96,7 @@ def train(spec: RankSpec, forward: Forwarder) -> TrainResult:
         tell = AgreedStop([forward], team)  # type: ignore[list-item] # a callback by its methods
         run = RankRun(trainer, climb.config.model_copy(update=quiet), layout, tell, climb, resume=spec.resume)
         run.team, run.checkpoints_folder = team, OutputLayout(root).checkpoints
-        run.load_on = "cpu" if is_sharded else None  # it may fit on no single device
+        run.load_on = "cpu" if spec.is_sharded else None  # it may fit on no single device
         result = run.go()
         team.leave()
         return result

@@ -10,14 +10,16 @@ import time
 from collections.abc import Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sage.tools.finetune.callbacks import TrainingCallback
+from sage.tools.finetune.distributed.choosing import Machine, Spread, choose_spread
 from sage.tools.finetune.distributed.messages import Failed, RankSpec, Told, Wish
-from sage.tools.finetune.distributed.shards import require_shardable
-from sage.tools.finetune.hardware import has_cuda, physical_cores
+from sage.tools.finetune.hardware import has_cuda, physical_cores, resolve_precision
+from sage.tools.finetune.model_size import parameters_of
 from sage_contracts.config import TrainingConfig
-from sage_contracts.errors import InvalidRequestError, TrainingFailedError, all_errors
+from sage_contracts.errors import TrainingFailedError, all_errors
 
 if TYPE_CHECKING:
     from sage.tools.finetune.trainer import TrainResult
@@ -29,24 +31,20 @@ _LAST_WORDS_S = 5.0
 _EXIT_S = 60.0
 
 
-def ranks_for(config: TrainingConfig) -> int:
-    """How many processes a run takes. Raises: InvalidRequestError for more devices than there are."""
-    if config.distributed == "off" or config.method != "sft":
-        return 1
-    if config.distributed == "fsdp":
-        require_shardable(config)
-    if not has_cuda():
-        return 1 if config.distributed == "auto" else max(1, config.num_devices)
-    import torch
+def spread_here(config: TrainingConfig, home: Path) -> Spread:
+    """How a run is spread over the devices of this machine. Raises: InvalidRequestError."""
+    machine, parameters = Machine(0, 0, "fp32"), None
+    if has_cuda() and config.distributed != "off" and config.method == "sft":
+        import torch
 
-    visible = int(torch.cuda.device_count())
-    if config.num_devices > visible:
-        raise InvalidRequestError(
-            f"num_devices is {config.num_devices}, but the trainer sees {visible}. Lower it, or name more in "
-            "CUDA_VISIBLE_DEVICES.",
-            param="num_devices",
-        )
-    return config.num_devices or max(1, visible)
+        # Of their properties, not of what is free: asking for that would take memory of the first one.
+        sizes = [
+            int(torch.cuda.get_device_properties(index).total_memory)
+            for index in range(torch.cuda.device_count())
+        ]
+        machine = Machine(len(sizes), min(sizes, default=0), resolve_precision(config.precision, "cuda")[0])
+        parameters = parameters_of(config.model_name, home)
+    return choose_spread(config, machine, parameters)
 
 
 def run_ranks(spec: RankSpec, size: int, tell: TrainingCallback) -> TrainResult:
