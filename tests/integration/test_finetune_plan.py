@@ -173,3 +173,55 @@ def test_a_trial_counts_and_sizes_what_a_run_of_it_writes(
     assert (two.trainable_parameters == two.total_parameters) == (tuning == "full")
     assert two.trainable_parameters == weights
     assert two.checkpoint_bytes > 3 * 4 * weights  # the weights and Adam's two moments, in fp32
+
+
+@pytest.mark.parametrize("method", ["dpo", "orpo", "kto"])
+def test_a_run_on_preferences_is_planned_as_it_runs(method: str, tiny_base: Path, tmp_path: Path) -> None:
+    pairs = [
+        {"prompt": f"Number {n}?", "chosen": "Yes please. " * (1 + n % 9), "rejected": "no NO no"}
+        for n in range(9)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    config = settings(
+        tiny_base, tmp_path / "pairs.jsonl", method=method, max_length=90, num_train_epochs=1, save_steps=1,
+        output_dir=str(tmp_path / "out"),
+    )  # fmt: skip
+    specs: list[TrialSpec] = []
+
+    def step(spec: TrialSpec) -> Trial:
+        specs.append(TrialSpec.model_validate_json(spec.model_dump_json()))
+        return measure(specs[-1])
+
+    planned = plan(config, home=tmp_path, measure=step)
+    run = LoRATrainer(config, ()).train()
+
+    assert planned.fits
+    assert len(specs) == 1
+    assert planned.steps == run.metrics["steps"]
+    assert planned.tokens_in_all == run.metrics["trained_tokens"]
+    assert planned.held_out_rows == run.meta["held_out_rows"]
+    assert planned.counts.truncated_rows > 0
+    assert planned.trial is not None
+    assert planned.trial.loss_path == run.meta["loss_path"]
+    assert planned.trial.longest_pass_tokens > 90
+    assert planned.trial.passes
+    written = folder_bytes(tmp_path / f"out/checkpoints/checkpoint-{planned.steps}")
+    assert planned.trial.checkpoint_bytes == pytest.approx(written, rel=0.1)
+
+
+def test_preferences_that_do_not_fit_are_cut_as_their_run_would(tiny_base: Path, tmp_path: Path) -> None:
+    pair = {"prompt": "Number?", "chosen": "Yes please. " * 60, "rejected": "no NO no"}
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps({**pair, "prompt": f"Number {n}?"}) for n in range(9)))
+    config = settings(
+        tiny_base, path, method="dpo", max_length=512, oom_ladder=["halve_max_length"], oom_may_truncate=True,
+        preset="minimal",
+    )  # fmt: skip
+    longest: list[int] = []
+
+    def never(spec: TrialSpec) -> Trial:
+        longest.append(max(len(r.prompt) + len(r.chosen) for r in spec.longest_judged))  # type: ignore
+        raise OutOfMemoryError("No.")
+
+    assert not plan(config, home=tmp_path, measure=never).fits
+    assert longest == [512, 256, 128]

@@ -35,7 +35,8 @@ def spread(fields: dict[str, object], devices: int, gib: float = 24, billions: f
         ({"distributed": "off", "num_devices": 2}, 2, 24, 1.5, "off", 1, "distributed=off"),
         ({"method": "dpo"}, 2, 24, 1.5, "off", 1, "dpo uses one device"),
         ({"method": "kto", "distributed": "ddp"}, 2, 24, 1.5, "off", 1, "kto uses one device"),
-        ({"distributed": "fsdp"}, 2, 24, 1.5, "fsdp", 2, "distributed=fsdp"),
+        ({"distributed": "fsdp"}, 2, 24, 1.5, "fsdp", 2, "in 2 shards the weights take 1.4 GiB each"),
+        ({"distributed": "fsdp"}, 2, 24, None, "fsdp", 2, "distributed=fsdp"),
         ({"distributed": "ddp"}, 2, 24, 70, "ddp", 2, "distributed=ddp"),
         ({}, 2, 24, 1.5, "ddp", 2, "(2.8 GiB) fit into 14.4 GiB of a device's 24.0 GiB"),
         ({"num_devices": 3}, 4, 24, 1.5, "ddp", 3, "fit into"),
@@ -70,6 +71,25 @@ def test_an_old_card_that_has_no_bf16_gets_no_shards_by_itself() -> None:
     chosen = choose_spread(TrainingConfig(), Machine(2, 24 * GIB, "fp16"), 13 * BILLION)
     assert (chosen.kind, chosen.fits) == ("ddp", False)
     assert "fp16" in chosen.why
+
+
+@pytest.mark.parametrize(
+    ("fields", "billions", "fits"),
+    [
+        ({"distributed": "fsdp"}, 13, True),
+        ({"distributed": "fsdp"}, 70, False),
+        ({"distributed": "fsdp"}, None, None),
+        ({"distributed": "ddp"}, 7, True),
+        ({"distributed": "ddp"}, 13, False),
+        ({}, 13, True),
+        ({}, 70, False),
+        ({}, None, None),
+    ],
+)
+def test_whether_a_device_holds_its_part_is_told(
+    fields: dict[str, object], billions: float | None, fits: bool | None
+) -> None:
+    assert spread(fields, 2, 24, billions).fits is fits
 
 
 def test_more_devices_than_there_are_is_refused() -> None:

@@ -25,7 +25,7 @@ PROGRAM = "sage.tools.finetune.planning"
 def plan_command(wish: JobWish, *, is_auto: bool, as_json: bool) -> None:
     checked = check(wish)
     spec = _spec(checked, is_auto=is_auto)
-    _require_torch()
+    _require_packages(spec)
     found = _run(spec)
     if as_json:
         print_json(found)
@@ -47,8 +47,11 @@ def _spec(wish: CheckedWish, *, is_auto: bool) -> dict[str, Any]:
     }
 
 
-def _require_torch() -> None:
-    missing = [name for name in ("torch", "transformers", "peft") if find_spec(name) is None]
+def _require_packages(spec: dict[str, Any]) -> None:
+    needed = ["torch", "transformers", "peft"]
+    if spec["settings"].get("method", "sft") != "sft":
+        needed += ["trl", "datasets"]
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise ServiceUnavailableError(
             f"Planning runs a real training step, and {', '.join(missing)} is not installed beside this "
@@ -113,19 +116,26 @@ def _data_rows(plan: dict[str, Any], counts: dict[str, Any], config: dict[str, A
     cut = f"{counts['truncated_rows']} rows, {counts['lost_tokens']:,} tokens"
     if counts["dropped_rows"]:
         cut += f"; {counts['dropped_rows']} rows lose their whole answer and are left out"
-    saved = f"{counts['padding_saved'] * 100:.0f} % ({counts['padded_tokens']:,} tokens an epoch if padded)"
+    is_supervised = config["method"] == "sft"
+    rows = "rows" if is_supervised else "answers with their prompts"
+    padding = f"{counts['padded_tokens']:,} tokens an epoch"
+    padded = (
+        ("padding saved", f"{counts['padding_saved'] * 100:.0f} % ({padding} if padded)")
+        if is_supervised
+        else ("padded", f"about {padding}")
+    )
     return [
         ("base model", config["model_name"]),
         ("preset", f"{config['preset']}" + (f": {plan['why_preset']}" if plan["why_preset"] else "")),
         ("data", plan["data"]),
         (
             "tokens",
-            f"{counts['tokens']:,} an epoch in {counts['rows']:,} rows; {plan['tokens_in_all']:,} in all",
+            f"{counts['tokens']:,} an epoch in {counts['rows']:,} {rows}; {plan['tokens_in_all']:,} in all",
         ),
         ("row length", f"mean {counts['mean']:.0f}, {shares}, longest {counts['longest']}"),
         ("rows by tokens", bins),
         (f"cut at {config['max_length']}", cut),
-        ("padding saved", saved),
+        padded,
     ]
 
 
@@ -138,7 +148,7 @@ def _run_rows(
     spread = plan["spread"]
     if spread["ranks"] > 1:
         rows.append(("devices", f"{spread['ranks']} with {spread['kind']}: {spread['why']}"))
-    if spread["kind"] == "fsdp":
+    if spread["kind"] == "fsdp" and spread["fits"] is not None:
         return [*rows, ("memory", f"not measured: a plan uses one device; {plan['device']} has {limit}")]
     if trial is None:
         return [*rows, ("memory", f"no step got through; {plan['device']} has {limit}")]

@@ -48,6 +48,8 @@ class SpreadPlan(BaseModel):
     ranks: int
     """Processes, one for each device."""
     why: str
+    fits: bool | None
+    """Whether the weights on a device leave room to train, by their size. Of shards nothing else is told."""
 
 
 class Plan(BaseModel):

@@ -26,11 +26,19 @@ from sage.tools.finetune.ladder import LEAST_HARM, climbed, next_rung, order_of
 from sage.tools.finetune.lifeline import end_with_parent
 from sage.tools.finetune.model_size import parameters_of
 from sage.tools.finetune.plan_types import Change, Plan, PlanSpec, SpreadPlan
+from sage.tools.finetune.preferences.planned import (
+    Judged,
+    count_judged,
+    cut,
+    judged_rows,
+    sampled_judged,
+)
+from sage.tools.finetune.preferences.splits import prepare_preferences
 from sage.tools.finetune.quickstart import quickstart_overrides
 from sage.tools.finetune.rendering import ChatRenderer, Sample
 from sage.tools.finetune.task_data import prepare
 from sage.tools.finetune.token_counts import TokenCounts, count_tokens
-from sage.tools.finetune.trial_step import Trial, TrialSpec, folder_bytes, sampled, try_step
+from sage.tools.finetune.trial_step import SAMPLED_ROWS, Trial, TrialSpec, folder_bytes, sampled, try_step
 from sage_contracts.auto import choose_preset
 from sage_contracts.config import OomRung, PresetName, TrainingConfig, overlay, preset_fields
 from sage_contracts.errors import InvalidDataError, InvalidRequestError, OutOfMemoryError, SageError
@@ -55,19 +63,12 @@ def plan(
 
     `memory_limit_bytes` plans for less memory than the device has. `keep` names the fields that another
     preset must not change. `measure` takes one step, and raises OutOfMemoryError where it cannot. Raises:
-    InvalidDataError, InvalidRequestError for a preference method, ModelNotFoundError, TrainingFailedError.
+    InvalidDataError, InvalidRequestError, ModelNotFoundError, TrainingFailedError.
     """
-    if config.method != "sft":
-        raise InvalidRequestError(
-            f"plan measures runs that learn from answers, not yet from preferences ({config.method}). Such a "
-            "run holds each pair, and the base beside the tuned model: plan its chosen answers as prompt and "
-            "completion, and expect two to three times the time.",
-            param="method",
-        )
     wait_politely()
     home = home or Path(os.environ.get("SAGE_HOME", "~/.sage")).expanduser()
     report("Reading the rows")
-    splits = prepare(config)
+    splits = prepare(config) if config.method == "sft" else prepare_preferences(config)
     base = resolve_base(config.model_name, home, report)
     counts, samples, schedule = _count(config, base, splits.train, report)
     device = "cuda" if has_cuda() else "cpu"
@@ -79,23 +80,24 @@ def plan(
         counts=counts,
         held_out_rows=len(splits.validation),
         steps=schedule.total_steps,
-        tokens_in_all=round(counts.tokens / counts.rows * _rows_in_all(schedule)),
+        tokens_in_all=round(counts.tokens / schedule.rows * _rows_in_all(schedule)),
         device=device,
-        spread=SpreadPlan(kind=spread.kind, ranks=spread.ranks, why=spread.why),
+        spread=SpreadPlan(kind=spread.kind, ranks=spread.ranks, why=spread.why, fits=spread.fits),
         memory_limit_bytes=limit,
         fits=False,
         merged_bytes=folder_bytes(base) if config.tuning == "lora" else 0,
         free_disk_bytes=shutil.disk_usage(_existing(home)).free,
     )
-    if spread.kind == "fsdp":  # one device alone cannot tell what a shard of the run takes
-        found.fits = spread.fits is not False
+    if spread.kind == "fsdp" and spread.fits is not None:
+        # One device alone cannot tell what a shard takes.
+        found.fits = spread.fits
         found.problem = None if found.fits else spread.why
         return found
     trial = _Trials(base, samples, limit, report, measure)
     found.trial, found.problem = trial.run(config)
     found.fits = found.problem is None
     if found.trial:
-        _estimate(found, found.trial)
+        _estimate(found, found.trial, counts.tokens / schedule.rows)
     if not found.fits:
         found.would_fit = list(_what_would_fit(config, trial, device, keep))
     return found
@@ -103,27 +105,38 @@ def plan(
 
 def _count(
     config: TrainingConfig, base: Path, rows: Sequence[Any], report: Report
-) -> tuple[TokenCounts, list[Sample], Schedule]:
+) -> tuple[TokenCounts, Sequence[Sample | Judged], Schedule]:
     from sage.tools.finetune.modeling import load_tokenizer
 
     if config.max_steps > 0:  # a run of few steps reads only as many rows, and so does its plan
         rows = rows[: config.max_steps * config.effective_batch_size]
     report(f"Counting the tokens of {len(rows)} rows")
-    cut, lengths, dropped = config.max_length, [], 0
+    effective, epochs = config.effective_batch_size, config.num_train_epochs
+    if config.method != "sft":
+        judged = judged_rows(config, load_tokenizer(base), rows)
+        kept = len(cut(judged, config.max_length))
+        if not kept:
+            raise _nothing_left(config.max_length)
+        schedule = Schedule(kept, effective, epochs, config.max_steps, config.seed)
+        return count_judged(config, judged), judged, schedule
+    limit, lengths, dropped = config.max_length, [], 0
     samples: list[Sample] = []
-    for text in ChatRenderer(load_tokenizer(base), cut).tokenised(rows):
-        sample = Sample(text.ids[:cut], text.labels[:cut])
+    for text in ChatRenderer(load_tokenizer(base), limit).tokenised(rows):
+        sample = Sample(text.ids[:limit], text.labels[:limit])
         if sample.label_count == 0:
             dropped += 1
             continue
         samples.append(sample)
         lengths.append(len(text.ids))
     if not samples:
-        raise InvalidDataError(f"No row has an answer within max_length={cut} tokens. Raise max_length.")
+        raise _nothing_left(limit)
     batch = config.per_device_train_batch_size
-    counts = count_tokens(lengths, max_length=cut, batch_rows=batch, dropped_rows=dropped)
-    effective, epochs = config.effective_batch_size, config.num_train_epochs
+    counts = count_tokens(lengths, max_length=limit, batch_rows=batch, dropped_rows=dropped)
     return counts, samples, Schedule(len(samples), effective, epochs, config.max_steps, config.seed)
+
+
+def _nothing_left(max_length: int) -> InvalidDataError:
+    return InvalidDataError(f"No row has an answer within max_length={max_length} tokens. Raise max_length.")
 
 
 def _rows_in_all(schedule: Schedule) -> float:
@@ -137,7 +150,7 @@ class _Trials:
     def __init__(
         self,
         base: Path,
-        samples: Sequence[Sample],
+        samples: Sequence[Sample | Judged],
         limit_bytes: int,
         report: Report,
         measure: Callable[[TrialSpec], Trial],
@@ -153,15 +166,8 @@ class _Trials:
     ) -> tuple[Trial | None, str | None]:
         """(what was measured, why it does not fit or None)."""
         self._report(f"Running a real step on the longest rows: {what}")
-        cut = config.max_length
-        rows = [Sample(row.ids[:cut], row.labels[:cut]) for row in self._samples]
-        rows = [row for row in rows if row.label_count]
-        spec = TrialSpec(
-            config=config,
-            base=str(self._base),
-            rungs=list(rungs),
-            **sampled(rows, config.effective_batch_size),
-        )
+        rows = self._rows(config)
+        spec = TrialSpec(config=config, base=str(self._base), rungs=list(rungs), **rows)
         try:
             trial = self._measure(spec)
         except OutOfMemoryError as error:
@@ -171,14 +177,24 @@ class _Trials:
             return trial, f"A step takes {peak:.1f} GiB, and there are {limit:.1f} GiB."
         return trial, None
 
+    def _rows(self, config: TrainingConfig) -> dict[str, Any]:
+        limit, batch = config.max_length, config.effective_batch_size
+        if config.method != "sft":
+            judged = cut([row for row in self._samples if not isinstance(row, Sample)], limit)
+            return sampled_judged(judged, min(batch, SAMPLED_ROWS), SAMPLED_ROWS)
+        rows = [
+            Sample(row.ids[:limit], row.labels[:limit]) for row in self._samples if isinstance(row, Sample)
+        ]
+        return sampled([row for row in rows if row.label_count], batch)
 
-def _estimate(found: Plan, trial: Trial) -> None:
+
+def _estimate(found: Plan, trial: Trial, tokens_per_row: float) -> None:
     """Time and disk, from what was measured."""
     rates = sorted(tokens / seconds for tokens, seconds in trial.passes)
     overall = sum(tokens for tokens, _ in trial.passes) / sum(seconds for _, seconds in trial.passes)
     fixed_s = trial.load_s + found.steps * trial.update_s
     # An evaluation is the forward third of a pass, before and after the run.
-    held_out = 2 / 3 * found.held_out_rows * found.counts.tokens / found.counts.rows
+    held_out = 2 / 3 * found.held_out_rows * tokens_per_row
     tokens = found.tokens_in_all + held_out
     found.step_s = found.tokens_in_all / overall / found.steps + trial.update_s
     found.run_s = (

@@ -21,6 +21,7 @@ from sage.tools.finetune.batching import micro_batches
 from sage.tools.finetune.callbacks import TrainingCallback
 from sage.tools.finetune.hardware import memory_errors, peak_memory_bytes, wait_politely
 from sage.tools.finetune.lifeline import die_first, end_with_parent
+from sage.tools.finetune.preferences.samples import PairSample, RatedSample
 from sage.tools.finetune.rendering import Sample
 from sage_contracts.config import OomRung, TrainingConfig
 from sage_contracts.errors import OutOfMemoryError, TrainingFailedError
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 TRIAL_TIMEOUT_S = 900.0
 TIMING_S = 10.0
 """How long typical passes are timed, once the longest one has been measured."""
-_SAMPLED_ROWS = 64
+SAMPLED_ROWS = 64
 _OUT_OF_MEMORY, _FAILED = 75, 70
 
 
@@ -41,9 +42,12 @@ class TrialSpec(BaseModel):
     config: TrainingConfig
     base: str
     rungs: list[OomRung] = Field(default_factory=list)
-    longest: list[tuple[list[int], list[int]]]
+    longest: list[tuple[list[int], list[int]]] = Field(default_factory=list)
     """(ids, labels) of the longest rows that can meet in one step."""
-    typical: list[tuple[list[int], list[int]]]
+    typical: list[tuple[list[int], list[int]]] = Field(default_factory=list)
+    longest_judged: list[PairSample | RatedSample] = Field(default_factory=list)
+    """Instead of those, for a run that learns from preferences."""
+    typical_judged: list[PairSample | RatedSample] = Field(default_factory=list)
 
 
 class Trial(BaseModel):
@@ -70,11 +74,11 @@ class Trial(BaseModel):
 
 def sampled(rows: Sequence[Sample], effective_batch: int) -> dict[str, Any]:
     """`longest` and `typical` of a TrialSpec, from all rows of a run."""
-    count = min(effective_batch, _SAMPLED_ROWS)
+    count = min(effective_batch, SAMPLED_ROWS)
     longest = sorted(rows, key=lambda row: len(row.ids), reverse=True)[:count]
     return {
         "longest": [(row.ids, row.labels) for row in longest],
-        "typical": [(row.ids, row.labels) for row in rows[:_SAMPLED_ROWS]],
+        "typical": [(row.ids, row.labels) for row in rows[:SAMPLED_ROWS]],
     }
 
 
@@ -123,7 +127,7 @@ def _end_of_trial(code: int, words: str) -> TrainingFailedError:
     return TrainingFailedError(f"The trial step failed: {last}")
 
 
-class _Notes(TrainingCallback):
+class TrialNotes(TrainingCallback):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
@@ -135,11 +139,15 @@ class _Notes(TrainingCallback):
 def measure(spec: TrialSpec) -> Trial:
     """The longest pass twice, with the optimiser's step between, then typical ones."""
     wait_politely()
+    if spec.config.method != "sft":
+        from sage.tools.finetune.preferences.trial import measure_preferences
+
+        return measure_preferences(spec)
     from sage.tools.finetune.modeling import parameter_counts
     from sage.tools.finetune.run_parts import RunParts
 
     began = time.monotonic()
-    tell = _Notes()
+    tell = TrialNotes()
     parts = RunParts(spec.config, Path(spec.base), tell, spec.rungs)
     rows = [Sample(ids, labels) for ids, labels in spec.typical]
     longest = max(

@@ -52,7 +52,7 @@ def choose_spread(config: TrainingConfig, machine: Machine, parameters: int | No
     if ranks == 1:
         return Spread("off", 1, "num_devices=1" if config.num_devices else "one device is visible")
     if config.distributed != "auto":
-        return Spread(config.distributed, ranks, f"distributed={config.distributed}")
+        return _as_asked(config, machine, ranks, parameters)
     return _automatic(config, machine, ranks, parameters)
 
 
@@ -82,6 +82,16 @@ def _ranks(config: TrainingConfig, visible: int) -> int:
             param="num_devices",
         )
     return config.num_devices or visible
+
+
+def _as_asked(config: TrainingConfig, machine: Machine, ranks: int, parameters: int | None) -> Spread:
+    why, fits = f"distributed={config.distributed}", None
+    if parameters is not None:
+        held, hands = held_bytes(config, machine.precision, parameters), 1
+        if config.distributed == "fsdp":
+            hands, why = ranks, f"{why}; in {ranks} shards the weights take {_gib(held / ranks)} each"
+        fits = held // hands <= machine.bytes_each * WEIGHTS_SHARE
+    return Spread("fsdp" if config.distributed == "fsdp" else "ddp", ranks, why, fits)
 
 
 def _automatic(config: TrainingConfig, machine: Machine, ranks: int, parameters: int | None) -> Spread:
