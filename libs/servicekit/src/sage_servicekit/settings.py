@@ -47,6 +47,16 @@ class ServiceSettings(BaseSettings):
         return {INTERNAL_TOKEN_HEADER: self.internal_token.get_secret_value()} if self.internal_token else {}
 
 
+class WorkerSettings(ServiceSettings):
+    """What trainer and merger have in common beyond that."""
+
+    report_interval_s: float = Field(default=2.0, gt=0)
+    claim_patience_s: float = Field(default=60.0, ge=0)
+    """How long to ask again for work whose device is busy before leaving it in the queue."""
+    finish_patience_s: float = Field(default=600.0, ge=0)
+    """How long to try to tell a silent orchestrator how the attempt ended."""
+
+
 def worker_id(kind: str) -> str:
     """Names this process among its kind: host and pid, so that two on one machine differ."""
     import socket

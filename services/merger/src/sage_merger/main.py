@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 
 from sage_contracts.workers import MERGE_QUEUE, MERGE_TASK, WorkerBeat
-from sage_merger.runner import MergeRunner, Post
+from sage_merger.runner import MergerPost, MergeRunner
 from sage_merger.settings import MergerSettings
 from sage_servicekit import logs
 from sage_servicekit.broker import make_celery
-from sage_servicekit.machine import total_memory_bytes
+from sage_servicekit.machine import Device, total_memory_bytes
 from sage_servicekit.settings import worker_id
 from sage_servicekit.worker import OrchestratorLink, SignOfLife, run_worker
 
@@ -20,12 +20,14 @@ def main() -> int:
     logs.configure("merger", settings.log_level)
     name = worker_id("merger")
     stopping = threading.Event()
-    runner = MergeRunner(Post(settings, OrchestratorLink(settings, timeout_s=5.0), name, stopping))
-    memory_bytes = total_memory_bytes()
+    # Merging is never worth a GPU that training or serving may need.
+    device = Device("cpu", total_memory_bytes())
+    link = OrchestratorLink(settings, timeout_s=5.0)
+    runner = MergeRunner(MergerPost(settings, link, name, device, stopping))
 
     def beat() -> WorkerBeat:
-        detail = {"merge": runner.current_merge} if runner.current_merge else {}
-        return WorkerBeat(worker_id=name, kind="merger", device_total_bytes=memory_bytes, detail=detail)
+        detail = {"merge": runner.current} if runner.current else {}
+        return WorkerBeat(worker_id=name, kind="merger", device_total_bytes=device.total_bytes, detail=detail)
 
     celery = make_celery(settings)
     celery.task(runner.run, name=MERGE_TASK)

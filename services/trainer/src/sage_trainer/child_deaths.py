@@ -14,8 +14,8 @@ from sage.tools.finetune.ladder import RESTARTING, climbed, next_rung
 from sage_contracts.config import OomRung
 from sage_contracts.errors import OutOfMemoryError
 from sage_contracts.workers import Outcome, TrainClaim
+from sage_servicekit.attempt import Ending
 from sage_servicekit.children import describe_exit
-from sage_trainer.ending import Ending
 
 _ALLOCATION_FAILED = ("bad_alloc", "Cannot allocate memory", "can't allocate memory", "MemoryError")
 

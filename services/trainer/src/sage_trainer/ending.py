@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from sage_contracts.errors import TrainingFailedError
 from sage_contracts.workers import Outcome
+from sage_servicekit.attempt import Ending
 from sage_servicekit.children import describe_exit
 from sage_trainer.messages import DoneMessage, FailedMessage, StoppedMessage
 
 LastWords = DoneMessage | StoppedMessage | FailedMessage
-
-
-@dataclass(frozen=True)
-class Ending:
-    outcome: Outcome
-    error_code: str | None = None
-    error_message: str | None = None
-    error_param: str | None = None
 
 
 def stronger_order(known: Outcome | None, new: Outcome) -> Outcome:

@@ -10,7 +10,7 @@ from sage_servicekit.broker import make_celery
 from sage_servicekit.machine import find_device
 from sage_servicekit.settings import worker_id
 from sage_servicekit.worker import OrchestratorLink, SignOfLife, run_worker
-from sage_trainer.runner import Post, TrainRunner, child_env
+from sage_trainer.runner import TrainerPost, TrainRunner, child_env
 from sage_trainer.settings import TrainerSettings
 from sage_trainer.spare import Spare
 
@@ -27,10 +27,10 @@ def main() -> int:
     env, log_path = child_env(settings, device.name), settings.home.logs / "trainer-spare.log"
     spare = Spare(settings.waiting_child_command, env, log_path)
     link = OrchestratorLink(settings, timeout_s=5.0)
-    runner = TrainRunner(Post(settings, link, name, device, stopping, spare))
+    runner = TrainRunner(TrainerPost(settings, link, name, device, stopping, spare))
 
     def beat() -> WorkerBeat:
-        detail = {"job": runner.current_job} if runner.current_job else {}
+        detail = {"job": runner.current} if runner.current else {}
         return WorkerBeat(
             worker_id=name,
             kind="trainer",
@@ -54,5 +54,5 @@ def main() -> int:
 
 def _keep_spare(spare: Spare, runner: TrainRunner, stopping: threading.Event) -> None:
     # Not at once: at first the whole stack starts, and wants the cores for itself.
-    if not stopping.wait(_SETTLED_AFTER_S) and runner.current_job is None:
+    if not stopping.wait(_SETTLED_AFTER_S) and runner.current is None:
         spare.keep()

@@ -6,14 +6,14 @@ import sys
 
 from pydantic import Field
 
-from sage_servicekit.settings import ServiceSettings
+from sage_servicekit.settings import WorkerSettings
 
 
 def _own_child() -> list[str]:
     return [sys.executable, "-m", "sage_trainer.child"]
 
 
-class TrainerSettings(ServiceSettings):
+class TrainerSettings(WorkerSettings):
     train_child_command: list[str] = Field(default_factory=_own_child)
     """The program that trains; it gets the path of its spec as last argument. JSON in the environment."""
     warm_worker: bool = True
@@ -24,11 +24,6 @@ class TrainerSettings(ServiceSettings):
     """CPU threads of the child; None takes what the container may use."""
     stop_grace_s: float = Field(default=30.0, ge=0)
     """From SIGTERM to SIGKILL: time to save a checkpoint. The stop grace of a container must be longer."""
-    report_interval_s: float = Field(default=2.0, gt=0)
-    claim_patience_s: float = Field(default=60.0, ge=0)
-    """How long to ask again for a job whose device is busy before leaving it in the queue."""
-    finish_patience_s: float = Field(default=600.0, ge=0)
-    """How long to try to tell a silent orchestrator how the attempt ended."""
     spool_events: int = Field(default=2000, ge=10)
     """Events kept while the orchestrator is silent; metrics go first when there are more."""
 
