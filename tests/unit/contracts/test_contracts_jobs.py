@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from sage_contracts.home import Home, write_whole
+from sage_contracts.home import Home, replaced_whole, write_whole
 from sage_contracts.jobs import CreateJobRequest, JobStatus
 from sage_contracts.workers import ClaimRequest, TrainClaim
 
@@ -94,6 +94,24 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         write_whole(target, "cannot replace a folder")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["deep", "taken"]
+
+
+def test_a_secret_is_written_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    for _ in range(2):
+        write_whole(path, "secret", mode=0o600)
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_not_finished_takes_no_place_and_leaves_nothing(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    with replaced_whole(link) as unfinished:
+        unfinished.symlink_to("one")
+    with pytest.raises(RuntimeError), replaced_whole(link) as unfinished:
+        unfinished.symlink_to("two")
+        raise RuntimeError
+    assert str(link.readlink()) == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
 
 
 def test_contracts_need_pydantic_alone() -> None:

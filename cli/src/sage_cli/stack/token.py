@@ -6,7 +6,7 @@ import os
 import secrets
 from pathlib import Path
 
-from sage_contracts.home import Home
+from sage_contracts.home import Home, write_whole
 
 
 def internal_token(home: Home) -> str:
@@ -14,14 +14,10 @@ def internal_token(home: Home) -> str:
     if given := os.environ.get("SAGE_INTERNAL_TOKEN"):
         return given
     path = home.state / "internal_token"
-    path.parent.mkdir(parents=True, exist_ok=True)
     if token := _read(path):
         return token
     token = secrets.token_urlsafe(32)
-    temporary = path.with_name(f".internal_token.{os.getpid()}")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
-        stream.write(token + "\n")
-    temporary.replace(path)
+    write_whole(path, token + "\n", mode=0o600)
     return token
 
 

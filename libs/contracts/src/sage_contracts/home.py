@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,18 +64,28 @@ class Home:
         return str(absolute.relative_to(self.root)) if absolute.is_relative_to(self.root) else str(absolute)
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file whole: temporary name, fsync, rename. A reader sees the old or the new, never a part."""
-    data = content.encode() if isinstance(content, str) else content
+@contextmanager
+def replaced_whole(path: Path) -> Iterator[Path]:
+    """A free name beside `path`: the file or link made there takes its place when the block ends well.
+
+    Whoever looks sees the old or the new, never a part, and never nothing.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes | str, *, mode: int = 0o644) -> None:
+    """Write a file whole and on the disk, readable as `mode` says from its first byte on."""
+    data = content.encode() if isinstance(content, str) else content
+    with replaced_whole(path) as unfinished:
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as stream:
+            os.fchmod(descriptor, mode)
             stream.write(data)
             stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+            os.fsync(descriptor)

@@ -20,7 +20,7 @@ from typing import IO, Any
 from pydantic import BaseModel
 
 from sage_contracts.errors import SageError, TrainingFailedError
-from sage_contracts.home import Home
+from sage_contracts.home import Home, replaced_whole
 from sage_contracts.workers import MergeClaim
 from sage_merger.messages import ChildSpec, DoneMessage, FailedMessage, PhaseMessage
 from sage_servicekit.children import end_with_parent, take_stdout
@@ -77,10 +77,8 @@ def write(
 
 def point_link(link: Path, target: Path) -> None:
     """Make `link` lead to `target`, by a relative path (homes move), in one step for whoever looks."""
-    unfinished = link.with_name(f".{link.name}.link")
-    unfinished.unlink(missing_ok=True)
-    unfinished.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
-    unfinished.replace(link)
+    with replaced_whole(link) as unfinished:
+        unfinished.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
 
 
 def say(out: IO[str], message: BaseModel) -> None:

@@ -16,6 +16,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 from sage_contracts.errors import ServiceUnavailableError, StorageFullError
+from sage_contracts.home import write_whole
 
 _LOCK_POLL_S = 0.2
 
@@ -53,15 +54,8 @@ def _replace_folder(new: Path, target: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole. Raises: StorageFullError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     with storage_errors(path):
-        try:
-            unfinished.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            _sync(unfinished)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager
