@@ -6,22 +6,15 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sage.tools.finetune.base_models import base_info, resolve_base
+from sage.tools.finetune.base_models import resolve_base
 from sage.tools.finetune.batching import Schedule
-from sage.tools.finetune.callbacks import (
-    CallbackList,
-    ConsoleProgress,
-    StopMode,
-    TrainingCallback,
-    perplexity,
-)
+from sage.tools.finetune.callbacks import CallbackList, ConsoleProgress, StopMode, TrainingCallback
 from sage.tools.finetune.checkpoints import Checkpoints, RunState
 from sage.tools.finetune.climbing import Climb, forget_rungs
+from sage.tools.finetune.comparison import Comparison
 from sage.tools.finetune.distributed.messages import RankSpec
 from sage.tools.finetune.distributed.ranks import run_ranks, spread_here
 from sage.tools.finetune.distributed.team import ALONE, Team
@@ -29,11 +22,11 @@ from sage.tools.finetune.evaluation import HeldOut, RunStopped, Scores
 from sage.tools.finetune.hardware import has_cuda, wait_politely
 from sage.tools.finetune.loop import TrainingLoop
 from sage.tools.finetune.losses import LossFunction
-from sage.tools.finetune.modeling import load_weights
-from sage.tools.finetune.outputs import OutputLayout, package_versions
+from sage.tools.finetune.outputs import OutputLayout
 from sage.tools.finetune.registry import Registry
 from sage.tools.finetune.rendering import Sample
 from sage.tools.finetune.run_parts import RunParts
+from sage.tools.finetune.run_record import Metrics, RunRecord, score_metrics
 from sage.tools.finetune.storage import storage_errors
 from sage.tools.finetune.task_data import Splits, prepare
 from sage.tools.finetune.tracking import curves
@@ -197,31 +190,28 @@ class Run:
         layout.write_config(config)
         with curves(layout.logs, config, state.step, tell) as told:
             measure = HeldOut(
-                parts.model,
-                parts.tokenizer,
-                loss,
-                held,
-                config.sample_prompts,
-                parts.eval_token_budget,
-                told,
-                self.team,
-            )
-            has_waiting_base = self._measure_base_at_once(measure, state, told)
+                parts.model, parts.tokenizer, loss, held, config.sample_prompts, parts.eval_token_budget,
+                told, self.team,
+            )  # fmt: skip
+            comparison = Comparison(config, measure)
+            has_waiting_base = comparison.measure_base_at_once(state)
             told.on_phase("training", f"{schedule.total_steps} steps of {config.effective_batch_size} rows")
             loop = TrainingLoop(
                 parts.model, loss, parts.optimizer, train, schedule, config, parts.token_budget, told,
                 checkpoints, state, parts.device, measure, parts.restart,
                 rows_at_once=parts.rows_at_once, scaler=parts.scaler, team=self.team,
-                measure_base=partial(self._measure_bare, measure, told) if has_waiting_base else None,
+                measure_base=comparison.measure_bare if has_waiting_base else None,
             )  # fmt: skip
             stopped, state = loop.run(), loop.state
             if stopped:
                 return TrainResult(layout.root, None, stopped, base, state.base_eval_loss)
             told.on_phase("eval", f"Held-out loss of the tuned model on {len(held)} rows")
-            tuned = self._settle(parts, checkpoints, state, measure)
+            tuned = comparison.settle(checkpoints, state)
         tell.on_phase("saving", str(layout.root))
         metrics = self._metrics(state, schedule, tuned, loop)
-        meta = self._meta(parts, base, splits, metrics, (len(train), len(held)), loss.name)
+        meta = self._record(parts, base, splits).meta(
+            metrics, train_rows=len(train), held_out_rows=len(held), loss_name=loss.name
+        )
         meta["rollbacks"] = state.rollbacks
         weights = layout.write_result(self.team.whole(parts.model), parts.tokenizer, config, meta)
         adapter, model = (weights, None) if config.tuning == "lora" else (None, weights)
@@ -234,66 +224,6 @@ class Run:
 
     def _checkpoints(self, fingerprint: dict[str, Any]) -> Checkpoints:
         return Checkpoints(self._layout.checkpoints, fingerprint)
-
-    def _measure_base_at_once(self, held: HeldOut, state: RunState, told: TrainingCallback) -> bool:
-        """Whether the base is still to be measured: after a step it is the model without its adapters.
-
-        Raises: RunStopped.
-        """
-        if state.step and (state.base_eval_loss is not None or not held):
-            return False
-        # Biases that train are part of the base, and shards are not switched off and on again.
-        can_wait = self._config.tuning == "lora" and self._config.lora.bias == "none" and self.team.size == 1
-        if not can_wait and state.step == 0:
-            self._measure_base(held, state, told)
-        return can_wait
-
-    def _measure_bare(self, held: HeldOut, told: TrainingCallback, state: RunState) -> None:
-        """Raises: RunStopped."""
-        with held.model.disable_adapter():
-            self._measure_base(held, state, told)
-        told.on_phase("training", "on to the other steps")
-
-    def _measure_base(self, held: HeldOut, state: RunState, told: TrainingCallback) -> None:
-        """Raises: RunStopped."""
-        if held:
-            told.on_phase("base_eval", f"Held-out loss of the base on {len(held.samples)} rows")
-        elif self._config.eval_steps:
-            told.on_log("warn", "eval_steps is set, but no rows are held out: nothing is measured")
-        scores = held.measure()
-        if scores:
-            state.base_eval_loss, state.base_token_accuracy = scores.loss, scores.token_accuracy
-        held.tell("base", 0, scores)
-
-    def _settle(
-        self, parts: RunParts, checkpoints: Checkpoints, state: RunState, held: HeldOut
-    ) -> Scores | None:
-        """Make the model the run's result: the best evaluation's where that is kept, else the last step's.
-
-        Raises: RunStopped.
-        """
-        last, best = state.evaluation, state.best
-        is_measured = last is not None and last["step"] == state.step
-        scores = Scores(last["loss"], last["token_accuracy"]) if last and is_measured else held.measure()
-        is_behind = best is not None and scores is not None and best["loss"] < scores.loss
-        if is_behind and self._config.keep_best and not self.team.can_restore:
-            held.callbacks.on_log("warn", "A model in shards keeps the weights of its last step")
-        elif best and is_behind and self._config.keep_best:
-            step = int(best["step"])
-            if checkpoints.is_whole(step):
-                load_weights(parts.model, checkpoints.of_step(step))
-                scores = Scores(best["loss"], best["token_accuracy"])
-                held.callbacks.on_log(
-                    "info", f"The result is step {step}, whose held-out loss was the lowest"
-                )
-                state.kept_step = step
-            else:
-                held.callbacks.on_log(
-                    "warn", f"The best checkpoint, of step {step}, is damaged; using the last"
-                )
-        step, has_answered = state.kept_step or state.step, is_measured or state.kept_step is not None
-        held.tell("tuned", step, scores, has_answered=has_answered)
-        return scores
 
     def _starting_state(self, checkpoints: Checkpoints, parts: RunParts) -> RunState:
         if not self._resume:
@@ -321,64 +251,22 @@ class Run:
             "tuning": self._config.tuning,
         }
 
+    def _record(self, parts: RunParts, base: Path, splits: Any) -> RunRecord:
+        return RunRecord(self._config, self._t._home, base, splits, parts, self._climb.rungs, self.team.size)
+
     def _metrics(
         self, state: RunState, schedule: Schedule, tuned: Scores | None, loop: TrainingLoop
-    ) -> dict[str, float | int | None]:
+    ) -> Metrics:
         last = loop.last_metrics
         return {
             "steps": state.step,
             "epochs": round(schedule.epoch_of(state.step), 4),
             "train_loss": state.train_loss,
             "result_step": state.kept_step or state.step,
-            **_scores("base_", state.base_eval_loss, state.base_token_accuracy),
-            **_scores("", tuned.loss if tuned else None, tuned.token_accuracy if tuned else None),
+            **score_metrics("base_", state.base_eval_loss, state.base_token_accuracy),
+            **score_metrics("", tuned.loss if tuned else None, tuned.token_accuracy if tuned else None),
             "trained_tokens": state.trained_tokens,
             "tokens_per_second": last.tokens_per_second if last else None,
             "peak_memory_bytes": last.peak_memory_bytes if last else None,
             "wall_s": round(time.monotonic() - self._began, 2),
         }
-
-    def _meta(
-        self,
-        parts: RunParts,
-        base: Path,
-        splits: Any,
-        metrics: dict[str, float | int | None],
-        rows: tuple[int, int],
-        loss_name: str,
-    ) -> dict[str, Any]:
-        home = self._t._home
-        info = base_info(base)
-        return {
-            "base_model": str(base.relative_to(home)) if base.is_relative_to(home) else str(base),
-            "base_model_name": self._config.model_name,
-            "base_revision": info.get("revision"),
-            "base_licence": info.get("license"),
-            "base_upstream": info.get("upstream"),
-            "task": self._config.task.value,
-            "tuning": self._config.tuning,
-            "preset": self._config.preset.value if self._config.preset else None,
-            "data": splits.description,
-            "data_sha256": splits.fingerprint(),
-            "chat_template_sha256": parts.renderer.template_hash,
-            "train_rows": rows[0],
-            "held_out_rows": rows[1],
-            "truncated_rows": parts.renderer.stats.truncated,
-            "dropped_rows": parts.renderer.stats.dropped,
-            "devices": self.team.size,
-            "oom_rungs": [{"name": rung.name, "change": rung.change} for rung in self._climb.rungs],
-            "device": parts.device,
-            "precision": parts.precision,
-            "loss_path": loss_name,
-            "metrics": metrics,
-            "versions": package_versions(),
-            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-
-
-def _scores(prefix: str, loss: float | None, token_accuracy: float | None) -> dict[str, float | None]:
-    return {
-        f"{prefix}eval_loss": loss,
-        f"{prefix}perplexity": None if loss is None else perplexity(loss),
-        f"{prefix}token_accuracy": token_accuracy,
-    }

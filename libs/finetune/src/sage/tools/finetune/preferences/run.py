@@ -78,7 +78,9 @@ class PreferenceRun(Run):
                 told.on_log("info", _comparison(state, tuned))
         tell.on_phase("saving", str(layout.adapter))
         metrics = self._scores(state, schedule, tuned, progress)
-        meta = self._meta(parts, base, splits, metrics, (len(train), len(held)), f"trl-{config.method}")
+        meta = self._record(parts, base, splits).meta(
+            metrics, train_rows=len(train), held_out_rows=len(held), loss_name=f"trl-{config.method}"
+        )
         meta |= {"method": config.method, "preference_beta": config.preference_beta}
         layout.write_result(parts.model, parts.tokenizer, config, meta)
         loss = tuned.loss if tuned else None
