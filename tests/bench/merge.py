@@ -42,8 +42,8 @@ PARITY = """
 from dataclasses import asdict
 import json
 from pathlib import Path
-from sage.tools.finetune.merging.parity import ask_adapter, compare_folder
-wanted = ask_adapter(Path(base), Path(adapter))
+from sage.tools.finetune.merging.parity import ask_tuned, compare_folder
+wanted = ask_tuned(Path(base), Path(adapter))
 print(json.dumps(asdict(compare_folder(wanted, Path(out), "stored"))))
 """
 

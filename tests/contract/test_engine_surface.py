@@ -22,7 +22,8 @@ from sage_contracts.home import Home
 from sage_contracts.models import ResolvedModel
 from sage_inference import process_group
 from sage_inference.engine_process import EngineProcess
-from sage_inference.engines import EngineFactory, Kind
+from sage_inference.engines import EngineFactory
+from sage_inference.fit import Kind
 from sage_inference.hardware import Device, machine_bytes
 from sage_inference.models import Adapter, BaseModel, locate
 from sage_inference.settings import InferenceSettings
@@ -92,11 +93,11 @@ async def subject(request: pytest.FixtureRequest, models: Path) -> AsyncIterator
 
     def find(name: str, folder: str) -> Adapter:
         resolved = ResolvedModel(id=name, base_model="base_models/tiny", adapter_path=f"adapters/{folder}")
-        adapter = locate(resolved, Home(models)).adapter
+        adapter = locate(resolved, Home(models), kind).adapter
         assert adapter is not None
         return adapter
 
-    base = locate(ResolvedModel(id="base:tiny", base_model="base_models/tiny"), Home(models)).base
+    base = locate(ResolvedModel(id="base:tiny", base_model="base_models/tiny"), Home(models), kind).base
     engine = await factory.start(factory.plan(base, 8))
     adapters = [find("one.1@3", "one.1"), find("one.2@3", "one.2")]
     try:

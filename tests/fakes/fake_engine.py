@@ -100,6 +100,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.refuse(400, f"The lora adapter '{name}' has already been loaded.")
             elif not config.is_file():
                 self.refuse(404, f"Loading lora {name} failed: No adapter found for <path>")
+            elif json.loads(config.read_text()).get("use_dora"):
+                self.refuse(400, "vLLM does not yet support DoRA.")
             elif json.loads(config.read_text())["r"] > self.model.options.max_lora_rank:
                 self.refuse(500, "LoRA rank is greater than max_lora_rank")
             else:

@@ -134,7 +134,7 @@ def test_llama_3s_positions_are_scaled_as_transformers_scales_them(tmp_path: Pat
 
 def test_a_file_that_went_bad_is_not_kept(tiny_base: Path, adapter: Path, tmp_path: Path) -> None:
     def damage(phase: str) -> None:
-        if phase == "asking the adapter":
+        if phase == "asking the tuned model":
             (file,) = tmp_path.glob(".gguf.*/*.gguf")
             from gguf import GGUFReader
 
@@ -170,3 +170,25 @@ def test_a_model_that_gguf_is_not_written_for_is_named(
     with pytest.raises(InvalidRequestError, match="splits text"):
         export_model(base, adapter, tmp_path / "out", ExportWish("gguf-f16", "code-1"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_tuned_in_full_is_exported_from_its_own_folder(tmp_path: Path) -> None:
+    own = make_model(tmp_path / "full_model", context=64)
+    (own / "README.md").write_text("what it was tuned on")
+
+    gguf = export_model(own, None, tmp_path / "ollama", ExportWish("ollama", "code-1"))
+    packed = export_model(own, None, tmp_path / "zip", ExportWish("zip", "code-1"))
+
+    assert gguf.parity is not None and (gguf.parity.dtype, gguf.parity.base_kl) == ("q8_0", 0)
+    assert {path.name for path in gguf.path.iterdir()} == {
+        "Modelfile", "code-1-q8_0.gguf", "sage_export.json",
+    }  # fmt: skip
+    assert packed.parity is not None and packed.parity.same == packed.parity.probes
+    with ZipFile(packed.path) as archive:
+        archive.extractall(tmp_path)
+    assert (tmp_path / "code-1/README.md").read_text() == "what it was tuned on"
+    left, right = stored_tensors(own), stored_tensors(tmp_path / "code-1")
+    assert left.keys() == right.keys()
+    assert all((left[name].read() == right[name].read()).all() for name in left)
+    with pytest.raises(InvalidRequestError, match="no adapter"):
+        export_model(own, None, tmp_path / "none", ExportWish("zip", "code-1", content="adapter"))

@@ -29,7 +29,7 @@ def test_merged_weights_are_whole_and_answer_alike(base: Path, adapter: Path, tm
     phases: list[str] = []
     result = merge_adapter(base, adapter, tmp_path / "merged_model", "fp32", phases.append)
     assert result.parity.same == result.parity.probes == len(PROBES)
-    assert phases == ["merging", "asking the adapter", "asking the merged model"]
+    assert phases == ["merging", "asking the tuned model", "asking the merged model"]
     names = {path.name for path in (tmp_path / "merged_model").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
     assert [path.name for path in tmp_path.iterdir()] == ["merged_model"]
@@ -69,7 +69,7 @@ def test_weights_that_went_bad_are_not_kept(
     base: Path, adapter: Path, tmp_path: Path, dtype: MergeDtype
 ) -> None:
     def damage(phase: str) -> None:
-        if phase == "asking the adapter":  # the merged weights lie there, not yet in their place
+        if phase == "asking the tuned model":  # the merged weights lie there, not yet in their place
             (unfinished,) = tmp_path.glob(".merged.*")
             tensor = stored_tensors(unfinished)["model.layers.1.self_attn.v_proj.weight"]
             with tensor.path.open("r+b") as file:
@@ -89,7 +89,7 @@ def test_a_merge_at_another_scale_than_the_adapters_is_refused(
     true = json.loads(config.read_text())
 
     def be_true_again(phase: str) -> None:
-        if phase == "asking the adapter":
+        if phase == "asking the tuned model":
             config.write_text(json.dumps(true))
 
     for factor in (0.5, 2):

@@ -168,7 +168,7 @@ def test_shards_are_read_and_written_and_numbers_rounded_as_torch_does(
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 @pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`")
 def test_a_tied_pair_that_the_adapter_tells_apart_is_parted(tmp_path: Path, kind: str) -> None:
-    from sage.tools.finetune.merging.parity import ask_adapter, compare_folder
+    from sage.tools.finetune.merging.parity import ask_tuned, compare_folder
 
     base = make_model(tmp_path / "base", tie_word_embeddings=True)
     assert "lm_head.weight" not in stored_tensors(base)
@@ -178,7 +178,7 @@ def test_a_tied_pair_that_the_adapter_tells_apart_is_parted(tmp_path: Path, kind
 
     config = json.loads((merged / "config.json").read_text())
     assert config["tie_word_embeddings"] is False
-    parity = compare_folder(ask_adapter(base, adapter), merged, "float32")
+    parity = compare_folder(ask_tuned(base, adapter), merged, "float32")
     assert parity.same == parity.probes
     assert parity.max_logit_diff < 1e-3 < parity.base_kl
 

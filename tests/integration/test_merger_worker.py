@@ -81,12 +81,19 @@ def test_an_adapter_is_merged_and_a_missing_one_is_named(folders: Rig) -> None:
     merge = folders.records.add_merge("merge-1", "code", "base_models/tiny", adapter, dtype="fp32")
     lost = folders.records.add_merge("merge-2", "lost", "base_models/tiny", "finetune_output/lost")
     export = folders.records.add_merge("merge-3", "code", "base_models/tiny", adapter, format="ollama")
+    # A model tuned in full has no adapter: its own folder is what is written elsewhere.
+    own = make_model(folders.home / "finetune_output/whole/versions/1/full_model", context=64)
+    whole = folders.records.add_merge(
+        "merge-4", "whole", str(own.relative_to(folders.home)), "", format="zip"
+    )
     folders.start_worker("sage_merger")
     folders.ring("merge-1", MERGE_TASK)
     folders.ring("merge-2", MERGE_TASK)
     folders.ring("merge-3", MERGE_TASK)
+    folders.ring("merge-4", MERGE_TASK)
+    works = (merge, lost, export, whole)
 
-    folders.records.wait_for(lambda: merge.finishes and lost.finishes and export.finishes, MERGING_S)
+    folders.records.wait_for(lambda: all(work.finishes for work in works), MERGING_S)
 
     finish = merge.finishes[0]
     assert finish.outcome == "succeeded", finish.error_message
@@ -98,5 +105,7 @@ def test_an_adapter_is_merged_and_a_missing_one_is_named(folders: Rig) -> None:
     names = sorted(path.name for path in (output / "exports/ollama").iterdir())
     assert names == ["Modelfile", "code-1-q8_0.gguf", "sage_export.json"]
     assert written.meta["parity"]["dtype"] == "q8_0"
+    zipped = whole.finishes[0]
+    assert zipped.merged_path == "finetune_output/whole/exports/zip-merged/whole-1-merged.zip", zipped
     assert lost.finishes[0].error_code == "model_not_found"
     assert "finetune_output/lost" in lost.finishes[0].error_message

@@ -13,7 +13,8 @@ from sage_contracts.errors import InvalidRequestError, ModelNotFoundError
 from sage_contracts.home import Home
 from sage_contracts.models import ResolvedModel
 from sage_inference.engine_process import Address
-from sage_inference.engines import EngineFactory, Kind, choose_kind, smallest_rank
+from sage_inference.engines import EngineFactory, choose_kind, smallest_rank
+from sage_inference.fit import Kind
 from sage_inference.hardware import Device, find_device
 from sage_inference.models import locate
 from sage_inference.relay import Call
@@ -39,7 +40,7 @@ CODE = ResolvedModel(
 
 def command(home: Home, kind: Kind, device: Device, **settings: Any) -> tuple[list[str], dict[str, str], int]:
     factory = EngineFactory(InferenceSettings(home_dir=home.root, **settings), kind, device)
-    wanted = locate(CODE, home)
+    wanted = locate(CODE, home, "vllm")
     plan = factory.plan(wanted.base, wanted.rank)
     return plan.launch.command(Address(4321, "nonce")), plan.launch.env, plan.needed_bytes
 
@@ -92,12 +93,12 @@ def test_ranks_are_rounded_up_to_what_vllm_has() -> None:
 
 
 def test_a_resolved_name_becomes_folders(home: Home) -> None:
-    wanted = locate(CODE, home)
+    wanted = locate(CODE, home, "vllm")
     assert wanted.adapter is not None and wanted.adapter.rank == 8 and wanted.label == "code@3"
     assert wanted.base.max_positions == 512 and wanted.base.kv_values_per_token == 2 * 2 * 2 * 32
-    absolute = locate(ResolvedModel(id="base:x", base_model=wanted.base.location), home)
+    absolute = locate(ResolvedModel(id="base:x", base_model=wanted.base.location), home, "vllm")
     assert absolute.base == wanted.base
-    hub = locate(ResolvedModel(id="base:o/m", base_model="owner/model"), home)
+    hub = locate(ResolvedModel(id="base:o/m", base_model="owner/model"), home, "vllm")
     assert (hub.base.location, hub.base.served_name) == ("owner/model", "base:owner/model")
     assert not hub.base.is_local
 
@@ -105,16 +106,33 @@ def test_a_resolved_name_becomes_folders(home: Home) -> None:
 def test_the_largest_rank_of_an_adapter_counts(home: Home) -> None:
     path = home.resolve(CODE.adapter_path or "") / "adapter_config.json"
     path.write_text(json.dumps({"r": 8, "rank_pattern": {"q_proj": 32}}))
-    assert locate(CODE, home).rank == 32
+    assert locate(CODE, home, "vllm").rank == 32
 
 
 def test_versions_tuned_in_full_are_bases_of_their_own_name(home: Home) -> None:
     for version in (1, 2):
         folder = f"finetune_output/whole/versions/{version}/full_model"
         make_base_folder(home.resolve(folder))
-        wanted = locate(ResolvedModel(id=f"whole@{version}", base_model=folder), home)
+        wanted = locate(ResolvedModel(id=f"whole@{version}", base_model=folder), home, "vllm")
         assert (wanted.adapter, wanted.base.served_name) == (None, f"whole@{version}")
         assert wanted.base.location == str(home.resolve(folder))
+
+
+def test_what_the_engine_cannot_load_is_served_merged(home: Home) -> None:
+    adapter, merged = home.resolve(CODE.adapter_path or ""), "finetune_output/code/versions/3/merged_model"
+    (adapter / "adapter_config.json").write_text(json.dumps({"r": 8, "use_dora": True}))
+    model = CODE.model_copy(update={"merged_path": merged})
+
+    # Not made yet, or made and deleted again.
+    for unmerged in (locate(CODE, home, "vllm"), locate(model, home, "vllm")):
+        assert unmerged.label == "code@3" and "DoRA" in (unmerged.merge_reason or "")
+    make_base_folder(home.resolve(merged))
+    wanted = locate(model, home, "vllm")
+    assert (wanted.adapter, wanted.merge_reason, wanted.label) == (None, None, "code@3")
+    assert wanted.base.location == str(home.resolve(merged)) and wanted.base.served_name == "code@3"
+    # The other engine takes it as it is, merged or not.
+    direct = locate(model, home, "transformers")
+    assert direct.adapter is not None and direct.base.served_name == "base:tiny"
 
 
 @pytest.mark.parametrize(
@@ -127,7 +145,7 @@ def test_versions_tuned_in_full_are_bases_of_their_own_name(home: Home) -> None:
 )
 def test_what_is_not_there_is_said_with_its_path(home: Home, model: ResolvedModel) -> None:
     with pytest.raises(ModelNotFoundError, match="gone"):
-        locate(model, home)
+        locate(model, home, "vllm")
 
 
 def test_a_machine_without_nvidia_uses_its_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

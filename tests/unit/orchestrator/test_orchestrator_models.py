@@ -40,6 +40,7 @@ def test_names_resolve_to_what_serving_needs(rig: Rig) -> None:
         "id": "code@1",
         "base_model": "base_models/smollm2-135m",
         "adapter_path": f"adapters/{job['id']}",
+        "merged_path": None,
         "max_lora_rank": 32,
     }
     rig.train()
@@ -53,16 +54,27 @@ def test_a_model_tuned_in_full_is_its_own_base_and_has_nothing_to_merge(rig: Rig
     own = "finetune_output/code/versions/1/full_model"
     rig.finish(job_id, base_model=own, adapter_path=None)
     assert resolve(rig, "code") == {
-        "id": "code@1", "base_model": own, "adapter_path": None, "max_lora_rank": 16,
+        "id": "code@1", "base_model": own, "adapter_path": None, "merged_path": None, "max_lora_rank": 16,
     }  # fmt: skip
     refused = rig.post("/v1/sage/models/code/merge", {}, status=400)
     assert f"{own} is a plain model folder already" in refused["error"]["message"]
+    refused = rig.post("/v1/sage/models/code/merge", {"format": "zip", "content": "adapter"}, status=400)
+    assert "no adapter to export" in refused["error"]["message"]
+
+
+def test_a_model_tuned_in_full_is_exported_from_its_own_folder(rig: Rig) -> None:
+    job_id = rig.create_job(sage={"task": "code", "config": {"tuning": "full"}})["id"]
+    rig.claim(job_id)
+    own = "finetune_output/code/versions/1/full_model"
+    rig.finish(job_id, base_model=own, adapter_path=None)
+    claim = claim_merge(rig, merge(rig, format="ollama"))
+    assert (claim["base_model"], claim["adapter_path"]) == (own, "")
 
 
 def test_base_models_resolve_to_the_folder_that_adapters_stand_on(rig: Rig) -> None:
     add_base(rig, "smollm2-135m")
     add_base(rig, "Org--Tiny")
-    plain = {"adapter_path": None, "max_lora_rank": 16}
+    plain = {"adapter_path": None, "merged_path": None, "max_lora_rank": 16}
     assert resolve(rig, "base:smollm2-135m") == {
         "id": "base:smollm2-135m",
         "base_model": "base_models/smollm2-135m",
@@ -170,6 +182,7 @@ def test_a_merge_from_request_to_record(rig: Rig) -> None:
     assert (done["status"], done["merged_path"]) == ("succeeded", "finetune_output/code/merged_model")
     assert end_merge(rig, merge_id, "succeeded", merged_path="again") == done
     assert rig.get("/v1/models/code@1")["sage"]["merged_path"] == "finetune_output/code/merged_model"
+    assert resolve(rig, "code")["merged_path"] == "finetune_output/code/merged_model"
 
 
 def test_asked_twice_a_version_is_merged_once(rig: Rig) -> None:

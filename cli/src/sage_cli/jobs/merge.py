@@ -78,7 +78,7 @@ def _found(report: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(
             (
                 "checked",
-                f"{parity['same']} of {parity['probes']} questions answered with the adapter's very words, "
+                f"{parity['same']} of {parity['probes']} questions answered in the tuned model's words, "
                 f"{parity['top1']:.0%} of the words chosen alike ({parity['dtype']})",
             )
         )

@@ -50,6 +50,8 @@ class ResolvedModel(BaseModel):
     """Immutable: `code@3`, or `base:<model>` for a plain base model."""
     base_model: str
     adapter_path: str | None = None
+    merged_path: str | None = None
+    """Base and adapter in one folder, where that has been made: for engines that cannot load the adapter."""
     max_lora_rank: int = 16
 
 

@@ -128,6 +128,7 @@ class MergeClaim(_Wire):
     version: int
     base_model: str
     adapter_path: str
+    """Empty for a model tuned in full: `base_model` is its own folder."""
     output_dir: str
     """Relative to SAGE_HOME: the version's folder, where merged_model/ goes."""
     link_path: str | None = None

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
 
 from sage_contracts.inference import HostStatus
+from sage_inference.finder import Finder
 from sage_inference.host import Host
-from sage_inference.models import Wanted, locate
 from sage_inference.orchestrator import Orchestrator
 from sage_inference.relay import Answer, Call
 from sage_inference.settings import InferenceSettings
@@ -32,16 +32,15 @@ class ReleaseSessionReply(BaseModel):
     """False: somebody else uses the engine, or it is kept."""
 
 
-def make_router(host: Host, orchestrator: Orchestrator, settings: InferenceSettings) -> APIRouter:
+def make_router(
+    host: Host, orchestrator: Orchestrator, finder: Finder, settings: InferenceSettings
+) -> APIRouter:
     router = APIRouter()
-
-    async def find(name: str) -> Wanted:
-        return locate(await orchestrator.resolve(name), settings.home)
 
     async def answer(request: Request, path: str) -> Response:
         call = Call.parse(await request.body())
         session = request.headers.get(SESSION_HEADER, "")
-        return Answer(host, settings, path, call, await find(call.model), session)
+        return Answer(host, finder, settings, path, call, await finder.find(call.model), session)
 
     @router.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
@@ -61,7 +60,7 @@ def make_router(host: Host, orchestrator: Orchestrator, settings: InferenceSetti
 
     @router.post("/v1/sage/release")
     async def release(request: ReleaseSessionRequest) -> ReleaseSessionReply:
-        wanted = await find(request.model.removeprefix("finetune/"))
+        wanted = await finder.find(request.model.removeprefix("finetune/"))
         may_stop = request.keep_alive_s <= 0
         return ReleaseSessionReply(stopped=await host.end_session(wanted, request.session, may_stop=may_stop))
 

@@ -8,22 +8,19 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from sage_contracts.home import Home
 from sage_inference import hardware
 from sage_inference.engine_process import Address, EngineProcess, Launch
+from sage_inference.fit import VLLM_RANKS, Kind
 from sage_inference.hardware import Device
 from sage_inference.models import BaseModel
 from sage_inference.settings import InferenceSettings
-
-Kind = Literal["vllm", "transformers"]
 
 _MIB = 2**20
 _GIB = 2**30
 # What a process needs besides weights and cache, as measured: libraries, activations, two processes for vLLM.
 _OVERHEAD_BYTES: dict[Kind, int] = {"vllm": 1400 * _MIB, "transformers": 700 * _MIB}
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _DEFAULT_RANK = 16
 _UNLIMITED_RANK = 2**31
 _CONTEXTS_IN_CACHE = 4
@@ -158,4 +155,4 @@ def _threads(kind: Kind) -> int:
 
 def smallest_rank(rank: int) -> int:
     """The smallest maximum that vLLM accepts and that holds `rank`."""
-    return next((choice for choice in _VLLM_RANKS if choice >= rank), _VLLM_RANKS[-1])
+    return next((choice for choice in VLLM_RANKS if choice >= rank), VLLM_RANKS[-1])

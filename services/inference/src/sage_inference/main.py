@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from sage_inference import process_group
 from sage_inference.endpoints import make_router
 from sage_inference.engines import EngineFactory, choose_kind
+from sage_inference.finder import Finder
 from sage_inference.hardware import find_device
 from sage_inference.host import Host
 from sage_inference.orchestrator import Orchestrator
@@ -48,7 +49,8 @@ def build_app(settings: InferenceSettings) -> FastAPI:
             await orchestrator.close()
 
     app = create_app("inference", settings, lifespan)
-    app.include_router(make_router(host, orchestrator, settings))
+    finder = Finder(orchestrator, settings.home, factory.kind)
+    app.include_router(make_router(host, orchestrator, finder, settings))
     return app
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from sage_contracts.errors import ModelNotFoundError
 from sage_contracts.home import Home
 from sage_contracts.models import ResolvedModel
+from sage_inference.fit import Kind, largest_rank, why_not
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 
@@ -45,6 +46,8 @@ class Wanted:
 
     base: BaseModel
     adapter: Adapter | None = None
+    merge_reason: str | None = None
+    """Why the engine cannot load the adapter: its merged weights have to be made first."""
 
     @property
     def rank(self) -> int:
@@ -55,14 +58,24 @@ class Wanted:
         return self.adapter.name if self.adapter else self.base.served_name
 
 
-def locate(model: ResolvedModel, home: Home) -> Wanted:
-    """Check what the orchestrator resolved against this machine. Raises: ModelNotFoundError."""
-    # A model tuned in full is its own base; every version's folder has the same name, so theirs serves.
-    is_own_base = model.adapter_path is None and not model.id.startswith("base:")
-    base = _base(model.base_model, home)
-    if is_own_base:
-        base = replace(base, served_name=model.id)
-    return Wanted(base, _adapter(model, home) if model.adapter_path else None)
+def locate(model: ResolvedModel, home: Home, kind: Kind) -> Wanted:
+    """Hold what the orchestrator resolved against this machine and engine. Raises: ModelNotFoundError."""
+    if model.adapter_path is None:
+        base = _base(model.base_model, home)
+        # A model tuned in full is its own base.
+        return Wanted(base if model.id.startswith("base:") else _named(base, model))
+    config = _read_json(home.resolve(model.adapter_path) / "adapter_config.json")
+    merge_reason = why_not(config, kind)
+    if merge_reason and model.merged_path and (home.resolve(model.merged_path) / "config.json").is_file():
+        return Wanted(_named(_local_base(home.resolve(model.merged_path)), model))
+    rank = largest_rank(config, otherwise=model.max_lora_rank)
+    adapter = Adapter(model.id, home.resolve(model.adapter_path), rank)
+    return Wanted(_base(model.base_model, home), adapter, merge_reason)
+
+
+def _named(base: BaseModel, model: ResolvedModel) -> BaseModel:
+    """Every version's folder of whole weights has the same name, so the version's own serves."""
+    return replace(base, served_name=model.id)
 
 
 def _base(name: str, home: Home) -> BaseModel:
@@ -100,15 +113,6 @@ def _kv_values(config: dict[str, Any]) -> int | None:
         return None
     head_dim = config.get("head_dim") or hidden // heads
     return int(2 * layers * (config.get("num_key_value_heads") or heads) * head_dim)
-
-
-def _adapter(model: ResolvedModel, home: Home) -> Adapter:
-    assert model.adapter_path is not None
-    path = home.resolve(model.adapter_path)
-    config = _read_json(path / "adapter_config.json")
-    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
-    rank = max((value for value in ranks if isinstance(value, int)), default=model.max_lora_rank)
-    return Adapter(model.id, path, rank)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

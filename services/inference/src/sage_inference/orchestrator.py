@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from sage_contracts.devices import LeaseReply, LeaseRequest, ReleaseRequest
 from sage_contracts.errors import ServiceUnavailableError, from_response
-from sage_contracts.models import ResolvedModel
+from sage_contracts.models import MergeJob, MergeRequest, ResolvedModel
 from sage_contracts.workers import WorkerBeat
 from sage_inference.settings import InferenceSettings
 
@@ -37,9 +37,9 @@ class Orchestrator:
             base_url=settings.orchestrator_url, headers=settings.internal_headers, timeout=timeout_s
         )
 
-    async def resolve(self, name: str) -> ResolvedModel:
+    async def resolve(self, name: str, *, is_fresh: bool = False) -> ResolvedModel:
         """What a name means now, at most two seconds old: aliases move. Raises: ModelNotFoundError."""
-        known = self._resolved.get(name)
+        known = None if is_fresh else self._resolved.get(name)
         if known is not None and self._clock() - known[0] < _RESOLVE_CACHE_S:
             return known[1]
         response = await self._send("GET", "/internal/models/resolve", params={"name": name})
@@ -48,6 +48,14 @@ class Orchestrator:
             self._resolved.clear()
         self._resolved[name] = (self._clock(), model)
         return model
+
+    async def merge(self, version: str) -> MergeJob:
+        """Have a version merged; one that is under way already is the answer. Raises: ModelNotFoundError."""
+        response = await self._send("POST", f"/v1/sage/models/{version}/merge", message=MergeRequest())
+        return MergeJob.model_validate_json(response.content)
+
+    async def merge_job(self, merge_id: str) -> MergeJob:
+        return MergeJob.model_validate_json((await self._send("GET", f"/v1/sage/merges/{merge_id}")).content)
 
     async def models_page(self) -> bytes:
         """The list of tuned models, as the orchestrator sends it."""

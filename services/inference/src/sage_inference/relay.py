@@ -23,6 +23,7 @@ from sage_contracts.errors import (
     SageError,
     UpstreamError,
 )
+from sage_inference.finder import Finder
 from sage_inference.host import Host
 from sage_inference.models import Wanted
 from sage_inference.records import Grant
@@ -79,12 +80,21 @@ class Answer(Response):
     """Waits for the engine and relays its answer; ends all of it when the client leaves."""
 
     def __init__(
-        self, host: Host, settings: InferenceSettings, path: str, call: Call, wanted: Wanted, session: str
+        self,
+        host: Host,
+        finder: Finder,
+        settings: InferenceSettings,
+        path: str,
+        call: Call,
+        wanted: Wanted,
+        session: str,
     ) -> None:
         self.background = None
         self.status_code = 200
         self.raw_headers = []
         self._host = host
+        self._finder = finder
+        self._merging = f"merging {wanted.label} first" if wanted.merge_reason else ""
         self._settings = settings
         self._path = path
         self._call = call
@@ -112,7 +122,7 @@ class Answer(Response):
     @asynccontextmanager
     async def _granted(self, reply: ReplyWriter) -> AsyncIterator[Grant]:
         """Hold the engine, however the block ends."""
-        acquiring = asyncio.create_task(self._host.acquire(self._wanted, self._session))
+        acquiring = asyncio.create_task(self._acquire())
         try:
             yield await self._park(acquiring, reply)
         finally:
@@ -120,6 +130,15 @@ class Answer(Response):
             await asyncio.gather(acquiring, return_exceptions=True)
             if not acquiring.cancelled() and acquiring.exception() is None:
                 self._host.release(acquiring.result())
+
+    async def _acquire(self) -> Grant:
+        if self._wanted.merge_reason is not None:
+            self._wanted = await self._finder.merged(self._wanted, self._tell_of_merge)
+            self._merging = ""
+        return await self._host.acquire(self._wanted, self._session)
+
+    def _tell_of_merge(self, progress: str) -> None:
+        self._merging = progress
 
     async def _park(self, acquiring: asyncio.Task[Grant], reply: ReplyWriter) -> Grant:
         """Wait for the engine; a stream is told every few seconds what it waits for.
@@ -135,7 +154,8 @@ class Answer(Response):
             await asyncio.wait({acquiring}, timeout=max(0, pause_s))
             if acquiring.done():
                 return acquiring.result()
-            waited_s, progress = time.monotonic() - started, self._host.progress(self._wanted)
+            waited_s = time.monotonic() - started
+            progress = self._merging or self._host.progress(self._wanted)
             if waited_s >= limit_s:
                 raise EngineStartingError(
                     f"{self._wanted.label} is not ready after {waited_s:.0f} s: {progress}. Try again soon.",

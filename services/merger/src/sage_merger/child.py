@@ -46,7 +46,8 @@ def merge(spec: ChildSpec, out: IO[str]) -> DoneMessage:
     target = home.resolve(claim.output_dir) / folder_of(claim)
     for left in target.parent.glob(f".{target.name}.*"):  # of an attempt that was killed while it wrote
         shutil.rmtree(left, ignore_errors=True)
-    path, found = write(base, home.resolve(claim.adapter_path), target, claim, phase)
+    adapter = home.resolve(claim.adapter_path) if claim.adapter_path else None
+    path, found = write(base, adapter, target, claim, phase)
     if claim.link_path:
         point_link(home.resolve(claim.link_path), path)
     return DoneMessage(merged_path=home.relative(path), meta=found)
@@ -61,7 +62,7 @@ def folder_of(claim: MergeClaim) -> Path:
 
 
 def write(
-    base: Path, adapter: Path, target: Path, claim: MergeClaim, phase: Callable[[str], None]
+    base: Path, adapter: Path | None, target: Path, claim: MergeClaim, phase: Callable[[str], None]
 ) -> tuple[Path, dict[str, Any]]:
     """(what was written, what was found of it). Raises: SageError."""
     from sage.tools.finetune.exporting.export import ExportWish, export_model

@@ -19,7 +19,7 @@ from sage_orchestrator.leases import ended_values, queued_values
 from sage_orchestrator.merges import repository as merges
 from sage_orchestrator.models import repository as models
 from sage_orchestrator.models.service import ModelService
-from sage_orchestrator.rows import MergeRow
+from sage_orchestrator.rows import MergeRow, VersionRow
 
 PLAIN: ExportFormat = "safetensors"
 
@@ -36,7 +36,8 @@ class MergeService:
     def create(self, model: str, request: MergeRequest) -> MergeJob:
         """Queue a merge; one that is under way for this version already is returned instead.
 
-        Raises: ModelNotFoundError; InvalidRequestError for a base model.
+        Raises: ModelNotFoundError; InvalidRequestError for a base model, and for what a model tuned in full
+        does not have.
         """
         if model.startswith("base:"):
             raise InvalidRequestError(f"{model} is a base model: it has no adapter to merge.", param="model")
@@ -44,11 +45,7 @@ class MergeService:
         with self.database.write() as session:
             version = self.models.find(session, model)
             if not version.adapter_path:
-                raise InvalidRequestError(
-                    f"{version.name}@{version.version} was tuned in full, so there is nothing to merge: "
-                    f"{version.base_model} is a plain model folder already.",
-                    param="model",
-                )
+                _require_whole(version, request)
             # Also keeps two requests for one version apart.
             models.lock_name(session, version.name)
             row = merges.unfinished(session, version.name, version.version, request)
@@ -153,6 +150,17 @@ class MergeService:
             job = to_object(row)
         self.wake()
         return job
+
+
+def _require_whole(version: VersionRow, request: MergeRequest) -> None:
+    """Of a model tuned in full. Raises: InvalidRequestError, when its adapter is asked for."""
+    if request.format == PLAIN:
+        why = f"so there is nothing to merge: {version.base_model} is a plain model folder already."
+    elif request.content == "adapter":
+        why = "so it has no adapter to export: leave out content=adapter."
+    else:
+        return
+    raise InvalidRequestError(f"{version.name}@{version.version} was tuned in full, {why}", param="model")
 
 
 def _values_of(finish: MergeFinish, now: float) -> dict[str, Any]:

@@ -52,6 +52,7 @@ class ModelService:
             id=version_id(row),
             base_model=row.base_model,
             adapter_path=row.adapter_path or None,
+            merged_path=row.merged_path,
             max_lora_rank=next((rank for rank in _SERVED_RANKS if rank >= row.lora_rank), row.lora_rank),
         )
 

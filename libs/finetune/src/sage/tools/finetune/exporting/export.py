@@ -17,7 +17,7 @@ from sage.tools.finetune.hardware import memory_errors, wait_politely
 from sage.tools.finetune.merging.folder import copy_tokenizer
 from sage.tools.finetune.merging.merge import MergeDtype, merge_adapter
 from sage.tools.finetune.merging.numbers import ITEM_BYTES
-from sage.tools.finetune.merging.parity import ParityReport, ask_adapter, compare_folder, require_parity
+from sage.tools.finetune.merging.parity import ParityReport, ask_tuned, compare_folder, require_parity
 from sage.tools.finetune.merging.weights import merged_weights
 from sage.tools.finetune.storage import folder_written_whole, require_free_space, storage_errors, write_json
 from sage_contracts.errors import InvalidRequestError
@@ -52,9 +52,9 @@ class ExportResult:
 
 
 def export_model(
-    base: Path, adapter_dir: Path, out_dir: Path, wish: ExportWish, report: Report = lambda phase: None
+    base: Path, adapter_dir: Path | None, out_dir: Path, wish: ExportWish, report: Report = lambda phase: None
 ) -> ExportResult:
-    """Write the form that is wished for into the folder `out_dir`.
+    """Write the form that is wished for into the folder `out_dir`; of a model tuned in full without adapter.
 
     Raises: InvalidRequestError for what cannot be written, ModelNotFoundError, TrainingFailedError when the
     result is not what its adapter is, ServiceUnavailableError for a Hub that does not answer,
@@ -67,13 +67,17 @@ def export_model(
         return _write_gguf(base, adapter_dir, out_dir, wish, report)
 
 
-def _pass_on(base: Path, adapter_dir: Path, out_dir: Path, wish: ExportWish, report: Report) -> ExportResult:
+def _pass_on(
+    base: Path, adapter_dir: Path | None, out_dir: Path, wish: ExportWish, report: Report
+) -> ExportResult:
     if wish.format == "hub":
         require_token()  # before minutes are spent
     with folder_written_whole(out_dir) as unfinished:
         folder, parity = unfinished / wish.name, None
         if wish.content == "merged":
             parity = merge_adapter(base, adapter_dir, folder, wish.dtype, report).parity
+        elif adapter_dir is None:
+            raise InvalidRequestError("A model tuned in full has no adapter to export.", param="content")
         else:
             shutil.copytree(adapter_dir, folder)
         url, path = None, out_dir
@@ -91,7 +95,7 @@ def _pass_on(base: Path, adapter_dir: Path, out_dir: Path, wish: ExportWish, rep
 
 
 def _write_gguf(
-    base: Path, adapter_dir: Path, out_dir: Path, wish: ExportWish, report: Report
+    base: Path, adapter_dir: Path | None, out_dir: Path, wish: ExportWish, report: Report
 ) -> ExportResult:
     numbers = "q8_0" if wish.format == "ollama" else wish.format.removeprefix("gguf-")
     quantise = quantiser.find() if numbers == "q4_k_m" else None
@@ -100,7 +104,7 @@ def _write_gguf(
     require_free_space(out_dir.parent, weights.elements * ITEM_BYTES["F16"], "the GGUF file")
     with folder_written_whole(out_dir) as unfinished:
         file = unfinished / f"{wish.name}-{numbers}.gguf"
-        copy_tokenizer(adapter_dir, base, unfinished)
+        copy_tokenizer(weights.adapter_dir, base, unfinished)
         text = modelfile(file.name, *chat_turns(unfinished))
         if wish.format == "ollama" and not has_template(text):
             raise InvalidRequestError(
@@ -117,8 +121,8 @@ def _write_gguf(
             report("quantising")
             quantise(plain, file)
             plain.unlink()
-        report("asking the adapter")
-        wanted = ask_adapter(base, adapter_dir, unfinished)
+        report("asking the tuned model")
+        wanted = ask_tuned(base, adapter_dir, unfinished)
         report("asking the GGUF file")
         # Through transformers' reader, which undoes what ours did by code of its own.
         parity = compare_folder(wanted, unfinished, _DTYPES.get(numbers, numbers), gguf_file=file.name)

@@ -75,6 +75,9 @@ class Adapter:
     """Whole tensors that were trained: `modules_to_save`, biases."""
 
 
+NO_ADAPTER = Adapter(AdapterConfig(1.0, False, {}, False, False), {})
+
+
 def read_adapter(folder: Path) -> Adapter:
     """Raises: ModelNotFoundError, InvalidRequestError for a kind that cannot be merged."""
     path = folder / "adapter_config.json"

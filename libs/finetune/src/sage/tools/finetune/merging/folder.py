@@ -26,6 +26,8 @@ _TOKENIZER_FILES = (
 )
 # What else a server reads, or a person has to: own model code, generation defaults, the licence.
 _BASE_FILES = ("generation_config.json", "preprocessor_config.json", "LICENSE*", "*.py")
+# What was written beside the weights of a model tuned in full, and holds of it in any other form.
+_TUNED_FILES = ("README.md", "training_config.json", "finetune_meta.json")
 
 
 def write_model(
@@ -47,7 +49,8 @@ def write_model(
         config["torch_dtype"] = dtype
     write_json(folder / "config.json", config)
     copy_tokenizer(weights.adapter_dir, weights.base, folder)
-    for pattern in _BASE_FILES:
+    is_tuned_in_full = weights.adapter_dir == weights.base
+    for pattern in (*_BASE_FILES, *(_TUNED_FILES if is_tuned_in_full else ())):
         for path in weights.base.glob(pattern):
             shutil.copyfile(path, folder / path.name)
 

@@ -10,7 +10,7 @@ from typing import Literal
 from sage.tools.finetune.hardware import memory_errors, wait_politely
 from sage.tools.finetune.merging.folder import model_bytes, write_model
 from sage.tools.finetune.merging.numbers import CODES, FLOATS
-from sage.tools.finetune.merging.parity import ParityReport, ask_adapter, compare_folder, require_parity
+from sage.tools.finetune.merging.parity import ParityReport, ask_tuned, compare_folder, require_parity
 from sage.tools.finetune.merging.tensor_files import MAX_SHARD_BYTES
 from sage.tools.finetune.merging.weights import merged_weights
 from sage.tools.finetune.storage import folder_written_whole, require_free_space, storage_errors, write_json
@@ -28,7 +28,7 @@ class MergeResult:
 
 def merge_adapter(
     base: Path,
-    adapter_dir: Path,
+    adapter_dir: Path | None,
     out_dir: Path,
     dtype: MergeDtype = "auto",
     report: Report = lambda phase: None,
@@ -37,7 +37,8 @@ def merge_adapter(
 ) -> MergeResult:
     """Write base + adapter to `out_dir`, whole, with the adapter's tokenizer and chat template.
 
-    The merge is computed in fp32, a few rows at a time. What was written is loaded and has to answer the
+    `adapter_dir=None` writes a model tuned in full anew, with its own. The merge is computed in fp32, a few
+    rows at a time. What was written is loaded and has to answer the
     probes as the adapter does, or nothing is kept. "auto" leaves every weight in the base's own dtype.
     Raises: ModelNotFoundError, InvalidRequestError for what cannot be merged, TrainingFailedError on
     disagreement, StorageFullError, OutOfMemoryError.
@@ -50,8 +51,8 @@ def merge_adapter(
         with folder_written_whole(out_dir) as unfinished:
             report("merging")
             write_model(weights, unfinished, code, max_shard_bytes)
-            report("asking the adapter")
-            wanted = ask_adapter(base, adapter_dir, unfinished)
+            report("asking the tuned model")
+            wanted = ask_tuned(base, adapter_dir, unfinished)
             report("asking the merged model")
             parity = compare_folder(wanted, unfinished, FLOATS[code or weights.main_code])
             require_parity(parity, "The merged model")

@@ -41,7 +41,7 @@ class Reference:
     logits: list[Any]
     """For each probe fp32 of shape (answer tokens, vocabulary): what chose each of its tokens."""
     base_kl: float
-    """Mean KL(adapter || plain base) over the answers: how far the adapter moves its base at all."""
+    """Mean KL(adapter || plain base) over the answers: how far the adapter moves its base; 0 without one."""
     texts: list[str] = field(default_factory=list)
 
 
@@ -67,24 +67,33 @@ class ParityReport:
     """The adapter's, for people."""
 
 
-def ask_adapter(base: Path, adapter_dir: Path, tokenizer_dir: Path | None = None) -> Reference:
-    """Load base + adapter, keep what they say, let them go again. Raises: ModelNotFoundError."""
-    quiet_bitsandbytes()
-    from peft import PeftModel
+def ask_tuned(base: Path, adapter_dir: Path | None, tokenizer_dir: Path | None = None) -> Reference:
+    """Load base + adapter, keep what they say, let them go again; without an adapter the base alone.
 
+    Raises: ModelNotFoundError.
+    """
     tokenizer = load_tokenizer(tokenizer_dir or base)
     prompts = [_prompt(tokenizer, probe) for probe in PROBES]
     with _loaded(base) as model:
-        tuned = PeftModel.from_pretrained(model, str(adapter_dir)).eval()
+        tuned = _with_adapter(model, adapter_dir) if adapter_dir else model.eval()
         answers = _greedy(tuned, prompts)
         logits = [_answer_logits(tuned, *pair) for pair in zip(prompts, answers, strict=True)]
-        with tuned.disable_adapter():
-            plain = [_answer_logits(tuned, *pair) for pair in zip(prompts, answers, strict=True)]
+        plain = logits
+        if adapter_dir:
+            with tuned.disable_adapter():
+                plain = [_answer_logits(tuned, *pair) for pair in zip(prompts, answers, strict=True)]
         del tuned
     moved = sum(float(_kl(a, b).sum()) for a, b in zip(logits, plain, strict=True))
     tokens = sum(len(answer) for answer in answers)
     texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
     return Reference(prompts, answers, logits, moved / tokens, texts)
+
+
+def _with_adapter(model: Any, adapter_dir: Path) -> Any:
+    quiet_bitsandbytes()
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, str(adapter_dir)).eval()
 
 
 def compare_folder(reference: Reference, folder: Path, dtype: str, **load: Any) -> ParityReport:
@@ -134,18 +143,18 @@ def require_parity(report: ParityReport, what: str) -> None:
     if report.dtype == "float32":
         # The same arithmetic in another order: differences in the last bits.
         fits = report.same == report.probes
-        how = f"answers {report.probes - report.same} of {report.probes} probes unlike its adapter"
+        how = f"answers {report.probes - report.same} of {report.probes} probes unlike the tuned model"
     else:
         allowed = max(_ROUNDING_KL.get(report.dtype, _ROUNDING_KL["q4"]), _ALLOWED_SHARE * report.base_kl)
         fits = report.mean_kl <= allowed
         how = (
-            f"strays {report.mean_kl:.3g} nats per token from its adapter, where rounding to {report.dtype} "
-            f"explains at most {allowed:.3g}"
+            f"strays {report.mean_kl:.3g} nats per token from the tuned model, where rounding to "
+            f"{report.dtype} explains at most {allowed:.3g}"
         )
     if not fits:
         raise TrainingFailedError(
             f"{what} {how}, so it is not kept (largest difference of a logit {report.max_logit_diff:.3g}, "
-            f"{report.top1:.0%} of the tokens chosen alike). Chat with the adapter, and report this."
+            f"{report.top1:.0%} of the tokens chosen alike). Chat with the model as it is, and report this."
         )
 
 

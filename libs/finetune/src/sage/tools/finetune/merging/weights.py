@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from sage.tools.finetune.merging.adapter import Adapter, ModuleEdits, Rows, add_bias, low_rank, read_adapter
+from sage.tools.finetune.merging.adapter import (
+    NO_ADAPTER,
+    Adapter,
+    ModuleEdits,
+    Rows,
+    add_bias,
+    low_rank,
+    read_adapter,
+)
 from sage.tools.finetune.merging.numbers import FLOATS, from_fp32, is_finite
 from sage.tools.finetune.merging.tensor_files import StoredTensor, stored_tensors
 from sage_contracts.errors import InvalidRequestError, ModelNotFoundError, TrainingFailedError
@@ -85,6 +93,7 @@ class MergedWeights:
 
     base: Path
     adapter_dir: Path
+    """Where the tokenizer is that was trained with; without an adapter the base itself."""
     tensors: tuple[MergedTensor, ...]
     config: dict[str, Any]
     """The base's, except for ties that the merge breaks."""
@@ -96,11 +105,14 @@ class MergedWeights:
         return sum(tensor.source.rows * tensor.source.row_elements for tensor in self.tensors)
 
 
-def merged_weights(base: Path, adapter_dir: Path) -> MergedWeights:
-    """Reads headers only. Raises: ModelNotFoundError, InvalidRequestError where they do not fit together."""
+def merged_weights(base: Path, adapter_dir: Path | None) -> MergedWeights:
+    """Reads headers only; without an adapter they are the base's own.
+
+    Raises: ModelNotFoundError, InvalidRequestError where they do not fit together.
+    """
     config = _config_of(base)
     stored = stored_tensors(base)
-    adapter = read_adapter(adapter_dir)
+    adapter = read_adapter(adapter_dir) if adapter_dir else NO_ADAPTER
     edits, replaced = _by_tensor(adapter)
     head = next((name for name in _OUTPUT_EMBEDDINGS if name in stored or name in edits | replaced), None)
     embedding = next((name for name in stored if name.endswith(_INPUT_EMBEDDINGS)), None)
@@ -122,7 +134,7 @@ def merged_weights(base: Path, adapter_dir: Path) -> MergedWeights:
     for tensor in stored.values():
         sizes[tensor.code] = sizes.get(tensor.code, 0) + tensor.size_bytes
     main_code = max((code for code in sizes if code in FLOATS), key=sizes.__getitem__)
-    return MergedWeights(base, adapter_dir, tensors, config, main_code)
+    return MergedWeights(base, adapter_dir or base, tensors, config, main_code)
 
 
 def _config_of(base: Path) -> dict[str, Any]:

@@ -1,0 +1,61 @@
+"""From a name to what an engine can be given; what it cannot load as an adapter is merged first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from sage_contracts.errors import EngineFailedError, ModelNotFoundError
+from sage_contracts.home import Home
+from sage_contracts.models import MergeStatus
+from sage_inference.fit import Kind
+from sage_inference.models import Wanted, locate
+from sage_inference.orchestrator import Orchestrator
+
+_POLL_S = 1.0
+
+
+class Finder:
+    """Looks models up for one kind of engine."""
+
+    def __init__(self, orchestrator: Orchestrator, home: Home, kind: Kind) -> None:
+        self._orchestrator = orchestrator
+        self._home = home
+        self._kind = kind
+
+    async def find(self, name: str, *, is_fresh: bool = False) -> Wanted:
+        """What the name means; with `merge_reason` set it has to go through `merged`.
+
+        Raises: ModelNotFoundError, ServiceUnavailableError.
+        """
+        return locate(await self._orchestrator.resolve(name, is_fresh=is_fresh), self._home, self._kind)
+
+    async def merged(self, wanted: Wanted, tell: Callable[[str], None]) -> Wanted:
+        """Wait until the version is merged, by a merge of ours or one that is under way. Has no deadline:
+        whoever waits cancels it, and the merge goes on.
+
+        Raises: EngineFailedError with the merger's reason, ModelNotFoundError, ServiceUnavailableError.
+        """
+        # The name is immutable here: an alias that moves meanwhile does not change what was asked for.
+        name, why = wanted.label, wanted.merge_reason
+        known = await self.find(name, is_fresh=True)
+        if known.merge_reason is None:
+            return known
+        merge = await self._orchestrator.merge(name)
+        while not merge.status.is_terminal:
+            tell(f"merging {name} first, because {why} ({merge.phase or merge.status.value})")
+            await asyncio.sleep(_POLL_S)
+            merge = await self._orchestrator.merge_job(merge.id)
+        if merge.status is MergeStatus.FAILED:
+            raise EngineFailedError(
+                f"{name} has to be merged first, because {why}, and that failed: "
+                f"{merge.error or 'no reason was recorded'}"
+            )
+        ready = await self.find(name, is_fresh=True)
+        if ready.merge_reason is not None:
+            raise ModelNotFoundError(
+                f"{name} was merged into {merge.merged_path}, which this host does not see: mount the same "
+                "SAGE_HOME here.",
+                param="model",
+            )
+        return ready

@@ -1,0 +1,47 @@
+"""Which adapters an engine loads as they are. What it would load wrongly counts as what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Kind = Literal["vllm", "transformers"]
+
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What it accepts as the largest rank of an engine."""
+_NAMES: dict[Kind, str] = {"vllm": "vLLM", "transformers": "the transformers engine"}
+# Each changes more than what two small matrices add to a layer. Source: vLLM, `vllm/lora/peft_helper.py`;
+# trained tokens it passes over without a word.
+_NOT_IN_VLLM = {
+    "use_dora": "DoRA",
+    "lora_bias": "biases",
+    "modules_to_save": "modules_to_save",
+    "trainable_token_indices": "trained tokens",
+    "alora_invocation_tokens": "aLoRA",
+    "layer_replication": "layer_replication",
+    "use_bdlora": "BD-LoRA",
+    "use_qalora": "QALoRA",
+}
+_STARTS_IN_VLLM = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+
+
+def why_not(config: Mapping[str, Any], kind: Kind) -> str | None:
+    """Why that engine cannot take an adapter with this `adapter_config.json`; None when it can."""
+    # peft writes trained biases into the base itself, where they would change every other model's answers.
+    found = ["biases"] if config.get("bias", "none") != "none" else []
+    if kind == "vllm":
+        found += [name for key, name in _NOT_IN_VLLM.items() if config.get(key)]
+        start = config.get("init_lora_weights")
+        if isinstance(start, str) and start.lower() not in _STARTS_IN_VLLM:
+            found.append(f"init_lora_weights={start}")
+        if (rank := largest_rank(config)) > VLLM_RANKS[-1]:
+            found.append(f"rank {rank}")
+    if not found:
+        return None
+    return f"{_NAMES[kind]} cannot load an adapter with {', '.join(dict.fromkeys(found))}"
+
+
+def largest_rank(config: Mapping[str, Any], otherwise: int = 0) -> int:
+    """Over all layers; `otherwise` where the file names none."""
+    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
+    return max((rank for rank in ranks if isinstance(rank, int)), default=otherwise)
