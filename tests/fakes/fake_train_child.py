@@ -1,6 +1,6 @@
 """A training child without a model: speaks the trainer's protocol and behaves as the job's name says.
 
-quick     three steps, then done
+quick     three steps and two evaluations, then done
 graded    one step, and a held-out loss of 1/r; with r = 1 a traceback
 steady    steps until `<output>/go` exists, then done; saves at SIGTERM; resumes where it stopped
 stubborn  steps forever and ignores SIGTERM
@@ -31,6 +31,7 @@ from sage_trainer.messages import (
     CheckpointMessage,
     ChildSpec,
     DoneMessage,
+    EvalMessage,
     FailedMessage,
     LogMessage,
     PhaseMessage,
@@ -78,8 +79,10 @@ class FakeRun:
         )
 
     def quick(self) -> None:
+        self.say(EvalMessage(of="base", loss=2.0, token_accuracy=0.25))
         for number in range(1, 4):
             self.step(number, 3)
+        self.say(EvalMessage(of="tuned", step=3, loss=1.0, token_accuracy=0.5))
         self.done()
 
     def graded(self) -> None:

@@ -121,6 +121,8 @@ def test_a_job_becomes_a_version(stack: Stack) -> None:
     events = stack.events(job_id)
     assert "Preparing data" in events
     assert "Step 3/3 loss 0.3333" in events
+    content = stack.api.get(f"/v1/files/{job['result_files'][0]}/content").text
+    assert content.splitlines()[1:] == ["0,,,2,0.25", "1,1,,,", "2,0.5,,,", "3,0.333333,,1,0.5"]
 
 
 def test_a_sweep_trains_its_jobs_one_after_another_and_names_the_best(stack: Stack) -> None:

@@ -53,6 +53,18 @@ def test_a_job_that_did_not_succeed_has_none(rig: Rig) -> None:
     assert rig.get("/v1/files")["data"] == []
 
 
+def test_what_was_measured_stays_with_its_step() -> None:
+    """The last step was worse than the one before, whose weights and loss became the job's."""
+    events = [
+        {"step": 0, "full_valid_loss": 2.0, "full_valid_mean_token_accuracy": 0.25},
+        {"step": 1, "train_loss": 1.5},
+        {"step": 1, "full_valid_loss": 1.0, "full_valid_mean_token_accuracy": 0.75},
+        {"step": 2, "train_loss": 1.25},
+    ]
+    rows = step_metrics_csv(events, JobMetrics(base_eval_loss=2.0, eval_loss=1.0)).splitlines()[1:]
+    assert rows == ["0,,,2,0.25", "1,1.5,,1,0.75", "2,1.25,,,"]
+
+
 def test_results_cannot_be_uploaded(rig: Rig) -> None:
     data, files = {"purpose": "fine-tune-results"}, {"file": ("x.csv", b"step\n")}
     response = rig.http.post("/v1/files", files=files, data=data)

@@ -65,7 +65,9 @@ def step_metrics_csv(events: Iterable[Mapping[str, Any]], metrics: JobMetrics) -
             known.update({column: value for column, value in found.items() if value is not None})
     if metrics.base_eval_loss is not None:
         steps.setdefault(0, {}).setdefault("valid_loss", metrics.base_eval_loss)
-    if metrics.eval_loss is not None and steps:
+    is_measured = any(step and "valid_loss" in figures for step, figures in steps.items())
+    if metrics.eval_loss is not None and steps and not is_measured:
+        # Where there are measurements, it may be that of an earlier step, which was kept as the best.
         steps[max(steps)].setdefault("valid_loss", metrics.eval_loss)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
