@@ -9,10 +9,23 @@ from typing import Any
 import pytest
 from tests.integration.finetune_recorder import Recorder
 
-from sage.tools.finetune import LoRATrainer, TrainingConfig, TrainResult
+from sage.tools.finetune import Evaluation, LoRATrainer, TrainingConfig, TrainResult
 from sage_contracts.errors import InvalidDataError, InvalidRequestError, TrainingFailedError
 
 METHODS = ("dpo", "orpo", "kto")
+
+
+class Watcher(Recorder):
+    """Remembers every evaluation between steps."""
+
+    def __init__(self, stop_after: int = 0) -> None:
+        super().__init__(stop_after)
+        self.between: list[tuple[int, float, bool]] = []
+
+    def on_eval(self, evaluation: Evaluation) -> None:
+        super().on_eval(evaluation)
+        if evaluation.name == "step":
+            self.between.append((evaluation.step, evaluation.loss, evaluation.is_best))
 
 
 @pytest.fixture
@@ -100,6 +113,57 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     expected = adapter_weights(whole)
     for name, weight in adapter_weights(second).items():
         assert (weight - expected[name]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])  # with orpo the chosen answers are learnt besides
+def test_a_run_ends_early_and_keeps_its_best(
+    method: str, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    """The held-out rows prefer the opposite: what is learnt makes them worse."""
+    held = tmp_path / "held.jsonl"
+    rows = [{"prompt": f"Number {n}?", "chosen": "no NO no", "rejected": "Yes please."} for n in range(6)]
+    held.write_text("\n".join(map(json.dumps, rows)))
+    changes = {"eval_steps": 1, "early_stopping_patience": 2, "save_steps": 1, "save_total_limit": 1}
+    config = settings(tiny_base, data, tmp_path / "out", method=method, max_steps=9, **changes)
+    watcher = Watcher()
+    result = LoRATrainer(config, [watcher], validation_path=held).train()
+
+    steps, losses, best = zip(*watcher.between, strict=True)
+    kept = 1 + losses.index(min(losses))
+    assert steps == tuple(range(1, kept + 3)), "two evaluations in a row were no better"
+    assert [step for step, is_best in zip(steps, best, strict=True) if is_best][-1] == kept
+    assert len(watcher.steps) == kept + 2 < 9
+    assert (result.eval_loss, result.metrics["result_step"]) == (min(losses), kept)
+    checkpoints = tmp_path / "out" / "checkpoints"
+    assert {path.name for path in checkpoints.iterdir()} == {f"checkpoint-{kept}", f"checkpoint-{kept + 2}"}
+    from safetensors.torch import load_file
+
+    of_best = load_file(checkpoints / f"checkpoint-{kept}" / "adapter_model.safetensors")
+    assert all((of_best[name] == weight).all() for name, weight in adapter_weights(result).items())
+
+    again = Watcher()
+    LoRATrainer(config, [again], validation_path=held, resume=True).train()
+    assert (again.steps, again.between) == ([], []), "it had ended, only its end was lost"
+
+
+@pytest.mark.parametrize("stop_after", [3, 4])
+def test_evaluations_of_a_resumed_run_are_those_of_an_uninterrupted_one(
+    tiny_base: Path, data: Path, tmp_path: Path, stop_after: int
+) -> None:
+    """Stopped between two evaluations, and at the very step that one is due."""
+
+    def run(name: str, *watchers: Watcher) -> Watcher:
+        config = settings(tiny_base, data, tmp_path / name, method="dpo", eval_steps=2)
+        for watcher in watchers:
+            LoRATrainer(config, [watcher], run_id="job", resume=True).train()
+        return watchers[-1]
+
+    whole = run("a", Watcher())
+    first = Watcher(stop_after)
+    rest = run("b", first, Watcher())
+    assert [step for step, _, _ in first.between + rest.between] == [2, 4, 6]
+    for one, other in zip(whole.between, first.between + rest.between, strict=True):
+        assert one[1] == pytest.approx(other[1], rel=1e-4)
 
 
 def test_a_checkpoint_that_is_not_whole_or_of_other_settings_is_passed_over(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
@@ -13,7 +13,7 @@ from sage.tools.finetune.batching import Schedule, micro_batches
 from sage.tools.finetune.callbacks import CheckpointInfo, StepMetrics, StopMode, TrainingCallback
 from sage.tools.finetune.checkpoints import Checkpoints, RunState
 from sage.tools.finetune.distributed.team import ALONE, Team
-from sage.tools.finetune.evaluation import HeldOut, RunStopped, Scores
+from sage.tools.finetune.evaluation import HeldOut, RunStopped
 from sage.tools.finetune.hardware import peak_memory_bytes
 from sage.tools.finetune.learning_rate import rate_factor
 from sage.tools.finetune.losses import LossFunction
@@ -114,14 +114,11 @@ class TrainingLoop:
             return stop.mode
         is_best = False
         if scores is not None:
-            is_best = note_evaluation(state, scores, self.config.early_stopping_patience)
+            figures = {"token_accuracy": scores.token_accuracy}
+            is_best = note_evaluation(state, scores.loss, self.config.early_stopping_patience, figures)
         self.held.tell("step", state.step, scores, is_best=is_best)
         if state.has_ended_early:
-            self.callbacks.on_log(
-                "info",
-                f"Stopping early after step {state.step}: {state.stale_evaluations} evaluations in a row "
-                f"were no better than {(state.best or {})['loss']:.4f}",
-            )
+            self.callbacks.on_log("info", early_end_text(state))
         return None
 
     def _step(self) -> Fault | None:
@@ -265,13 +262,20 @@ class TrainingLoop:
         self.callbacks.on_checkpoint(CheckpointInfo(state.step, path, state.train_loss, eval_loss))
 
 
-def note_evaluation(state: RunState, scores: Scores, patience: int) -> bool:
+def note_evaluation(state: RunState, loss: float, patience: int, figures: Mapping[str, float]) -> bool:
     """Enter an evaluation between steps into the state; whether it is the best so far."""
-    state.evaluation = {"step": state.step, "loss": scores.loss, "token_accuracy": scores.token_accuracy}
-    is_best = state.best is None or scores.loss < state.best["loss"]
+    state.evaluation = {"step": state.step, "loss": loss, **figures}
+    is_best = state.best is None or loss < state.best["loss"]
     if is_best:
         state.best, state.stale_evaluations = state.evaluation, 0
     else:
         state.stale_evaluations += 1
         state.has_ended_early = 0 < patience <= state.stale_evaluations
     return is_best
+
+
+def early_end_text(state: RunState) -> str:
+    return (
+        f"Stopping early after step {state.step}: {state.stale_evaluations} evaluations in a row "
+        f"were no better than {(state.best or {})['loss']:.4f}"
+    )

@@ -193,8 +193,10 @@ def _callback(progress: Progress) -> Any:
             if "loss" not in logs:  # the summary at the end
                 return
             progress.step_logged(state.global_step, logs)
-            if progress.wish():
+            if progress.wish() or progress.has_ended_early:
                 control.should_save = control.should_training_stop = True
+            elif progress.is_best_now:
+                control.should_save = True
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             progress.saved(Path(args.output_dir) / f"checkpoint-{state.global_step}")

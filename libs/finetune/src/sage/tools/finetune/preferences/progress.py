@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from sage.tools.finetune.batching import Schedule
-from sage.tools.finetune.callbacks import CheckpointInfo, StepMetrics, StopMode, TrainingCallback
+from sage.tools.finetune.callbacks import CheckpointInfo, Evaluation, StepMetrics, StopMode, TrainingCallback
 from sage.tools.finetune.checkpoints import Checkpoints, RunState
 from sage.tools.finetune.evaluation import RunStopped
 from sage.tools.finetune.hardware import peak_memory_bytes
-from sage.tools.finetune.loop import RATE_WINDOW
+from sage.tools.finetune.loop import RATE_WINDOW, early_end_text, note_evaluation
+from sage.tools.finetune.preferences.scoring import Scores
 from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import TrainingFailedError
 
@@ -23,7 +24,10 @@ _MASKS = ("attention_mask", "KL_attention_mask", "chosen_attention_mask", "rejec
 
 
 class Progress:
-    """One run's counters. A step: `forward` per micro-batch, `step_logged`, `wish`, maybe `saved`."""
+    """One run's counters. A step: `forward` per micro-batch, `step_logged`, `wish`, maybe `saved`.
+
+    `measure` asks the model about the held-out rows; None where there are none. It may raise RunStopped.
+    """
 
     def __init__(
         self,
@@ -33,6 +37,7 @@ class Progress:
         checkpoints: Checkpoints,
         callbacks: TrainingCallback,
         device: str,
+        measure: Callable[[], Scores] | None = None,
     ) -> None:
         self.last_metrics: StepMetrics | None = None
         self.stopped: StopMode | None = None
@@ -42,6 +47,7 @@ class Progress:
         self._checkpoints = checkpoints
         self._callbacks = callbacks
         self._device = device
+        self._measure = measure
         self._tokens = 0
         self._began = time.monotonic()
         self._recent: deque[tuple[float, int]] = deque(maxlen=RATE_WINDOW)
@@ -72,19 +78,53 @@ class Progress:
         self._callbacks.on_step(self.last_metrics)
 
     def wish(self) -> StopMode | None:
-        """What is to happen after this step. Raises: RunStopped."""
-        wish = self._callbacks.should_stop()
+        """What is to happen after this step, which is measured if it is time. Raises: RunStopped."""
+        wish = self._callbacks.should_stop() or self.evaluate_if_due()
         if wish == "stop":
             raise RunStopped(wish)
         if wish and self._state.step < self._schedule.total_steps:
             self.stopped = wish
         return wish
 
+    def evaluate_if_due(self) -> StopMode | None:
+        """Measure the held-out rows every `eval_steps`; what interrupted that, when something did."""
+        state, every = self._state, self._config.eval_steps
+        if not self._measure or not every or state.step == 0 or state.step % every:
+            return None
+        if state.evaluation and state.evaluation["step"] == state.step:
+            return None
+        try:
+            found = self._measure()
+        except RunStopped as stop:
+            return stop.mode
+        figures = {"reward_accuracy": found.reward_accuracy, "reward_margin": found.reward_margin}
+        is_best = note_evaluation(state, found.loss, self._config.early_stopping_patience, figures)
+        self._callbacks.on_eval(Evaluation("step", state.step, found.loss, is_best=is_best))
+        if state.has_ended_early:
+            self._callbacks.on_log("info", early_end_text(state))
+        self._began = time.monotonic()  # that was no part of the next step
+        return None
+
+    @property
+    def has_ended_early(self) -> bool:
+        return self._state.has_ended_early
+
+    @property
+    def is_best_now(self) -> bool:
+        """Whether this step's weights are to be kept."""
+        best = self._state.best
+        return self._config.keep_best and best is not None and best["step"] == self._state.step
+
     def saved(self, path: Path) -> None:
         """The trainer has written a checkpoint: from now on it counts."""
         self._checkpoints.seal(path, self._state)
-        self._checkpoints.keep_newest(self._config.save_total_limit)
-        self._callbacks.on_checkpoint(CheckpointInfo(self._state.step, path, self._state.train_loss))
+        best = [int(self._state.best["step"])] if self._state.best and self._config.keep_best else []
+        self._checkpoints.keep_newest(self._config.save_total_limit, besides=best)
+        measured = self._state.evaluation
+        eval_loss = measured["loss"] if measured and measured["step"] == self._state.step else None
+        self._callbacks.on_checkpoint(
+            CheckpointInfo(self._state.step, path, self._state.train_loss, eval_loss)
+        )
         self._began = time.monotonic()
 
     def _metrics(self, rate: float) -> StepMetrics:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sage.tools.finetune.batching import Schedule
-from sage.tools.finetune.callbacks import Evaluation
+from sage.tools.finetune.callbacks import Evaluation, TrainingCallback
 from sage.tools.finetune.checkpoints import Checkpoints, RunState
 from sage.tools.finetune.modeling import load_weights
 from sage.tools.finetune.preferences.held_out import HeldOut
@@ -66,15 +66,18 @@ class PreferenceRun(Run):
                 told.on_phase("base_eval", f"{len(held)} held-out {held.unit} and the base")
                 state.take_base(held.base(told))
                 told.on_eval(Evaluation("base", 0, state.base_eval_loss or 0.0))
+            elif config.eval_steps and not len(held):
+                told.on_log("warn", "eval_steps is set, but no rows are held out: nothing is measured")
             told.on_phase("training", f"{schedule.total_steps} steps of {config.effective_batch_size} rows")
-            progress = Progress(config, schedule, state, checkpoints, told, parts.device)
+            measure = (lambda: held.tuned(told)) if len(held) else None
+            progress = Progress(config, schedule, state, checkpoints, told, parts.device, measure)
             self._steps(parts, train, schedule, progress, newest, state)
             if progress.stopped:
                 return TrainResult(layout.root, None, progress.stopped, base, state.base_eval_loss)
             told.on_phase("eval", f"{len(held)} held-out {held.unit} and the tuned model")
             if len(held):
-                tuned = held.tuned(told)
-                told.on_eval(Evaluation("tuned", state.step, tuned.loss))
+                tuned = self._settle(parts, checkpoints, state, held, told)
+                told.on_eval(Evaluation("tuned", state.kept_step or state.step, tuned.loss))
                 told.on_log("info", _comparison(state, tuned))
         tell.on_phase("saving", str(layout.adapter))
         metrics = self._scores(state, schedule, tuned, progress)
@@ -126,11 +129,39 @@ class PreferenceRun(Run):
         """Raises: RunStopped, TrainingFailedError."""
         if newest:
             self._tell.on_log("info", f"Resuming after step {state.step}")
-        if newest and state.step == schedule.total_steps:
             load_weights(parts.model, newest)
+            # It may have been stopped before its evaluation was done.
+            progress.stopped = progress.evaluate_if_due()
+        if progress.stopped or state.has_ended_early or (newest and state.step == schedule.total_steps):
             return
         trainer = make_trainer(self._config, parts, rows, schedule, self._layout.checkpoints, progress)
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+
+    def _settle(
+        self,
+        parts: RunParts,
+        checkpoints: Checkpoints,
+        state: PreferenceState,
+        held: HeldOut,
+        told: TrainingCallback,
+    ) -> Scores:
+        """Make the model the run's result: the best evaluation's where that is kept, else the last step's.
+
+        Raises: RunStopped.
+        """
+        last, best = state.evaluation, state.best
+        is_measured = last is not None and last["step"] == state.step
+        scores = _scores_of(last) if last and is_measured else held.tuned(told)
+        if not (self._config.keep_best and best and best["loss"] < scores.loss):
+            return scores
+        step = int(best["step"])
+        if not checkpoints.is_whole(step):
+            told.on_log("warn", f"The best checkpoint, of step {step}, is damaged; using the last")
+            return scores
+        load_weights(parts.model, checkpoints.of_step(step))
+        told.on_log("info", f"The result is step {step}, whose held-out loss was the lowest")
+        state.kept_step = step
+        return _scores_of(best)
 
     def _fingerprint(self, splits: Any, base: Path, schedule: Schedule) -> dict[str, Any]:
         own = {"method": self._config.method, "preference_beta": self._config.preference_beta}
@@ -144,6 +175,7 @@ class PreferenceRun(Run):
             "steps": state.step,
             "epochs": round(schedule.epoch_of(state.step), 4),
             "train_loss": state.train_loss,
+            "result_step": state.kept_step or state.step,
             "base_eval_loss": state.base_eval_loss,
             "eval_loss": tuned.loss if tuned else None,
             "base_reward_accuracy": state.base_reward_accuracy,
@@ -155,6 +187,10 @@ class PreferenceRun(Run):
             "peak_memory_bytes": last.peak_memory_bytes if last else None,
             "wall_s": round(time.monotonic() - self._began, 2),
         }
+
+
+def _scores_of(evaluation: Mapping[str, float]) -> Scores:
+    return Scores(evaluation["loss"], evaluation["reward_accuracy"], evaluation["reward_margin"])
 
 
 def _comparison(state: PreferenceState, tuned: Scores) -> str:
