@@ -161,7 +161,8 @@ class Answer(Response):
                     f"{self._wanted.label} is not ready after {waited_s:.0f} s: {progress}. Try again soon.",
                     retry_after_s=_RETRY_AFTER_S,
                 )
-            await reply.comment(f"{progress} {waited_s:.0f}s")
+            if is_stream:  # a timer may wake a moment too early: an answer in one piece has no room for this
+                await reply.comment(f"{progress} {waited_s:.0f}s")
 
     async def _relay(self, grant: Grant, reply: ReplyWriter) -> None:
         client = grant.process.client
