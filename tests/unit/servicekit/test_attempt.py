@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -150,6 +151,25 @@ def test_all_that_a_child_said_is_heard_and_its_spec_is_gone_after_it(stand: Sta
     assert not list((stand.home / "run").iterdir())
 
 
+def test_what_a_child_said_with_its_last_breath_is_heard(stand: Stand) -> None:
+    class Slow(Errand):
+        """Takes so long over the first line that the child is dead before anybody listens again."""
+
+        def _take_in(self, message: str) -> None:
+            super()._take_in(message)
+            if len(self.heard) == 1:
+                os.kill(int(message), signal.SIGUSR1)
+                os.waitid(os.P_PID, int(message), os.WEXITED | os.WNOWAIT)
+
+    code = (
+        f"{BEGIN} import os; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1]); say(os.getpid());"
+        "signal.sigwait([signal.SIGUSR1]); say('last')"
+    )
+    errand = Slow(stand.post, code)
+    errand.run()
+    assert errand.heard[1:] == ["last"]
+
+
 def test_the_words_of_an_end_carry_what_this_attempt_logged(stand: Stand) -> None:
     log = stand.home / "finetune_output/code/logs/run.log"
     log.parent.mkdir(parents=True)
@@ -189,7 +209,7 @@ def test_a_worker_that_is_told_to_stop_stops_its_child(stand: Stand) -> None:
 
 @pytest.mark.parametrize("error", [NotYoursError("somebody else's"), NotFoundError("deleted")])
 def test_a_lost_attempt_dies_without_grace_and_says_nothing(tmp_path: Path, error: SageError) -> None:
-    stand = Stand(tmp_path, RecordingLink(lambda path: error))
+    stand = Stand(tmp_path, RecordingLink(lambda path: error if path.endswith("/events") else None))
     errand = Errand(stand.post, DEAF)
     errand.run()
     assert errand.end == ChildEnd(-9, was_killed=True)
