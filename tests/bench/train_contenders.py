@@ -21,20 +21,31 @@ def counting(trainer_class: Any) -> tuple[list[dict[str, float]], Any]:
     from transformers import TrainerCallback
 
     steps: list[dict[str, float]] = []
-    labels = [0]
+    seen = {"labels": 0, "tokens": 0}
     usual = trainer_class.training_step
 
     def training_step(self: Any, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
-        labels[0] += int((inputs["labels"] != -100).sum())
+        seen["labels"] += int((inputs["labels"] != -100).sum())
+        seen["tokens"] += real_tokens(inputs)
         return usual(self, model, inputs, *rest, **named)
 
     trainer_class.training_step = training_step
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
-            steps.append({"at": time.time(), "labels": labels[0]})
+            steps.append({"at": time.time(), **seen})
 
     return steps, Clock()
+
+
+def real_tokens(inputs: Any) -> int:
+    """Tokens without padding, whether the mask is a row of flags, a square per row, or not there at all."""
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        return int(inputs["input_ids"].numel())
+    if mask.dim() == 4:  # additive: a real token may at least see itself
+        return int((mask[:, 0].diagonal(dim1=1, dim2=2) == 0).sum())
+    return int((mask != 0).sum())
 
 
 def common(setting: dict[str, Any], out: Path) -> dict[str, Any]:

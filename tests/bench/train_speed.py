@@ -131,16 +131,12 @@ def run_peer(
     peak = reaped(process, log)
     steps = json.loads((folder / f"{name}.json").read_text())
     if name in PEERS:
-        # Tokens by way of labels, which packing neither adds nor loses. A peer may label a token more a row.
-        done = [step["labels"] for step in steps]
-        share = (done[-1] - done[0]) / done[-1]
-        rows_seen = min(1.0, done[-1] / setting["labels"])
-        rate = setting["tokens"] * rows_seen * share / (steps[-1]["at"] - steps[0]["at"])
+        rate = (steps[-1]["tokens"] - steps[0]["tokens"]) / (steps[-1]["at"] - steps[0]["at"])
         return {
             "tokens_per_s": rate,
             "peak_bytes": peak,
             "first_step_s": steps[0]["at"] - began,
-            "labels": done[-1],
+            "labels": steps[-1]["labels"],
             "adapter": str(folder / name),
         }
     return {"steps": steps}

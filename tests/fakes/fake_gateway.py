@@ -47,7 +47,7 @@ from sage_contracts.status import PartStatus, StackStatus
 from sage_contracts.sweeps import CreateSweepRequest, Sweep, SweepChild, SweepStatus, grid_points
 from sage_servicekit import errors
 
-STEPS = 4
+STEPS = 2
 MODEL = "smollm2-135m"
 FAILURES = {
     "fails": ("training_failed", "The loss became NaN at step 4."),

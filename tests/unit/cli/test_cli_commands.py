@@ -24,7 +24,7 @@ def test_quickstart_shows_phases_figures_losses_and_both_answers(online: Sage, r
     for text in (
         "base model  smollm2-135m",
         "Preparing data",
-        "step 4/4  loss 2.100  804 tok/s",
+        "step 2/2  loss 2.300  802 tok/s",
         "base 2.391 → tuned 1.898 (-20.6 %)",
         "perplexity      base 10.92 → tuned 6.673",
         "token accuracy  base 52.4% → tuned 58.1%",
@@ -40,7 +40,7 @@ def test_quickstart_shows_phases_figures_losses_and_both_answers(online: Sage, r
     jobs = json.loads(online("finetune", "list", "--json").stdout)
     assert jobs[0]["fine_tuned_model"] == "code@1"
     assert "Registered code@1" in online("finetune", "logs", "code").output
-    assert "Step 4/4" in online("finetune", "logs", "code", "--metrics").output
+    assert "Step 2/2" in online("finetune", "logs", "code", "--metrics").output
     shown = online("finetune", "show", "code@1").output
     assert "held-out loss   base 2.391" in shown
     assert "token accuracy  base 52.4% → tuned 58.1%" in shown
