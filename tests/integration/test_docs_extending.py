@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "docs/extending.md", ROOT / "docs/zh-CN/extending.md"]
 TIMEOUT_S = 60
 
