@@ -14,8 +14,6 @@ from sage_trainer.runner import TrainerPost, TrainRunner, child_env
 from sage_trainer.settings import TrainerSettings
 from sage_trainer.spare import Spare
 
-_SETTLED_AFTER_S = 5.0
-
 
 def main() -> int:
     """Run until SIGTERM; returns the exit code."""
@@ -44,15 +42,8 @@ def main() -> int:
     # A short timeout: the file must be touched on time even when the orchestrator hangs.
     life = SignOfLife(settings, OrchestratorLink(settings, timeout_s=2.0), beat)
     life.start()
-    threading.Thread(target=_keep_spare, args=(spare, runner, stopping), name="spare", daemon=True).start()
     try:
         return run_worker(celery, TRAIN_QUEUE, "trainer", stopping=stopping)
     finally:
         spare.close()
         life.stop()
-
-
-def _keep_spare(spare: Spare, runner: TrainRunner, stopping: threading.Event) -> None:
-    # Not at once: at first the whole stack starts, and wants the cores for itself.
-    if not stopping.wait(_SETTLED_AFTER_S) and runner.current is None:
-        spare.keep()

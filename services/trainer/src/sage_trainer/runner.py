@@ -54,6 +54,7 @@ class TrainRunner(Runner[TrainClaim]):
         try:
             TrainAttempt(self._post, claimed).run()
         finally:
+            # Only once somebody trains here: a stack that merely runs stays small.
             self._post.spare.keep()
 
 
