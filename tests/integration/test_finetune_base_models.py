@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from tests.fakes.tiny_llama import make_model
 
 from sage.tools.finetune.base_models import base_info, default_model, is_builtin, resolve_base
+from sage.tools.finetune.hardware import has_cuda
 from sage_contracts.config import Task
 from sage_contracts.errors import ModelNotFoundError
 
@@ -35,9 +37,10 @@ def test_wrong_folders_are_refused_at_once(tmp_path: Path) -> None:
         resolve_base(str(tmp_path / "empty"), tmp_path)
 
 
-def test_the_default_depends_on_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_depends_on_the_machine() -> None:
     name = default_model(Task.CODE)
-    assert is_builtin(name) or name.startswith("Qwen/")
+    assert name.startswith("Qwen/") == has_cuda()
+    assert is_builtin(name) != has_cuda()
 
 
 def test_an_unreachable_hub_is_said_soon(tmp_path: Path) -> None:
@@ -71,6 +74,8 @@ def test_the_builtin_model_is_converted_once_and_answers(tmp_path: Path) -> None
     folder = resolve_base("smollm2-135m", tmp_path, said.append)
     assert len(said) == 2
     assert base_info(folder)["license"] == "apache-2.0"
+    # A chat that names no temperature gets what suits so small a model.
+    assert json.loads((folder / "generation_config.json").read_text())["temperature"] == 0.2
     assert resolve_base("smollm2-135m", tmp_path, said.append) == folder
     assert len(said) == 2
 

@@ -101,6 +101,19 @@ def show_result(console: Console, job: FineTuningJob) -> None:
     console.print()
     console.print(Text("Your model is ready", style="bold green"))
     facts(console, rows)
+    if has_become_worse(metrics):
+        render.line(
+            console,
+            "warn",
+            "On rows it has not seen it became worse: it learned its own by heart. Give it more rows, fewer "
+            "epochs or a lower learning_rate; eval_steps with early_stopping_patience stops in time.",
+        )
+
+
+def has_become_worse(metrics: JobMetrics) -> bool:
+    """Whether the tuned model knows the held-out rows less well than its base."""
+    base, tuned = metrics.base_eval_loss, metrics.eval_loss
+    return base is not None and tuned is not None and tuned > base
 
 
 def quality_rows(metrics: JobMetrics) -> list[tuple[str, str]]:

