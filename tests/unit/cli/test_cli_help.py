@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 
-from sage_cli.commands import chat, finetune
+from sage_cli.commands import chat, options
 from sage_contracts.config import PresetName, Task
 
 HEAVY = ["httpx", "openai", "pydantic", "rich", "sage_contracts", "supervisor", "yaml"]
@@ -48,8 +48,8 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
 
 
 def test_the_commands_name_the_tasks_and_presets_that_exist() -> None:
-    assert tuple(task.value for task in Task) == finetune.TASK_NAMES
-    help_of_preset = get_args(finetune.PresetOption)[1].help
+    assert tuple(task.value for task in Task) == options.TASK_NAMES
+    help_of_preset = get_args(options.PresetOption)[1].help
     assert all(preset.value in help_of_preset for preset in PresetName)
 
 

@@ -44,6 +44,23 @@ def test_a_sweep_fills_its_table_and_names_the_best(online: Sage, requests: Requ
     assert online("finetune", "show", "code").output.startswith(f"{best_id}  code-s3")
 
 
+def test_a_sweep_takes_what_a_start_takes(online: Sage, requests: Requests, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "p", "chosen": "good", "rejected": "bad"}\n' * 20)
+    words = ("--data", str(pairs), "--method", "dpo", "--set", "max_steps=2", "--grid", "lora.r=4,8")
+    ran = online("finetune", "sweep", *words, "--no-watch")
+    assert ran.exit_code == 0, ran.output
+    body = requests("sweep body")[0]["body"]
+    assert body["sage"]["config"] == {"max_steps": 2, "method": "dpo"}
+    assert body["grid"] == {"lora.r": [4, 8]}
+
+
+def test_a_task_that_nobody_knows_is_refused_as_by_start(sage: Sage) -> None:
+    told = [sage("finetune", *words, "--task", "nonsense") for words in (["start"], ["sweep", *GRID])]
+    assert [ran.exit_code for ran in told] == [2, 2]
+    assert all("'nonsense' is not one of code, qa, chat" in ran.stderr for ran in told)
+
+
 def test_a_sweep_without_a_model_ends_with_3(online: Sage) -> None:
     ran = online("finetune", "sweep", "--task", "code", "--name", "fails", "--grid", "lora.r=4,8")
     assert ran.exit_code == 3

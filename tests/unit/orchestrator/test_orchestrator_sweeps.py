@@ -160,6 +160,9 @@ def test_a_sweep_of_which_nothing_has_begun_is_cancelled_at_once(rig: Rig) -> No
         ({"lora.r": [4, 8, 4]}, "grid.lora.r", "4 twice"),
         ({"model_name": ["a"]}, "grid.model_name", "`model` of the request"),
         ({"seed": [1, 2]}, "grid.seed", "same held-out rows"),
+        ({"code_kinds": [["fill_middle"], []]}, "grid.code_kinds", "same held-out rows"),
+        ({"method": ["sft", "dpo"]}, "grid.method", "changes the rows or the loss"),
+        ({"preference_beta": [0.1, 0.2]}, "grid.preference_beta", "changes the rows or the loss"),
         (
             {"lora.r": [1, 2, 3, 4, 5], "max_steps": [1, 2, 3, 4]},
             "grid",

@@ -8,48 +8,21 @@ from typing import Annotated, Literal
 import typer
 
 from sage_cli.commands import sweep as sweeps
+from sage_cli.commands.options import (
+    ConfigOption,
+    DataOption,
+    JsonOption,
+    MethodOption,
+    ModelOption,
+    NameOption,
+    PresetOption,
+    SetOption,
+    TaskArgument,
+    TaskOption,
+    chosen_settings,
+)
 from sage_cli.groups import FastHelpGroup
 
-TASK_NAMES = ("code", "qa", "chat", "instruction", "custom")
-_TASK_HELP = "What the model is for: code, qa, chat, instruction, custom, or a plug-in's task."
-
-
-def _known_task(name: str) -> str:
-    if name not in TASK_NAMES:
-        from sage_contracts.config import Task
-
-        try:
-            Task(name)  # a plug-in's
-        except ValueError:
-            raise typer.BadParameter(f"{name!r} is not one of {', '.join(TASK_NAMES)}") from None
-    return name
-
-
-TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help=_TASK_HELP, callback=_known_task)]
-TaskOption = Annotated[str, typer.Option("--task", metavar="TASK", help=_TASK_HELP, callback=_known_task)]
-
-ModelOption = Annotated[
-    str, typer.Option("--model", help="Base model: a Hub id, a folder, a built-in name, or auto.")
-]
-DataOption = Annotated[
-    Path | None, typer.Option("--data", help="Your data: a file; for `code` also a folder of sources.")
-]
-NameOption = Annotated[str | None, typer.Option("--name", help="Name of the tuned model.")]
-PresetOption = Annotated[
-    str | None, typer.Option("--preset", help="rtx_3060, rtx_4090, a100, minimal, cpu or auto.")
-]
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="Training settings: a .json, .yaml or .toml file.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="One training setting; may be repeated."),
-]
-MethodOption = Annotated[
-    Literal["sft", "dpo", "orpo", "kto"] | None,
-    typer.Option("--method", help="Learn from answers (sft) or from preferences (dpo, orpo, kto)."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 JobArgument = Annotated[
     str, typer.Argument(metavar="JOB", help="A job's id, or a model's name: its newest job.")
 ]
@@ -108,11 +81,7 @@ def start(
     from sage_cli.jobs.start import start_command
     from sage_cli.jobs.submit import JobWish
 
-    chosen = list(settings or [])
-    if method is not None:
-        chosen.append(f"method={method}")
-    if epochs is not None:
-        chosen.append(f"num_train_epochs={epochs:g}")
+    chosen = chosen_settings(settings, method=method, epochs=epochs)
     start_command(
         JobWish(task, model=model, data=data, name=name, preset=preset, config=config, settings=chosen),
         is_auto=auto,
@@ -141,11 +110,7 @@ def plan(
     from sage_cli.jobs.plan import plan_command
     from sage_cli.jobs.submit import JobWish
 
-    chosen = list(settings or [])
-    if method is not None:
-        chosen.append(f"method={method}")
-    if epochs is not None:
-        chosen.append(f"num_train_epochs={epochs:g}")
+    chosen = chosen_settings(settings, method=method, epochs=epochs)
     plan_command(
         JobWish(task, model=model, data=data, name=name, preset=preset, config=config, settings=chosen),
         is_auto=auto,

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from sage_cli.commands.options import (
+    ConfigOption,
+    DataOption,
+    JsonOption,
+    MethodOption,
+    ModelOption,
+    PresetOption,
+    SetOption,
+    TaskOption,
+    chosen_settings,
+)
 from sage_cli.groups import FastHelpGroup
 
 SweepArgument = Annotated[
@@ -21,10 +31,7 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def sweep(
     context: typer.Context,
-    task: Annotated[
-        Literal["code", "qa", "chat", "instruction", "custom"],
-        typer.Option("--task", help="What the model is for."),
-    ] = "custom",
+    task: TaskOption = "custom",
     grid: Annotated[
         list[str] | None,
         typer.Option("--grid", metavar="KEY=V1,V2", help="A setting and the values to try; may be repeated."),
@@ -32,23 +39,13 @@ def sweep(
     auto: Annotated[
         bool, typer.Option("--auto", help="Choose model, preset and sizes by itself, and say which.")
     ] = False,
-    model: Annotated[
-        str, typer.Option("--model", help="Base model: a Hub id, a folder, a built-in name, or auto.")
-    ] = "auto",
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Your data: a file; for `code` also a folder of sources.")
-    ] = None,
+    model: ModelOption = "auto",
+    data: DataOption = None,
     name: Annotated[str | None, typer.Option("--name", help="Name that the best model gets.")] = None,
-    preset: Annotated[
-        str | None, typer.Option("--preset", help="rtx_3060, rtx_4090, a100, minimal, cpu or auto.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="Training settings: a .json, .yaml or .toml file.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="One training setting for all; may be repeated."),
-    ] = None,
+    preset: PresetOption = None,
+    method: MethodOption = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
     max_jobs: Annotated[
         int, typer.Option("--max-jobs", min=1, max=64, help="Refuse a grid with more points.")
     ] = 16,
@@ -60,10 +57,9 @@ def sweep(
     from sage_cli.jobs.submit import JobWish
     from sage_cli.jobs.sweep import start_command
 
+    chosen = chosen_settings(settings, method=method)
     start_command(
-        JobWish(
-            task, model=model, data=data, name=name, preset=preset, config=config, settings=settings or []
-        ),
+        JobWish(task, model=model, data=data, name=name, preset=preset, config=config, settings=chosen),
         grid or [],
         max_jobs=max_jobs,
         is_auto=auto,
@@ -72,9 +68,7 @@ def sweep(
 
 
 @app.command()
-def show(
-    sweep: SweepArgument, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
-) -> None:
+def show(sweep: SweepArgument, as_json: JsonOption = False) -> None:
     """Show the table of a sweep: points, states, losses."""
     from sage_cli.jobs.sweep import show_command
 

@@ -29,8 +29,16 @@ _SAID_ONCE = {
     "task": "`sage.task`",
     "preset": "`sage.preset`",
 }
-# The jobs are compared by their held-out loss, which has to be of the same rows.
-_SAME_ROWS = ("validation_fraction", "max_eval_rows", "max_length", "seed")
+# The jobs are compared by their held-out loss, which has to be the same measure of the same rows.
+_SAME_LOSS = (
+    "validation_fraction",
+    "max_eval_rows",
+    "max_length",
+    "seed",
+    "code_kinds",
+    "method",
+    "preference_beta",
+)
 
 
 class SweepStatus(StrEnum):
@@ -155,10 +163,10 @@ def _check_name(name: str) -> None:
     known += [f"lora.{field}" for field in LoRAConfig.model_fields]
     if name in _SAID_ONCE:
         raise InvalidRequestError(f"{param} is the same for all jobs: use {_SAID_ONCE[name]}.", param=param)
-    if name in _SAME_ROWS:
+    if name in _SAME_LOSS:
         raise InvalidRequestError(
             f"{param}: the jobs are compared by their loss on the same held-out rows, and {name} changes"
-            " those: set it for all of them in sage.config.",
+            " the rows or the loss: set it for all of them in sage.config.",
             param=param,
         )
     if name not in known:

@@ -169,7 +169,6 @@ class SweepRow(Base):
     """Its owner gave it up; jobs that nobody has stopped yet are to be."""
     created_at: Mapped[float]
     finished_at: Mapped[float | None]
-    best_job_id: Mapped[str | None]
     fine_tuned_model: Mapped[str | None]
 
 

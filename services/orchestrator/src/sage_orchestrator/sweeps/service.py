@@ -155,7 +155,6 @@ class SweepService:
         values: dict[str, Any] = {
             "status": status.value,
             "finished_at": now,
-            "best_job_id": best.job_id if best else None,
         }
         promoted = None
         if status is SweepStatus.SUCCEEDED and best is not None and best.fine_tuned_model is not None:

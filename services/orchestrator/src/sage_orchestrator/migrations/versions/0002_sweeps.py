@@ -24,7 +24,6 @@ def upgrade() -> None:
         sa.Column("is_cancelling", sa.Boolean(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.Column("finished_at", sa.Double(), nullable=True),
-        sa.Column("best_job_id", sa.Text(), nullable=True),
         sa.Column("fine_tuned_model", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("seq"),
         sa.UniqueConstraint("id"),

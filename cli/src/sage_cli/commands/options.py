@@ -1,0 +1,62 @@
+"""The options that several commands of `sage finetune` share, so that they mean the same in each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+TASK_NAMES = ("code", "qa", "chat", "instruction", "custom")
+_TASK_HELP = "What the model is for: code, qa, chat, instruction, custom, or a plug-in's task."
+
+
+def _known_task(name: str) -> str:
+    if name not in TASK_NAMES:
+        from sage_contracts.config import Task
+
+        try:
+            Task(name)  # a plug-in's
+        except ValueError:
+            raise typer.BadParameter(f"{name!r} is not one of {', '.join(TASK_NAMES)}") from None
+    return name
+
+
+TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help=_TASK_HELP, callback=_known_task)]
+TaskOption = Annotated[str, typer.Option("--task", metavar="TASK", help=_TASK_HELP, callback=_known_task)]
+
+ModelOption = Annotated[
+    str, typer.Option("--model", help="Base model: a Hub id, a folder, a built-in name, or auto.")
+]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Your data: a file; for `code` also a folder of sources.")
+]
+NameOption = Annotated[str | None, typer.Option("--name", help="Name of the tuned model.")]
+PresetOption = Annotated[
+    str | None, typer.Option("--preset", help="rtx_3060, rtx_4090, a100, minimal, cpu or auto.")
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="Training settings: a .json, .yaml or .toml file.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One training setting; may be repeated."),
+]
+MethodOption = Annotated[
+    Literal["sft", "dpo", "orpo", "kto"] | None,
+    typer.Option("--method", help="Learn from answers (sft) or from preferences (dpo, orpo, kto)."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def chosen_settings(
+    settings: Sequence[str] | None, *, method: str | None, epochs: float | None = None
+) -> list[str]:
+    """What was set by `--set`, and by the options that stand for settings."""
+    chosen = list(settings or [])
+    if method is not None:
+        chosen.append(f"method={method}")
+    if epochs is not None:
+        chosen.append(f"num_train_epochs={epochs:g}")
+    return chosen
