@@ -241,6 +241,7 @@ async def test_errors_of_every_shape_leave_in_openais(
     assert (reply.status, body["error"]["code"], body["source"]) == (status, code, "openai")
     assert says in body["error"]["message"]
     assert reply.headers.get("retry-after") == ("7" if status == 429 else None)
+    assert reply.headers.get("x-should-retry") == ("true" if status == 429 else None)
 
 
 async def test_ollamas_engine_errors_are_translated(backends: dict[BackendName, Backend]) -> None:

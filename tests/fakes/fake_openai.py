@@ -112,7 +112,9 @@ def _refusal(model: str) -> Response | None:
     if model == "bad-request":
         return _error(400, "temperature must be at most 2", "invalid_value", param="temperature")
     if model == "rate-limited":
-        return _error(429, "Slow down.", "rate_limit_exceeded", headers={"retry-after": "7"})
+        return _error(
+            429, "Slow down.", "rate_limit_exceeded", headers={"retry-after": "7", "x-should-retry": "true"}
+        )
     if model == "old-vllm-error":
         old = {"object": "error", "message": "too many tokens", "type": "BadRequestError", "code": 400}
         return JSONResponse(old, 400)

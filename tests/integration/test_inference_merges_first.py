@@ -119,6 +119,7 @@ def test_who_does_not_wait_is_told_to_come_again_and_the_merge_goes_on(tmp_path:
         early = stack.host.post("/v1/chat/completions", json=question("code"))
         assert early.status_code == 503 and int(early.headers["retry-after"]) > 0
         assert early.json()["error"]["code"] == "engine_starting"
+        assert early.headers["x-should-retry"] == "true"
         assert "merging code@1 first, because vLLM cannot load" in early.json()["error"]["message"]
         merge_id = stack.claim_merge()
         again = stack.host.post("/v1/chat/completions", json=question("code"))
@@ -149,6 +150,31 @@ def test_a_merge_that_does_not_help_is_explained(tmp_path: Path, outcome: str) -
             assert (answer.status_code, error["code"]) == (502, "engine_failed")
             assert "code@1 has to be merged first" in error["message"]
             assert "no room on the disk" in error["message"]
+            # Else OpenAI's clients would ask again by themselves.
+            assert answer.headers["x-should-retry"] == "false"
         else:
             assert (answer.status_code, error["code"]) == (404, "model_not_found")
             assert MERGED in error["message"]
+
+
+def test_a_failed_merge_is_not_repeated_by_each_question_and_one_by_hand_helps(tmp_path: Path) -> None:
+    with running(tmp_path) as stack, ThreadPoolExecutor(1) as pool:
+        chat = pool.submit(stack.host.post, "/v1/chat/completions", json=question("code"))
+        failed = stack.claim_merge()
+        stack.end_merge(failed, "failed", error_message="no room on the disk")
+        assert chat.result().status_code == 502
+
+        again = stack.host.post("/v1/chat/completions", json=question("code"))
+        assert again.status_code == 502
+        assert "no room on the disk" in again.json()["error"]["message"]
+        assert "sage finetune merge code@1" in again.json()["error"]["message"]
+        assert stack.merges() == [failed]
+
+        by_hand = stack.post("/v1/sage/models/code@1/merge", {})["id"]
+        stack.post(f"/internal/merges/{by_hand}/claim", {"worker_id": "m1"})
+        make_base_folder(tmp_path / MERGED)
+        stack.end_merge(by_hand, "succeeded", merged_path=MERGED)
+        wait_until(
+            lambda: stack.host.post("/v1/chat/completions", json=question("code")).status_code == 200,
+            "the merge by hand is seen",
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.fakes.tiny_llama import make_model
-from tests.fakes.worker_rig import Rig, rig
+from tests.fakes.worker_rig import Rig, is_alive, rig, wait_until
 
 from sage_contracts.config import LoRAConfig, Task, TrainingConfig
 from sage_contracts.workers import Order, Outcome, TrainClaim
@@ -59,11 +60,23 @@ def config(max_steps: int, task: Task = Task.CUSTOM, **fields: object) -> Traini
     )
 
 
+def waiting_children(worker_pid: int) -> list[int]:
+    """The worker's children that were started ahead of their job."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == worker_pid and b"--wait" in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    return found
+
+
 def test_a_real_run_is_paused_resumed_and_versioned(real: Rig) -> None:
     job = real.records.add_job("job-1", "sums", config=config(300), training_path="files/file-1")
-    real.start_worker()
+    worker = real.start_worker()
     real.ring("job-1")
     real.records.wait_for(lambda: job.metrics and (job.metrics.step or 0) >= 3, TRAINING_S)
+    assert waiting_children(worker.pid) == [], "none is kept before the first job ends"
 
     job.order = Order.PAUSE
     real.records.wait_for(lambda: job.finishes, TRAINING_S)
@@ -71,9 +84,12 @@ def test_a_real_run_is_paused_resumed_and_versioned(real: Rig) -> None:
     saved = job.checkpoints[-1]
     assert 3 <= saved < 300
 
+    wait_until(lambda: waiting_children(worker.pid) != [], "a child is kept for the next attempt")
+    (spare,) = waiting_children(worker.pid)
     real.records.requeue("job-1")
     real.ring("job-1")
     real.records.wait_for(lambda: len(job.finishes) == 2, TRAINING_S)
+    wait_until(lambda: not is_alive(spare), "it was that child that trained")
     finish = job.finishes[1]
     assert finish.outcome is Outcome.SUCCEEDED, finish
     assert f"Resuming after step {saved}" in job.messages
@@ -154,8 +170,14 @@ def test_a_child_that_waits_trains_the_job_it_is_told_in_that_jobs_log(real: Rig
     command = [*json.loads(REAL_CHILD), "--wait"]
     with Child(command, log_path=tmp_path / "spare.log", env={**os.environ, **real.env}) as child:
         assert [CHILD_MESSAGE.validate_json(line) for line in child.receive(TRAINING_S)] == [ReadyMessage()]
+        oom_score = Path(f"/proc/{child.pid}/oom_score_adj")
+        assert oom_score.read_text() == Path("/proc/self/oom_score_adj").read_text(), (
+            "it holds no job's memory"
+        )
         child.order(ChildOrder(spec=spec, log=log).model_dump_json().encode())
-        said = []
+        said = [CHILD_MESSAGE.validate_json(line).kind for line in child.receive(TRAINING_S)]
+        # When memory runs out the kernel is to take what trains, and not who knows what to do then.
+        assert oom_score.read_text() == "500\n"
         while not child.has_ended():
             said += [CHILD_MESSAGE.validate_json(line).kind for line in child.receive(TRAINING_S)]
         assert child.reap() == 0

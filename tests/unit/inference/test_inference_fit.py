@@ -35,7 +35,6 @@ def test_both_engines_take_plain_adapters(changes: dict[str, Any]) -> None:
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"lora_bias": True}, "biases"),
         ({"trainable_token_indices": [5]}, "trained tokens"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
         ({"r": 640}, "rank 640"),
         ({"rank_pattern": {"q_proj": 1024}}, "rank 1024"),
     ],
@@ -44,6 +43,13 @@ def test_what_only_peft_can_do_is_not_for_vllm(changes: dict[str, Any], named: s
     reason = why_not(PLAIN | changes, "vllm")
     assert reason == f"vLLM cannot load an adapter with {named}"
     assert why_not(PLAIN | changes, "transformers") is None
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq"])
+def test_what_starts_by_changing_the_base_would_change_everybodys(start: str) -> None:
+    for kind, engine in (("vllm", "vLLM"), ("transformers", "the transformers engine")):
+        reason = why_not(PLAIN | {"init_lora_weights": start}, kind)
+        assert reason == f"{engine} cannot load an adapter with init_lora_weights={start}"
 
 
 def test_trained_biases_would_change_everybodys_base() -> None:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from sage_contracts.config import TrainingConfig
+from sage_contracts.workers import TrainClaim
 from sage_servicekit.children import Child
+from sage_servicekit.machine import Device
+from sage_servicekit.worker import OrchestratorLink
+from sage_trainer.runner import TrainerPost, TrainRunner
+from sage_trainer.settings import TrainerSettings
 from sage_trainer.spare import Spare
 
 WAITS = """
@@ -83,3 +90,25 @@ def test_without_a_command_jobs_start_their_own(tmp_path: Path) -> None:
     never = Spare(None, {}, tmp_path / "spare.log")
     never.keep()
     assert never.take(tmp_path / "spec.json", tmp_path / "log") is None
+
+
+@pytest.mark.parametrize("is_stopping", [False, True])
+def test_a_child_is_kept_after_a_job_unless_the_trainer_is_told_to_stop(
+    spare: Spare, tmp_path: Path, is_stopping: bool
+) -> None:
+    settings = TrainerSettings(
+        home_dir=tmp_path,
+        orchestrator_url="http://127.0.0.1:1",  # nobody hears the end
+        train_child_command=[sys.executable, "-c", "raise SystemExit(3)"],
+        finish_patience_s=0,
+    )
+    stopping = threading.Event()
+    if is_stopping:
+        stopping.set()
+    link, device = OrchestratorLink(settings, timeout_s=1.0), Device("cpu", 2**30)
+    claim = TrainClaim(
+        job_id="job-1", attempt=1, lease_s=60, name="sums", version=1, config=TrainingConfig(),
+        output_dir="finetune_output/sums",
+    )  # fmt: skip
+    TrainRunner(TrainerPost(settings, link, "trainer-1", device, stopping, spare))._attempt(claim)
+    assert (spare._child is None) == is_stopping

@@ -15,7 +15,7 @@ from sage_chat.upstream import Deadlines, read_error, read_whole, relay_bytes, s
 from sage_contracts.errors import InvalidRequestError, SageError, UpstreamError
 from sage_contracts.models import ModelCard
 
-_KEPT_HEADERS = ("content-type", "content-encoding", "retry-after", "openai-processing-ms")
+_KEPT_HEADERS = ("content-type", "content-encoding", "retry-after", "x-should-retry", "openai-processing-ms")
 _KEPT_PREFIXES = ("x-ratelimit-", "x-sage-")
 
 

@@ -36,13 +36,18 @@ def status_of(error: errors.SageError) -> int:
     return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
 
 
-def error_response(error: errors.SageError, source: str) -> JSONResponse:
-    """An error as OpenAI's body, with Retry-After in whole seconds where the error knows it."""
+def headers_of(error: errors.SageError) -> dict[str, str]:
+    """Whether to come again, and in how many whole seconds where the error knows it."""
     # By the status alone OpenAI's clients would send a refused transition (409) or a dead engine (502) again.
-    headers = {"X-Should-Retry": str(error.retryable).lower()}
+    headers = {"x-should-retry": str(error.retryable).lower()}
     if error.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-    return JSONResponse(error.to_body(source).model_dump(), status_of(error), headers)
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    return headers
+
+
+def error_response(error: errors.SageError, source: str) -> JSONResponse:
+    """An error as OpenAI's body."""
+    return JSONResponse(error.to_body(source).model_dump(), status_of(error), headers_of(error))
 
 
 def describe_validation(problems: list[dict[str, object]]) -> errors.InvalidRequestError:

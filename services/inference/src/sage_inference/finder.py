@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from sage_contracts.errors import EngineFailedError, ModelNotFoundError
@@ -11,6 +12,7 @@ from sage_contracts.models import MergeStatus
 from sage_inference.fit import Kind
 from sage_inference.models import Wanted, locate
 from sage_inference.orchestrator import Orchestrator
+from sage_inference.policy import CRASH_WINDOW_S
 
 _POLL_S = 1.0
 
@@ -22,6 +24,8 @@ class Finder:
         self._orchestrator = orchestrator
         self._home = home
         self._kind = kind
+        self._failed: dict[str, tuple[float, str]] = {}
+        """Versions whose merge failed: when, and why."""
 
     async def find(self, name: str, *, is_fresh: bool = False) -> Wanted:
         """What the name means; with `merge_reason` set it has to go through `merged`.
@@ -41,16 +45,20 @@ class Finder:
         known = await self.find(name, is_fresh=True)
         if known.merge_reason is None:
             return known
+        failed_at, reason = self._failed.get(name, (-CRASH_WINDOW_S, ""))
+        if time.monotonic() - failed_at < CRASH_WINDOW_S:
+            # Gigabytes and minutes: not again for every question that comes. One made by hand is found above.
+            raise _failure(name, why, reason)
         merge = await self._orchestrator.merge(name)
         while not merge.status.is_terminal:
             tell(f"merging {name} first, because {why} ({merge.phase or merge.status.value})")
             await asyncio.sleep(_POLL_S)
             merge = await self._orchestrator.merge_job(merge.id)
         if merge.status is MergeStatus.FAILED:
-            raise EngineFailedError(
-                f"{name} has to be merged first, because {why}, and that failed: "
-                f"{merge.error or 'no reason was recorded'}"
-            )
+            reason = merge.error or "no reason was recorded"
+            self._failed[name] = (time.monotonic(), reason)
+            raise _failure(name, why, reason)
+        self._failed.pop(name, None)
         ready = await self.find(name, is_fresh=True)
         if ready.merge_reason is not None:
             raise ModelNotFoundError(
@@ -59,3 +67,10 @@ class Finder:
                 param="model",
             )
         return ready
+
+
+def _failure(name: str, why: str | None, reason: str) -> EngineFailedError:
+    return EngineFailedError(
+        f"{name} has to be merged first, because {why}, and that failed: {reason}. It is tried again after "
+        f"{CRASH_WINDOW_S / 60:.0f} minutes; at once with: sage finetune merge {name}"
+    )

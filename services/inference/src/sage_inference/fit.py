@@ -22,18 +22,20 @@ _NOT_IN_VLLM = {
     "use_bdlora": "BD-LoRA",
     "use_qalora": "QALoRA",
 }
-_STARTS_IN_VLLM = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+# All others take what they start with out of the base. Source: peft, `tuners/lora/layer.py`.
+_STARTS_BESIDE_THE_BASE = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 
 
 def why_not(config: Mapping[str, Any], kind: Kind) -> str | None:
     """Why that engine cannot take an adapter with this `adapter_config.json`; None when it can."""
-    # peft writes trained biases into the base itself, where they would change every other model's answers.
+    # peft writes these into the base itself, where they would change every other model's answers; vLLM takes
+    # neither.
     found = ["biases"] if config.get("bias", "none") != "none" else []
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower() not in _STARTS_BESIDE_THE_BASE:
+        found.append(f"init_lora_weights={start}")
     if kind == "vllm":
         found += [name for key, name in _NOT_IN_VLLM.items() if config.get(key)]
-        start = config.get("init_lora_weights")
-        if isinstance(start, str) and start.lower() not in _STARTS_IN_VLLM:
-            found.append(f"init_lora_weights={start}")
         if (rank := largest_rank(config)) > VLLM_RANKS[-1]:
             found.append(f"rank {rank}")
     if not found:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from starlette.types import Send
 
 from sage_contracts.errors import ErrorBody, SageError
-from sage_servicekit.errors import status_of
+from sage_servicekit.errors import headers_of, status_of
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 
@@ -51,9 +49,7 @@ class ReplyWriter:
 
     async def fail(self, error: SageError) -> None:
         """End with one of our errors."""
-        wait_s = error.retry_after_s
-        headers = {} if wait_s is None else {"retry-after": str(max(1, math.ceil(wait_s)))}
-        await self.refuse(status_of(error), error.to_body(self._source), headers)
+        await self.refuse(status_of(error), error.to_body(self._source), headers_of(error))
 
     async def refuse(self, status: int, body: ErrorBody, headers: dict[str, str] | None = None) -> None:
         """End with an error body: as the response, or in the stream that has begun."""

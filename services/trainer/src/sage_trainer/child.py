@@ -15,7 +15,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType
@@ -31,6 +30,7 @@ from sage.tools.finetune.callbacks import (
     TrainingCallback,
     evaluation_text,
 )
+from sage.tools.finetune.lifeline import die_first
 from sage_contracts.errors import SageError, TrainingFailedError
 from sage_contracts.home import Home
 from sage_contracts.jobs import EventLevel, JobMetrics
@@ -68,6 +68,7 @@ _SENTENCES = {
     "training": "Training: {detail}",
     "saving": "Saving the weights",
 }
+_OOM_SCORE = 500
 _ASKS_FOR_STOP = {"base_eval", "training", "eval"}
 """Phases in which the engine asks `should_stop` often."""
 _SETTLED = {"saving", "version"}
@@ -234,16 +235,12 @@ def last_words(spec: ChildSpec, tell: Telling) -> DoneMessage | StoppedMessage |
         return FailedMessage(code=TrainingFailedError.code, message=f"{type(error).__name__}: {error}")
 
 
-def die_first() -> None:
-    """Let the kernel take this process when memory runs out: the worker knows what to do then."""
-    with suppress(OSError):  # there is no such file but on Linux
-        Path("/proc/self/oom_score_adj").write_text("500")
-
-
 def main() -> int:
     orders = end_with_parent()
     out = take_stdout()
     spec = _awaited_spec(orders, out) if sys.argv[1] == "--wait" else _read_spec(Path(sys.argv[1]))
+    # The worker knows what to do when memory runs out. A child that only waits holds none worth taking.
+    die_first(_OOM_SCORE)
     tell = Telling(out, Home(Path(spec.home)))
     signal.signal(signal.SIGTERM, tell.on_sigterm)
     words = last_words(spec, tell)

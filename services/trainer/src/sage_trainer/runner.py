@@ -55,7 +55,8 @@ class TrainRunner(Runner[TrainClaim]):
             TrainAttempt(self._post, claimed).run()
         finally:
             # Only once somebody trains here: a stack that merely runs stays small.
-            self._post.spare.keep()
+            if not self._post.stopping.is_set():
+                self._post.spare.keep()
 
 
 class TrainAttempt(Attempt[TrainClaim, ChildMessage]):

@@ -18,9 +18,9 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
 
 
-def die_first() -> None:
-    """Let the kernel take this process when memory runs out, and nobody else."""
+def die_first(score: int = 1000) -> None:
+    """Let the kernel take this process when memory runs out, and nobody else of a lower score."""
     try:
-        Path("/proc/self/oom_score_adj").write_text("1000")
+        Path("/proc/self/oom_score_adj").write_text(str(score))
     except OSError:
         return  # there is no such file but on Linux
