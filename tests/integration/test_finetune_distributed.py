@@ -13,7 +13,7 @@ import pytest
 from tests.integration.finetune_recorder import Recorder
 
 from sage.tools.finetune import LoRATrainer, StepMetrics, TrainingConfig, TrainResult
-from sage_contracts.errors import InvalidDataError, TrainingFailedError
+from sage_contracts.errors import InvalidDataError, InvalidRequestError, TrainingFailedError
 
 
 @pytest.fixture(scope="module")
@@ -142,4 +142,13 @@ def test_what_is_wrong_with_the_data_is_said_once(tiny_base: Path, tmp_path: Pat
     path.write_text(json.dumps([{"question": "Why?", "answer": ""}]))
     with pytest.raises(InvalidDataError, match="row 1, field answer"):
         LoRATrainer(settings(tiny_base, path, tmp_path / "out"), ()).train()
+    assert living_children() == []
+
+
+def test_adapters_outside_the_shards_are_refused(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    lora = {"lora_dropout": 0.0, "target_modules": ["q_proj", "lm_head"]}
+    config = settings(tiny_base, data, tmp_path / "out", distributed="fsdp", max_steps=1, lora=lora)
+    with pytest.raises(InvalidRequestError, match=r"lm_head.*distributed=ddp") as refused:
+        LoRATrainer(config, ()).train()
+    assert refused.value.param == "lora.target_modules"
     assert living_children() == []

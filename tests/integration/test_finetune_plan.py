@@ -21,7 +21,7 @@ from sage.tools.finetune.rendering import Sample
 from sage.tools.finetune.run_parts import RunParts
 from sage.tools.finetune.trial_step import Trial, TrialSpec, folder_bytes, measure
 from sage_contracts.config import PresetName
-from sage_contracts.errors import OutOfMemoryError
+from sage_contracts.errors import OutOfMemoryError, TrainingFailedError
 
 
 @pytest.fixture
@@ -225,3 +225,86 @@ def test_preferences_that_do_not_fit_are_cut_as_their_run_would(tiny_base: Path,
 
     assert not plan(config, home=tmp_path, measure=never).fits
     assert longest == [512, 256, 128]
+
+
+def test_an_alternative_that_cannot_run_does_not_take_the_others_with_it(
+    tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    config = settings(tiny_base, data, oom_ladder=["load_in_8bit", "halve_batch"])
+
+    def step(spec: TrialSpec) -> Trial:
+        if not spec.rungs and spec.config.preset is None:
+            raise OutOfMemoryError("No.")
+        if spec.config.load_in_8bit:
+            raise TrainingFailedError("No card, no 8 bits.")
+        return Memory(1000)(spec)
+
+    told: list[str] = []
+    found = plan(config, home=tmp_path, measure=step, report=told.append)
+
+    assert found.problem == "No."
+    assert [change.fits for change in found.would_fit][:2] == [False, False]
+    assert "No card, no 8 bits." in found.would_fit[0].change
+    assert any("No card, no 8 bits." in text for text in told)
+    assert found.would_fit[-1].fits, "a preset that quantises nothing"
+
+    def broken(spec: TrialSpec) -> Trial:
+        raise TrainingFailedError("Broken.")
+
+    with pytest.raises(TrainingFailedError, match="Broken"):  # what was asked for itself
+        plan(config, home=tmp_path, measure=broken)
+
+
+def test_rows_of_which_a_smaller_length_leaves_nothing_are_no_alternative(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([{"question": f"Number {n}? " * 20, "answer": "So."} for n in range(8)]))
+    config = settings(
+        tiny_base, path, max_length=1024, preset="minimal", oom_ladder=["halve_max_length"],
+        oom_may_truncate=True,
+    )  # fmt: skip
+
+    def never(spec: TrialSpec) -> Trial:
+        assert spec.longest, "nothing to measure"
+        raise OutOfMemoryError("No.")
+
+    found = plan(config, home=tmp_path, measure=never)
+
+    assert [change.fits for change in found.would_fit] == [False] * 3
+    assert "No row has an answer within max_length=128" in found.would_fit[-1].change
+
+
+def test_a_plan_offers_no_quantised_weights_where_nothing_can_load_them(
+    tiny_base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as where it is not installed
+    config = settings(tiny_base, data, preset="minimal", oom_ladder=["load_in_8bit", "load_in_4bit"])
+    assert plan(config, home=tmp_path, measure=Memory(1000, has_room_for_tokens=1)).would_fit == []
+
+
+def test_a_longer_alternative_is_measured_on_whole_rows(tiny_base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    long, late = "So it is. " * 20, "Number? " * 30
+    rows = [{"question": f"{n}?", "answer": long} for n in range(8)]
+    rows += [{"question": f"{n} {late}", "answer": "So."} for n in range(8)]
+    path.write_text(json.dumps(rows))
+    config = settings(tiny_base, path, max_length=60, oom_ladder="off", validation_fraction=0)
+    asked: list[TrialSpec] = []
+
+    def never(spec: TrialSpec) -> Trial:
+        asked.append(spec)
+        raise OutOfMemoryError("No.")
+
+    found = plan(config, home=tmp_path, measure=never)
+
+    assert (found.counts.rows, found.counts.dropped_rows, found.counts.truncated_rows) == (8, 8, 8)
+    assert found.steps == 2 * 2
+    for spec in asked:
+        lengths = [len(ids) for ids, _ in spec.typical]
+        if spec.config.max_length == 60:
+            assert lengths == [60] * 8
+        else:  # rows whose answer the shorter limit cut off are there, too
+            assert len(lengths) == 16
+            assert min(lengths) > 60
+    assert {spec.config.max_length for spec in asked} > {60}

@@ -293,3 +293,16 @@ def test_our_held_out_scores_are_those_of_trl(method: str, tiny_base: Path, tmp_
         assert scores.reward_accuracy == pytest.approx(theirs["eval_rewards/accuracies"])
     assert scores.reward_margin == pytest.approx(theirs["eval_rewards/margins"], rel=1e-3)
     assert 0 < scores.reward_accuracy < 1
+
+
+def test_a_run_of_few_steps_is_measured_on_all_that_is_held_out(
+    tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    held = tmp_path / "held.jsonl"
+    rows = [{"prompt": f"Other {n}?", "chosen": "Yes please.", "rejected": "no NO no"} for n in range(4)]
+    held.write_text("\n".join(map(json.dumps, rows)))
+    config = settings(
+        tiny_base, data, tmp_path / "out", method="dpo", max_steps=1, gradient_accumulation_steps=1
+    )
+    result = LoRATrainer(config, (), validation_path=held).train()
+    assert (result.meta["train_rows"], result.meta["held_out_rows"]) == (2, 4)

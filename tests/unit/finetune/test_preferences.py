@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from sage.tools.finetune.data.preferences import PreferencePair, RatedAnswer, load_preferences
 from sage.tools.finetune.preferences.methods import batch_shape
-from sage.tools.finetune.preferences.samples import RatedSample, mixed, swapped_answers
+from sage.tools.finetune.preferences.planned import sampled_judged
+from sage.tools.finetune.preferences.samples import PairSample, RatedSample, mixed, swapped_answers
 from sage.tools.finetune.preferences.scoring import Answer, dpo_scores, kto_scores, orpo_scores
 from sage.tools.finetune.preferences.splits import SAMPLE_SET, prepare_preferences
 from sage.tools.finetune.quickstart import quickstart_overrides
@@ -58,6 +59,15 @@ def test_a_validation_file_of_ones_own_takes_its_prompts_out_of_training(tmp_pat
     train, held = write(tmp_path / "a.jsonl", pairs(10)), write(tmp_path / "b.jsonl", pairs(2))
     splits = prepare_preferences(TrainingConfig(method="dpo"), training_path=train, validation_path=held)
     assert (len(splits.train), len(splits.validation)) == (8, 2)
+    seen = [
+        prepare_preferences(
+            TrainingConfig(method="dpo", seed=seed, max_train_rows=4),
+            training_path=train,
+            validation_path=held,
+        ).train
+        for seed in (0, 0, 1)
+    ]
+    assert seen[0] == seen[1] != seen[2], "which rows a limit leaves is the seed's choice"
     with pytest.raises(InvalidDataError, match=r"Every prompt of b\.jsonl"):
         prepare_preferences(TrainingConfig(method="dpo"), training_path=held, validation_path=held)
 
@@ -163,3 +173,12 @@ def test_the_sample_set_is_distinct_and_partly_chinese() -> None:
     assert len(set(prompts)) == len(prompts)
     assert len(set(answers)) == len(answers)
     assert 0.15 <= chinese / len(rows) <= 0.4
+
+
+def test_a_plan_tries_the_pair_whose_padding_is_the_widest() -> None:
+    """Both answers of a pair are padded to the longer one."""
+    even = PairSample([1] * 4, [2] * 60, [3] * 60)
+    lopsided = PairSample([1] * 4, [2], [3] * 100)
+    assert sampled_judged([even, lopsided], 1, 2)["longest_judged"] == [lopsided]
+    rated = [RatedSample([1], [2] * length, True) for length in (3, 9, 5)]
+    assert sampled_judged(rated, 2, 3)["longest_judged"] == [rated[1], rated[2]]

@@ -83,3 +83,16 @@ def test_a_folder_of_rows_is_read_as_one_file(tmp_path: Path, task: Task) -> Non
     assert questions(splits.train + splits.validation) == {f"Q{n}" for n in range(20)}
     origins = {row.messages[0]["content"]: row.origin for row in splits.train + splits.validation}
     assert origins["Q12"] == f"row 3 of {tmp_path.name}/b.json"
+
+
+def test_which_rows_a_limit_leaves_beside_a_validation_file_is_the_seeds_choice(tmp_path: Path) -> None:
+    train, held = write_rows(tmp_path / "a.json", range(50)), write_rows(tmp_path / "b.json", range(3))
+    seen = [
+        questions(
+            prepare(
+                TrainingConfig(seed=seed, max_train_rows=5), training_path=train, validation_path=held
+            ).train
+        )
+        for seed in (0, 0, 1)
+    ]
+    assert seen[0] == seen[1] != seen[2]

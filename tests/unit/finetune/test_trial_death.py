@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -41,3 +42,25 @@ def test_other_ends_quote_the_last_line() -> None:
 def test_a_trial_that_hangs_is_ended() -> None:
     with pytest.raises(TrainingFailedError, match="did not end"):
         ending("import threading; threading.Event().wait()", timeout_s=0.1)
+
+
+# The thread that watches ends only where standard input does, and the process with it.
+WATCHED = """
+import threading
+from sage.tools.finetune.lifeline import end_with_parent
+end_with_parent()
+for thread in threading.enumerate():
+    if thread.name == "lifeline":
+        thread.join()
+"""
+
+
+@pytest.mark.parametrize(("stdin", "code"), [(subprocess.DEVNULL, 0), (subprocess.PIPE, 1)])
+def test_a_parent_is_one_who_holds_a_pipe(stdin: int, code: int) -> None:
+    """A program that is started by hand with no input lives on."""
+    with subprocess.Popen([sys.executable, "-c", WATCHED], stdin=stdin) as child:
+        try:
+            child.communicate(timeout=60)
+        finally:
+            child.kill()
+    assert child.returncode == code

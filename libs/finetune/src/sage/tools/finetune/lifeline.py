@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from pathlib import Path
 
 
 def end_with_parent() -> None:
-    """Die when standard input ends: the parent holds its other end and writes nothing."""
+    """Die when standard input ends: the parent holds its other end and writes nothing.
+
+    No pipe is no parent's: a program that was started by hand lives on.
+    """
+    if not stat.S_ISFIFO(os.fstat(0).st_mode):
+        return
 
     def watch() -> None:
         while os.read(0, 4096):

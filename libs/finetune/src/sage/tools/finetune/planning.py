@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,13 @@ from sage.tools.finetune.token_counts import TokenCounts, count_tokens
 from sage.tools.finetune.trial_step import SAMPLED_ROWS, Trial, TrialSpec, folder_bytes, sampled, try_step
 from sage_contracts.auto import choose_preset
 from sage_contracts.config import OomRung, PresetName, TrainingConfig, overlay, preset_fields
-from sage_contracts.errors import InvalidDataError, InvalidRequestError, OutOfMemoryError, SageError
+from sage_contracts.errors import (
+    InvalidDataError,
+    InvalidRequestError,
+    OutOfMemoryError,
+    SageError,
+    TrainingFailedError,
+)
 
 Report = Callable[[str], None]
 
@@ -119,20 +126,22 @@ def _count(
             raise _nothing_left(config.max_length)
         schedule = Schedule(kept, effective, epochs, config.max_steps, config.seed)
         return count_judged(config, judged), judged, schedule
-    limit, lengths, dropped = config.max_length, [], 0
-    samples: list[Sample] = []
-    for text in ChatRenderer(load_tokenizer(base), limit).tokenised(rows):
-        sample = Sample(text.ids[:limit], text.labels[:limit])
-        if sample.label_count == 0:
-            dropped += 1
-            continue
-        samples.append(sample)
-        lengths.append(len(text.ids))
-    if not samples:
+    limit = config.max_length
+    # Whole: an alternative may allow more of a row than this configuration does.
+    samples = [
+        Sample(text.ids, text.labels) for text in ChatRenderer(load_tokenizer(base), limit).tokenised(rows)
+    ]
+    lengths = [len(whole.ids) for whole in samples if _cut(whole, limit).label_count]
+    if not lengths:
         raise _nothing_left(limit)
     batch = config.per_device_train_batch_size
+    dropped = len(samples) - len(lengths)
     counts = count_tokens(lengths, max_length=limit, batch_rows=batch, dropped_rows=dropped)
-    return counts, samples, Schedule(len(samples), effective, epochs, config.max_steps, config.seed)
+    return counts, samples, Schedule(len(lengths), effective, epochs, config.max_steps, config.seed)
+
+
+def _cut(whole: Sample, max_length: int) -> Sample:
+    return Sample(whole.ids[:max_length], whole.labels[:max_length])
 
 
 def _nothing_left(max_length: int) -> InvalidDataError:
@@ -164,7 +173,7 @@ class _Trials:
     def run(
         self, config: TrainingConfig, rungs: Sequence[OomRung] = (), what: str = "this configuration"
     ) -> tuple[Trial | None, str | None]:
-        """(what was measured, why it does not fit or None)."""
+        """(what was measured, why it does not fit or None). Raises: InvalidDataError, TrainingFailedError."""
         self._report(f"Running a real step on the longest rows: {what}")
         rows = self._rows(config)
         spec = TrialSpec(config=config, base=str(self._base), rungs=list(rungs), **rows)
@@ -177,15 +186,30 @@ class _Trials:
             return trial, f"A step takes {peak:.1f} GiB, and there are {limit:.1f} GiB."
         return trial, None
 
+    def attempt(
+        self, config: TrainingConfig, rungs: Sequence[OomRung], what: str, name: str, change: str
+    ) -> Change:
+        """An alternative. One that cannot run at all says why, and leaves the others their turn."""
+        try:
+            trial, problem = self.run(config, rungs, what)
+        except (InvalidDataError, TrainingFailedError) as error:
+            self._report(f"Not possible {what}: {error.message}")
+            return Change(name=name, change=f"{change}. Not possible: {error.message}", fits=False)
+        peak = trial.peak_memory_bytes if trial else None
+        return Change(name=name, change=change, fits=problem is None, peak_memory_bytes=peak)
+
     def _rows(self, config: TrainingConfig) -> dict[str, Any]:
         limit, batch = config.max_length, config.effective_batch_size
         if config.method != "sft":
             judged = cut([row for row in self._samples if not isinstance(row, Sample)], limit)
+            if not judged:
+                raise _nothing_left(limit)
             return sampled_judged(judged, min(batch, SAMPLED_ROWS), SAMPLED_ROWS)
-        rows = [
-            Sample(row.ids[:limit], row.labels[:limit]) for row in self._samples if isinstance(row, Sample)
-        ]
-        return sampled([row for row in rows if row.label_count], batch)
+        rows = [_cut(row, limit) for row in self._samples if isinstance(row, Sample)]
+        rows = [row for row in rows if row.label_count]
+        if not rows:
+            raise _nothing_left(limit)
+        return sampled(rows, batch)
 
 
 def _estimate(found: Plan, trial: Trial, tokens_per_row: float) -> None:
@@ -217,17 +241,14 @@ def _what_would_fit(
     """The ladder's rungs, then smaller presets: each measured, each until one fits."""
     asked = config if order_of(config) else config.model_copy(update={"oom_ladder": list(LEAST_HARM)})
     current, taken = asked, tuple[OomRung, ...]()
-    while rung := next_rung(current, taken, device=device):
+    can_quantise = find_spec("bitsandbytes") is not None
+    while rung := next_rung(current, taken, device=device, can_quantise=can_quantise):
         current, taken = rung.config, (*taken, rung.name)
-        trial, problem = trials.run(current, taken, f"with {rung.name}")
         changes = "; ".join(step.change for step in climbed(asked, taken, device=device)[1])
-        yield Change(
-            name=" + ".join(dict.fromkeys(taken)),
-            change=changes,
-            fits=problem is None,
-            peak_memory_bytes=trial.peak_memory_bytes if trial else None,
-        )
-        if problem is None:
+        name = " + ".join(dict.fromkeys(taken))
+        found = trials.attempt(current, taken, f"with {rung.name}", name, changes)
+        yield found
+        if found.fits:
             break
     for preset in _SMALLER_PRESETS[_place(config.preset) :]:
         fields = {name: value for name, value in preset_fields(preset).items() if name not in keep}
@@ -237,14 +258,10 @@ def _what_would_fit(
         changed = TrainingConfig.model_validate(
             {**config.model_dump(), **quantisation, **fields, "preset": preset}
         )
-        trial, problem = trials.run(changed, (), f"preset {preset.value}")
-        yield Change(
-            name=f"--preset {preset.value}",
-            change=f"max_length {changed.max_length}, batch {changed.per_device_train_batch_size}",
-            fits=problem is None,
-            peak_memory_bytes=trial.peak_memory_bytes if trial else None,
-        )
-        if problem is None:
+        change = f"max_length {changed.max_length}, batch {changed.per_device_train_batch_size}"
+        found = trials.attempt(changed, (), f"with preset {preset.value}", f"--preset {preset.value}", change)
+        yield found
+        if found.fits:
             return
 
 

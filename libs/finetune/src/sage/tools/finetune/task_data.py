@@ -81,6 +81,7 @@ def _from_files(config: TrainingConfig, path: Path, validation_path: Path | None
     held = _unique(load_conversations(validation_path))
     known = {conversation_key(row.messages) for row in held}
     train = [row for row in _unique(rows) if conversation_key(row.messages) not in known]
+    Random(config.seed).shuffle(train)  # limits take its head
     if not train:
         raise InvalidDataError(
             f"Every row of {path.name} is also in {validation_path.name}: nothing to train on."

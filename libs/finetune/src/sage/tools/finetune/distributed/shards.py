@@ -51,6 +51,8 @@ class ShardedTeam(ProcessTeam):
         (loss() * 0.0).backward()
 
     def begin(self, model: Any, optimizer: Any) -> None:
+        """Raises: InvalidRequestError for adapters outside the decoder layers."""
+        _require_all_in_layers(model)
         super().begin(model, optimizer)
         whole = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         known = {parameter: optimizer.state.pop(parameter, {}) for parameter in whole}
@@ -69,9 +71,8 @@ class ShardedTeam(ProcessTeam):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         mesh = init_device_mesh(self._state.device.type, (self.size,))
-        for layer in causal.get_decoder().layers:
+        for layer in _layers(model):
             fully_shard(layer, mesh=mesh)
             # Sums, as everywhere here: the loss is divided by the labels of the whole step already. Gloo
             # knows no other way to reduce, either.
@@ -98,6 +99,23 @@ class ShardedTeam(ProcessTeam):
     def attend_save(self, model: Any, optimizer: Any) -> None:
         _Whole(model).adapter_state()
         _Whole(optimizer).state_dict()
+
+
+def _layers(model: Any) -> Any:
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return causal.get_decoder().layers
+
+
+def _require_all_in_layers(model: Any) -> None:
+    # One optimizer step cannot take parameters in shards and whole ones together.
+    inside = {parameter for layer in _layers(model) for parameter in layer.parameters()}
+    outside = [name for name, p in model.named_parameters() if p.requires_grad and p not in inside]
+    if outside:
+        raise InvalidRequestError(
+            "distributed=fsdp trains adapters of the decoder layers only, and these are on others: "
+            f"{', '.join(outside)}. Leave those layers out of lora.target_modules, or use distributed=ddp.",
+            param="lora.target_modules",
+        )
 
 
 class _Whole:

@@ -26,7 +26,7 @@ _TIE = 5e-4
 # on random models whose logits are ten times as large 1e-4 and 5e-3; 2e-3 where 8 bits round the base too.
 # A wrong merge is caught by the share below long before: leaving the adapter out altogether is a share of 1,
 # doubling it is more.
-_ROUNDING_KL = {"float16": 2e-4, "bfloat16": 2e-3, "q8_0": 0.02, "q4": 0.3}
+_ROUNDING_KL = {"float16": 2e-4, "bfloat16": 2e-3, "q8_0": 0.02, "q4_k_m": 0.3}
 # Of the way from the plain base to the adapter.
 _ALLOWED_SHARE = 0.1
 
@@ -140,12 +140,12 @@ def compare(reference: Reference, found: list[Any], dtype: str) -> ParityReport:
 
 def require_parity(report: ParityReport, what: str) -> None:
     """Raises: TrainingFailedError when the merged model is another model than its adapter."""
-    if report.dtype == "float32":
+    if report.dtype in ("float32", "float64"):
         # The same arithmetic in another order: differences in the last bits.
         fits = report.same == report.probes
         how = f"answers {report.probes - report.same} of {report.probes} probes unlike the tuned model"
     else:
-        allowed = max(_ROUNDING_KL.get(report.dtype, _ROUNDING_KL["q4"]), _ALLOWED_SHARE * report.base_kl)
+        allowed = max(_ROUNDING_KL[report.dtype], _ALLOWED_SHARE * report.base_kl)
         fits = report.mean_kl <= allowed
         how = (
             f"strays {report.mean_kl:.3g} nats per token from the tuned model, where rounding to "

@@ -59,14 +59,14 @@ def count_judged(config: TrainingConfig, rows: Sequence[Judged]) -> TokenCounts:
 
 def sampled_judged(rows: Sequence[Judged], count: int, typical: int) -> dict[str, Any]:
     """`longest_judged` and `typical_judged` of a TrialSpec."""
-    longest = sorted(rows, key=_tokens, reverse=True)[:count]
+    longest = sorted(rows, key=_width, reverse=True)[:count]
     return {"longest_judged": longest, "typical_judged": list(rows[:typical])}
 
 
-def _tokens(row: Judged) -> int:
-    if isinstance(row, PairSample):
-        return 2 * len(row.prompt) + len(row.chosen) + len(row.rejected)
-    return len(row.prompt) + len(row.answer)
+def _width(row: Judged) -> int:
+    """What TRL pads a row to at least: both answers of a pair go into one batch."""
+    answers = (row.chosen, row.rejected) if isinstance(row, PairSample) else (row.answer,)
+    return len(row.prompt) + max(map(len, answers))
 
 
 def _lengths(config: TrainingConfig, rows: Sequence[Judged]) -> list[int]:

@@ -50,7 +50,11 @@ class PreferenceRun(Run):
         config, tell, layout = self._config, self._tell, self._layout
         tell.on_phase("loading", f"Loading {config.model_name}")
         parts = RunParts(config, base, tell, self._climb.taken)
-        train, held_rows = self._render(parts, splits.train), self._render(parts, splits.validation)
+        wanted = splits.train
+        if config.max_steps > 0:
+            # They are shuffled already: a run of few steps need not render all of them.
+            wanted = wanted[: config.max_steps * config.effective_batch_size]
+        train, held_rows = self._render(parts, wanted), self._render(parts, splits.validation)
         self._report_cuts(parts, train)
         schedule = Schedule(
             len(train), config.effective_batch_size, config.num_train_epochs, config.max_steps, config.seed
@@ -90,9 +94,6 @@ class PreferenceRun(Run):
         return TrainResult(layout.root, layout.adapter, None, base, state.base_eval_loss, loss, metrics, meta)
 
     def _render(self, parts: RunParts, rows: Sequence[Any]) -> Rows:
-        if self._config.max_steps > 0:
-            # They are shuffled already: a run of few steps need not render all of them.
-            rows = rows[: self._config.max_steps * self._config.effective_batch_size]
         if self._config.method == "kto":
             return rated_samples(parts.renderer, rows)
         return pair_samples(parts.renderer, rows)

@@ -72,6 +72,7 @@ def _split(
         held = _unique(load(validation_path))
         known = {_prompt_key(row) for row in held}
         train = [row for row in rows if _prompt_key(row) not in known]
+        Random(config.seed).shuffle(train)
         if not train:
             raise InvalidDataError(
                 f"Every prompt of {source} is also in {validation_path.name}: nothing to train on."
