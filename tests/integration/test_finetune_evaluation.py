@@ -15,6 +15,7 @@ import pytest
 from tests.integration.test_finetune_variants import reloaded_loss
 
 from sage.tools.finetune import Evaluation, GeneratedAnswer, LoRATrainer, TrainingCallback, TrainingConfig
+from sage.tools.finetune.distributed.team import Team, dealt
 from sage.tools.finetune.evaluation import HeldOut
 from sage.tools.finetune.losses import PackedLoss, PlainLoss
 from sage.tools.finetune.modeling import add_adapters, load_base
@@ -217,3 +218,36 @@ def test_wandb_without_an_account_writes_the_run_offline(
 def test_patience_without_evaluations_is_refused() -> None:
     with pytest.raises(ValueError, match="set eval_steps too"):
         TrainingConfig(early_stopping_patience=2)
+
+
+class OneOfTwo(Team):
+    """A process whose partner's sums arrive later."""
+
+    size = 2
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.idled = 0
+
+    def share(self, groups: Sequence[list[int]], lengths: Sequence[int]) -> list[list[int]]:
+        return dealt(groups, lengths, self.size)[self.rank]
+
+    def idle(self, loss: Any) -> None:
+        loss()
+        self.idled += 1
+
+
+def test_each_held_out_row_is_measured_by_one_process(tiny_base: Path) -> None:
+    model = load_base(tiny_base, TrainingConfig(), "cpu", "fp32")
+    samples = [Sample([5 + n, *range(9, 9 + n)], [-100, *range(9, 9 + n)]) for n in range(4, 9)]
+
+    def measured(team: Team) -> Any:
+        return HeldOut(model, None, PlainLoss(model), samples, [], 1, TrainingCallback(), team).measure()
+
+    alone, teams = measured(Team()), [OneOfTwo(0), OneOfTwo(1)]
+    parts = [measured(team) for team in teams]
+    assert sum(part.loss for part in parts) == pytest.approx(alone.loss, rel=1e-5)
+    assert sum(part.token_accuracy for part in parts) == pytest.approx(alone.token_accuracy)
+    assert all(0 < part.loss < alone.loss for part in parts)
+    # Five rows, one at a time: whoever has two keeps step with the other's third.
+    assert sorted(team.idled for team in teams) == [0, 1]

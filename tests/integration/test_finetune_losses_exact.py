@@ -11,7 +11,7 @@ import pytest
 from sage.tools.finetune.head_loss import IGNORED
 from sage.tools.finetune.losses import FusedLoss, PackedLoss, PlainLoss, choose_loss
 from sage.tools.finetune.modeling import add_adapters, load_base
-from sage.tools.finetune.projections import Projections
+from sage.tools.finetune.projections import NotFusableError, Projections
 from sage.tools.finetune.rendering import Sample
 from sage_contracts.config import LoRAConfig, TrainingConfig
 
@@ -132,6 +132,35 @@ def test_fused_layers_with_biases_and_one_layer_without_adapters_are_exact(tmp_p
     assert_same_gradients(take_gradients(model), expected)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_row_longer_than_the_window_is_exact(tmp_path: Path, precision: Literal["fp32", "bf16"]) -> None:
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(1)
+    config = MistralConfig(
+        vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=512, initializer_range=0.4, sliding_window=64,
+    )  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(tmp_path)
+    ids = [2 + (7 * n * n + 3 * n) % 250 for n in range(150)]
+    samples = [*rows(2), Sample(ids, [IGNORED] * 70 + ids[70:])]
+    model = adapted(tmp_path, precision)
+    value = PlainLoss(model)(samples)
+    value.backward()
+    expected = take_gradients(model)
+    with pytest.raises(NotFusableError):
+        FusedLoss(model)
+    found = PackedLoss(model)(samples)
+    assert found.item() == pytest.approx(value.item(), rel=1e-5 if precision == "fp32" else 0.01)
+    if precision == "fp32":
+        found.backward()
+        assert_same_gradients(take_gradients(model), expected)
+    said: list[str] = []
+    assert choose_loss(adapted(tmp_path, precision), samples, said.append).name == "packed"
+    assert said == []
+
+
 def plain_copy(layer: Any) -> Any:
     """The layer's attention without its adapters."""
     for name in ATTENTION_ONLY:
@@ -167,10 +196,11 @@ def test_dropout_of_joined_projections_is_exact_for_its_mask_and_drops_the_asked
         torch.testing.assert_close(found, right, rtol=1e-3, atol=1e-4 * float(right.abs().max()))
 
 
-def test_fused_layers_go_their_own_way_when_somebody_generates(tiny_base: Path) -> None:
+@pytest.mark.parametrize("targets", [ATTENTION_ONLY, ["gate_proj", "up_proj"], ["down_proj"]])
+def test_fused_layers_go_their_own_way_when_somebody_generates(tiny_base: Path, targets: list[str]) -> None:
     import torch
 
-    model = adapted(tiny_base)
+    model = adapted(tiny_base, lora=lora(target_modules=targets))
     prompt = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
     settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 1}
     expected = model.generate(**prompt, **settings)
@@ -233,6 +263,34 @@ def test_a_layer_that_only_looks_like_the_family_is_not_fused(tiny_base: Path) -
     said: list[str] = []
     assert choose_loss(model, rows(), said.append).name == "packed"
     assert "fused" in said[0]
+
+
+@pytest.mark.parametrize("error", [ImportError("undefined symbol"), RuntimeError("no kernel image")])
+def test_a_broken_kernel_falls_back_to_plain(tiny_base: Path, error: Exception) -> None:
+    model = failing_when_packed(adapted(tiny_base), error)
+    expected = PlainLoss(model)(rows()).item()
+    said: list[str] = []
+    loss = choose_loss(model, rows(), said.append)
+    assert loss.name == "plain"
+    assert str(error) in said[0]
+    assert loss(rows()).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_lack_of_memory_is_no_broken_kernel(tiny_base: Path) -> None:
+    import torch
+
+    model = failing_when_packed(adapted(tiny_base), torch.OutOfMemoryError("CUDA out of memory."))
+    with pytest.raises(torch.OutOfMemoryError):
+        choose_loss(model, rows(), print)
+
+
+def failing_when_packed(model: Any, error: Exception) -> Any:
+    def fail(module: Any, arguments: Any, options: dict[str, Any]) -> None:
+        if "row_lengths" in options:
+            raise error
+
+    model.get_base_model().get_decoder().register_forward_pre_hook(fail, with_kwargs=True)
+    return model
 
 
 def test_a_model_that_does_more_than_its_head_falls_back_to_plain(tiny_base: Path) -> None:

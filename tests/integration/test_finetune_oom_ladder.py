@@ -113,6 +113,23 @@ def test_it_goes_on_from_the_last_checkpoint(tiny_base: Path, data: Path, tmp_pa
     assert result.metrics["steps"] == 6
 
 
+def test_a_lack_of_memory_while_loading_continues_no_earlier_run(
+    tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    class ShortAtFirst(Watcher):
+        def on_phase(self, name: str, detail: str) -> None:
+            if name == "loading" and not self.rungs:
+                raise MemoryError
+
+    earlier = LoRATrainer(settings(tiny_base, data, tmp_path), ()).train()
+    watcher = ShortAtFirst()
+    config = settings(tiny_base, data, tmp_path, learning_rate=1e-3)
+    result = LoRATrainer(config, [watcher]).train()
+    assert len(watcher.rungs) == 1
+    assert [metrics.step for metrics in watcher.steps] == [1, 2, 3, 4, 5, 6]
+    assert result.eval_loss != pytest.approx(earlier.eval_loss, rel=1e-3)
+
+
 def test_a_smaller_rank_begins_anew_and_says_so(tiny_base: Path, data: Path, tmp_path: Path) -> None:
     watcher = Watcher(fail_at=3)
     config = settings(tiny_base, data, tmp_path, oom_ladder=["smaller_rank"])

@@ -106,7 +106,7 @@ class Memory:
 
 
 def test_what_does_not_fit_is_told_with_what_would(tiny_base: Path, data: Path, tmp_path: Path) -> None:
-    config = settings(tiny_base, data, preset="minimal", oom_ladder=["halve_batch"])  # the smallest preset
+    config = settings(tiny_base, data, preset="minimal", oom_ladder=["halve_batch"], save_steps=1)
     told: list[str] = []
     memory = Memory(1000)
 
@@ -121,8 +121,13 @@ def test_what_does_not_fit_is_told_with_what_would(tiny_base: Path, data: Path, 
     assert "per_device_train_batch_size 4 → 2" in fitting.change
     assert any("with halve_batch" in text for text in told)
     assert [spec.rungs for spec in memory.asked] == [[], ["halve_batch"]]
-    # The three that are kept, and the one that is written before the oldest goes.
-    assert short.checkpoints_bytes == 30 * min(-(-short.steps // config.save_steps), 4)
+    # The three that are kept, the two that the watchdog may go back to, and the one that is written before
+    # the oldest goes.
+    assert short.steps > 7
+    assert short.checkpoints_bytes == 30 * (3 + 2 + 1)
+    careless = config.model_copy(update={"max_rollbacks": 0, "eval_steps": 1})
+    without = plan(careless, home=tmp_path, memory_limit_bytes=200_000, measure=memory)
+    assert without.checkpoints_bytes == 30 * (3 + 1 + 1)  # the best evaluation's
 
 
 def test_a_run_of_every_weight_is_told_what_it_can_take(tiny_base: Path, data: Path, tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ def packed_attention(
     Without `row_lengths` (somebody generates with the model meanwhile) there is one row, maybe with a cache.
     Raises: NotImplementedError for what this attention cannot do (the caller then trains row by row).
     """
-    from torch import cat, float32
+    from torch import bool as boolean
+    from torch import cat, float32, ones
     from torch.nn.functional import scaled_dot_product_attention
 
     if row_lengths is None:
@@ -54,21 +55,27 @@ def packed_attention(
     for name in ("softcap", "s_aux", "position_bias"):
         if unsupported.get(name) is not None:
             raise NotImplementedError(f"packed attention does not know {name}")
-    if sliding_window is not None and max(row_lengths) > sliding_window:
-        raise NotImplementedError("packed attention does not know windows shorter than a row")
     kernel = kernels_of(query.device.type, _PRECISIONS.get(str(query.dtype), "")).attention
     if kernel != "rows" and not dropout:
         tokens_first = (part[0].transpose(0, 1) for part in (query, key, value))
-        return varlen_attention(kernel)(*tokens_first, list(row_lengths), scaling)[None], None
+        return varlen_attention(kernel)(*tokens_first, list(row_lengths), scaling, sliding_window)[None], None
     grouped = query.shape[1] != key.shape[1]
     rows = list(row_lengths)
     dtype = query.dtype
     if query.device.type == "cpu" and dtype != float32:
         # oneDNN keeps a kernel for every row length it meets in half precision, and never lets go of it.
         query, key, value = query.float(), key.float(), value.float()
-    options = {"is_causal": True, "dropout_p": dropout, "scale": scaling, "enable_gqa": grouped}
+    options = {"dropout_p": dropout, "scale": scaling, "enable_gqa": grouped}
+    windows = {
+        length: ones(length, length, dtype=boolean, device=query.device).tril().triu(1 - sliding_window)
+        for length in set(rows)
+        if sliding_window is not None and length > sliding_window
+    }
+    parts = zip(rows, query.split(rows, 2), key.split(rows, 2), value.split(rows, 2), strict=True)
     attended = [
-        scaled_dot_product_attention(q, k, v, **options)
-        for q, k, v in zip(query.split(rows, 2), key.split(rows, 2), value.split(rows, 2), strict=True)
+        scaled_dot_product_attention(
+            q, k, v, attn_mask=windows.get(length), is_causal=length not in windows, **options
+        )
+        for length, q, k, v in parts
     ]
     return cat(attended, dim=2).transpose(1, 2).to(dtype), None

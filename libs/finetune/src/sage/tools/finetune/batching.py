@@ -40,13 +40,6 @@ class Schedule:
         Random(f"{self.seed}/{epoch}").shuffle(order)
         return order[position * self.batch_rows : (position + 1) * self.batch_rows]
 
-    def used_rows(self) -> list[int]:
-        """Every row that some step uses, ascending."""
-        steps = min(self.total_steps, self.steps_per_epoch)
-        if steps == self.steps_per_epoch:
-            return list(range(self.rows))
-        return sorted(row for step in range(steps) for row in self.rows_of(step))
-
 
 def micro_batches(lengths: Sequence[int], token_budget: int, max_rows: int | None = None) -> list[list[int]]:
     """Indices in groups of at most `max_rows` whose tokens fit the budget; a longer row goes alone.

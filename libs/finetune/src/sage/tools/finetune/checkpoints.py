@@ -95,7 +95,8 @@ class Checkpoints:
             scaler.load_state_dict(tensors["scaler"])
         torch.set_rng_state(tensors["random"])
         if tensors["random_cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(tensors["random_cuda"])
+            # The machine that wrote it may have had more devices.
+            torch.cuda.set_rng_state_all(tensors["random_cuda"][: torch.cuda.device_count()])
         return self.read_state(path, RunState)
 
     def read_state(self, path: Path, kind: type[State]) -> State:

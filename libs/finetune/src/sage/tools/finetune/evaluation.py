@@ -62,19 +62,22 @@ class HeldOut:
         was_training = self.model.training
         self.model.eval()
         summed, hits = 0.0, 0
+        lengths = [len(sample.ids) for sample in self.samples]
         try:
             with torch.no_grad():
-                for group in micro_batches([len(sample.ids) for sample in self.samples], self.token_budget):
+                for group in self.team.share(micro_batches(lengths, self.token_budget), lengths):
                     wish = self.callbacks.should_stop()
                     if wish:
                         raise RunStopped(wish)
+                    if not group:
+                        self.team.idle(lambda: self.loss(self.samples[:1]))
+                        continue
                     loss, right = self.loss.scores([self.samples[index] for index in group])
                     summed += loss
                     hits += right
         finally:
             self.model.train(was_training)
-        # Each process measures all rows; what follows from the figures has to be the same in all of them.
-        labels = sum(sample.label_count for sample in self.samples) * self.team.size
+        labels = sum(sample.label_count for sample in self.samples)
         return Scores(self.team.total(summed) / labels, self.team.total(hits) / labels)
 
     def tell(

@@ -53,7 +53,9 @@ class FusedLayer:
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        if type(layer).__name__ not in _FAMILY or getattr(attention, "sliding_window", None) is not None:
+        # Where the layer does not say, transformers takes the model's window for every layer.
+        window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
+        if type(layer).__name__ not in _FAMILY or window is not None:
             raise NotFusableError(f"{type(layer).__name__} is not a plain layer of the llama family")
         if type(mlp.act_fn).__name__ not in {"SiLU", "SiLUActivation"}:
             raise NotFusableError(f"{type(mlp.act_fn).__name__} is not SiLU")
@@ -61,9 +63,10 @@ class FusedLayer:
         if any(norm.weight.requires_grad for norm in norms):
             raise NotFusableError("norms that are trained")
         self.first_norm, self.second_norm = ((norm.weight, norm.variance_epsilon) for norm in norms)
-        self._adapted = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-        self.qkv = Projections(self._adapted[:3])
-        self.out = Projections(self._adapted[3:])
+        qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
+        self._adapted = [*qkv, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+        self.qkv = Projections(qkv)
+        self.out = Projections([attention.o_proj])
         self.gate_up = Projections([mlp.gate_proj, mlp.up_proj])
         self.down = Projections([mlp.down_proj])
         self.head_dim = attention.head_dim

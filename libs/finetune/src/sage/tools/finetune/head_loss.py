@@ -41,7 +41,7 @@ def head_scores(hidden: Any, head: Any, labels: Any, chunk: int = HEAD_CHUNK) ->
         counted = wanted != IGNORED
         picks = wanted.clamp(min=0)[:, None]
         logits = head(part).float()
-        hits += int(((logits.argmax(1) == wanted) & counted).sum())
+        hits += int((logits.argmax(1) == wanted).sum())
         logits -= logits.amax(1, keepdim=True)
         picked = logits.gather(1, picks)
         total += float(((logits.exp_().sum(1, keepdim=True).log() - picked) * counted[:, None]).sum())

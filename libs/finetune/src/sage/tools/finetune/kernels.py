@@ -6,10 +6,13 @@ Whatever is chosen is exact: the loss proves itself on rows of the run before a 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal
+
+from sage.tools.finetune.hardware import memory_reason
 
 AttentionKernel = Literal["rows", "torch_varlen", "flash_attn"]
 AMPERE = (8, 0)
@@ -22,10 +25,10 @@ class Kernels:
     """`attention` keeps packed rows apart: one call for all rows by their lengths, or one for each row."""
 
     attention: AttentionKernel = "rows"
-    has_fused_layers: bool = False
-    """Our own layers for CPUs."""
     has_liger: bool = False
     """Liger's norms, rotations and activations."""
+    problem: str = ""
+    """What is installed and cannot be used, for people."""
 
 
 def choose_kernels(
@@ -33,7 +36,7 @@ def choose_kernels(
 ) -> Kernels:
     """`capability` is the GPU's compute capability; None on a CPU."""
     if not device.startswith("cuda") or capability is None:
-        return Kernels(has_fused_layers=True)
+        return Kernels()
     attention: AttentionKernel = "rows"
     if capability >= AMPERE and precision in ("bf16", "fp16"):
         attention = "flash_attn" if "flash_attn" in installed else "torch_varlen"
@@ -48,25 +51,41 @@ def kernels_of(device: str, precision: str) -> Kernels:
         import torch
 
         capability = torch.cuda.get_device_capability()
-    return choose_kernels(
-        device, precision, capability, [name for name in OPTIONAL_PACKAGES if find_spec(name)]
-    )
+    installed = [name for name in OPTIONAL_PACKAGES if find_spec(name)]
+    broken = broken_packages(installed) if capability else {}
+    chosen = choose_kernels(device, precision, capability, [name for name in installed if name not in broken])
+    problems = (f"{name} is installed but cannot be imported: {why}" for name, why in broken.items())
+    return replace(chosen, problem="; ".join(problems))
+
+
+def broken_packages(names: Collection[str]) -> dict[str, str]:
+    """Why those of them cannot be imported that cannot: mostly, they were built for another torch."""
+    broken = {}
+    for name in names:
+        try:
+            import_module(name)
+        except (ImportError, OSError, RuntimeError) as error:
+            broken[name] = str(error)
+    return broken
 
 
 def apply_liger(model: Any, report: Callable[[str], None]) -> None:
     """Liger's kernels on a loaded model, where it knows the family. Our own loss stays."""
-    from liger_kernel.transformers import _apply_liger_kernel_to_instance
-
     try:
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
         _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (ImportError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        if memory_reason(error):
+            raise
         report(f"Liger kernels are not used: {error}")
 
 
 def varlen_attention(kernel: AttentionKernel) -> Callable[..., Any]:
-    """(query, key, value, lengths, scaling) -> (tokens, heads, dim), causal within each row.
+    """(query, key, value, lengths, scaling, window) -> (tokens, heads, dim), causal within each row.
 
     query (tokens, heads, dim), key and value (tokens, kv_heads, dim), half precision on a GPU.
+    `window` is how many tokens each sees, itself included; None: all before it.
     """
     return _torch_varlen if kernel == "torch_varlen" else _flash_attn
 
@@ -79,20 +98,30 @@ def _starts(lengths: list[int], device: Any) -> Any:
     return ends.to(device, non_blocking=True)
 
 
-def _torch_varlen(query: Any, key: Any, value: Any, lengths: list[int], scaling: float | None) -> Any:
+def _sides(window: int | None) -> tuple[int, int]:
+    """How many tokens are seen (before, after) one's own; -1: all."""
+    return (-1 if window is None else window - 1), 0
+
+
+def _torch_varlen(
+    query: Any, key: Any, value: Any, lengths: list[int], scaling: float | None, window: int | None
+) -> Any:
     from torch.nn.attention.varlen import varlen_attn
 
     starts, longest = _starts(lengths, query.device), max(lengths)
     return varlen_attn(
         query, key, value, starts, starts, longest, longest,
-        scale=scaling, window_size=(-1, 0), enable_gqa=query.shape[1] != key.shape[1],
+        scale=scaling, window_size=_sides(window), enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
 
 
-def _flash_attn(query: Any, key: Any, value: Any, lengths: list[int], scaling: float | None) -> Any:
+def _flash_attn(
+    query: Any, key: Any, value: Any, lengths: list[int], scaling: float | None, window: int | None
+) -> Any:
     from flash_attn import flash_attn_varlen_func
 
     starts, longest = _starts(lengths, query.device), max(lengths)
     return flash_attn_varlen_func(
-        query, key, value, starts, starts, longest, longest, softmax_scale=scaling, causal=True
-    )
+        query, key, value, starts, starts, longest, longest,
+        softmax_scale=scaling, causal=True, window_size=_sides(window),
+    )  # fmt: skip

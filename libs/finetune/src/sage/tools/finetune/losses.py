@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from sage.tools.finetune.attention import PACKED_ATTENTION, register_packed_attention
 from sage.tools.finetune.fused_layer import fuse_layers, unfuse_layers
-from sage.tools.finetune.hardware import give_back_memory
+from sage.tools.finetune.hardware import give_back_memory, memory_reason
 from sage.tools.finetune.head_loss import HEAD_CHUNK, IGNORED, head_loss, head_scores
 from sage.tools.finetune.projections import NotFusableError
 from sage.tools.finetune.rendering import Sample
@@ -158,7 +158,9 @@ def choose_loss(model: Any, rows: Sequence[Sample], report: Callable[[str], None
     usual_attention = causal.config._attn_implementation
     try:
         return _proven_loss(model, causal, [_probe(row) for row in rows[:2]], report)
-    except (NotImplementedError, AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, ImportError, RuntimeError) as error:
+        if memory_reason(error):  # a smaller step is the way out of that
+            raise
         reason = str(error)
     finally:
         model.train(was_training)

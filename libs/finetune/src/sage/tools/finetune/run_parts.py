@@ -54,7 +54,9 @@ class RunParts:
         self.renderer = ChatRenderer(self.tokenizer, config.max_length)
         torch.manual_seed(config.seed)
         model = load_base(base, config, load_on or self.device, self.precision)
-        if kernels_of(self.device, self.precision).has_liger:
+        kernels = kernels_of(self.device, self.precision)
+        self._warn(kernels.problem)
+        if kernels.has_liger:
             apply_liger(model, self._warn)
         self.model = model if config.tuning == "full" else add_adapters(model, config.lora)
         self.optimizer, note = make_optimizer(self.model, config, self.device)

@@ -165,6 +165,10 @@ class Run:
         tell.on_log("info", f"Data: {splits.description}")
         tell.on_phase("base_model", config.model_name)
         base = resolve_base(config.model_name, self._t._home, lambda message: tell.on_log("info", message))
+        if not self._resume:
+            # Of an earlier run. Before the model is loaded: should memory not suffice for that, the next try
+            # resumes, and must find no checkpoints but this run's.
+            self._checkpoints({}).clear()
         try:
             return self._train(splits, base)
         except RunStopped as stop:
@@ -227,7 +231,6 @@ class Run:
 
     def _starting_state(self, checkpoints: Checkpoints, parts: RunParts) -> RunState:
         if not self._resume:
-            checkpoints.clear()  # of an earlier run: never to be continued by this one
             return RunState()
         newest = checkpoints.newest_whole(lambda message: self._tell.on_log("warn", message))
         if newest is None:

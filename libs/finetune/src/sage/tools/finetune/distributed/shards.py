@@ -48,7 +48,9 @@ class ShardedTeam(ProcessTeam):
         return [[row] for row in mine] + [[]] * (passes - len(mine))
 
     def idle(self, loss: Callable[[], Any]) -> None:
-        (loss() * 0.0).backward()
+        nothing = loss() * 0.0
+        if nothing.requires_grad:  # else this is an evaluation
+            nothing.backward()
 
     def begin(self, model: Any, optimizer: Any) -> None:
         """Raises: InvalidRequestError for adapters outside the decoder layers."""
