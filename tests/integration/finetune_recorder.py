@@ -1,13 +1,15 @@
-"""A callback that remembers what a run told it, and wishes it to stop after a step."""
+"""What tests of whole runs look at: what a run told its callbacks, and the weights it left."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from sage.tools.finetune import CheckpointInfo, Evaluation, StepMetrics, TrainingCallback
+from sage.tools.finetune import CheckpointInfo, Evaluation, StepMetrics, TrainingCallback, TrainResult
 
 
 class Recorder(TrainingCallback):
+    """Remembers what it is told; wishes to stop after a step."""
+
     def __init__(self, stop_after: int = 0, mode: Literal["save_and_stop", "stop"] = "save_and_stop") -> None:
         self.phases: list[str] = []
         self.steps: list[StepMetrics] = []
@@ -33,3 +35,11 @@ class Recorder(TrainingCallback):
 
     def should_stop(self) -> Literal["save_and_stop", "stop"] | None:
         return self._mode if self._stop_after and len(self.steps) >= self._stop_after else None
+
+
+def adapter_weights(result: TrainResult) -> dict[str, Any]:
+    """The tensors of the adapter that a run has written."""
+    from safetensors.torch import load_file
+
+    assert result.adapter_dir is not None
+    return dict(load_file(result.adapter_dir / "adapter_model.safetensors"))

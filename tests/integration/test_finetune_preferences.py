@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.finetune_recorder import Recorder
+from tests.integration.finetune_recorder import Recorder, adapter_weights
 
-from sage.tools.finetune import Evaluation, LoRATrainer, TrainingConfig, TrainResult
+from sage.tools.finetune import Evaluation, LoRATrainer, TrainingConfig
 from sage_contracts.errors import InvalidDataError, InvalidRequestError, TrainingFailedError
 
 METHODS = ("dpo", "orpo", "kto")
@@ -50,13 +50,6 @@ def settings(base: Path, data: Path, output: Path, **changes: Any) -> TrainingCo
         "max_length": 128,
     }
     return TrainingConfig.model_validate({**fields, **changes})
-
-
-def adapter_weights(result: TrainResult) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
-    assert result.adapter_dir is not None
-    return dict(load_file(result.adapter_dir / "adapter_model.safetensors"))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -4,59 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
-from tests.fakes.tiny_llama import make_model
+from tests.integration.finetune_recorder import Recorder, adapter_weights
 
 from sage.tools.finetune import (
-    CheckpointInfo,
-    Evaluation,
     LoRATrainer,
     PresetConfigs,
-    StepMetrics,
-    TrainingCallback,
     TrainingConfig,
-    TrainResult,
 )
 from sage_contracts.errors import InvalidRequestError, ModelNotFoundError, TrainingFailedError
 
 SEED_LAYOUT = {"lora_weights", "checkpoints", "logs", "training_config.json", "finetune_meta.json"}
 
 
-class Recorder(TrainingCallback):
-    """Remembers what it is told; wishes to stop after a step."""
-
-    def __init__(self, stop_after: int = 0, mode: Literal["save_and_stop", "stop"] = "save_and_stop") -> None:
-        self.phases: list[str] = []
-        self.steps: list[StepMetrics] = []
-        self.checkpoints: list[CheckpointInfo] = []
-        self.evals: dict[str, float] = {}
-        self.logs: list[tuple[str, str]] = []
-        self._stop_after, self._mode = stop_after, mode
-
-    def on_phase(self, name: str, detail: str) -> None:
-        self.phases.append(name)
-
-    def on_step(self, metrics: StepMetrics) -> None:
-        self.steps.append(metrics)
-
-    def on_checkpoint(self, checkpoint: CheckpointInfo) -> None:
-        self.checkpoints.append(checkpoint)
-
-    def on_eval(self, evaluation: Evaluation) -> None:
-        self.evals[evaluation.name] = evaluation.loss
-
-    def on_log(self, level: str, message: str) -> None:
-        self.logs.append((level, message))
-
-    def should_stop(self) -> Literal["save_and_stop", "stop"] | None:
-        return self._mode if self._stop_after and len(self.steps) >= self._stop_after else None
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("base") / "tiny")
+@pytest.fixture
+def base(tiny_base: Path) -> Path:
+    return tiny_base
 
 
 @pytest.fixture
@@ -81,13 +46,6 @@ def settings(base: Path, data: Path, output: Path, **changes: Any) -> TrainingCo
         "max_length": 128,
     }
     return TrainingConfig.model_validate({**fields, **changes})
-
-
-def adapter_weights(result: TrainResult) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
-    assert result.adapter_dir is not None
-    return dict(load_file(result.adapter_dir / "adapter_model.safetensors"))
 
 
 def test_a_run_learns_and_leaves_the_published_layout(base: Path, data: Path, tmp_path: Path) -> None:
