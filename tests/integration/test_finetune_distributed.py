@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.finetune_recorder import Recorder
+from tests.integration.finetune_recorder import Recorder, adapter_weights
 
 from sage.tools.finetune import LoRATrainer, StepMetrics, TrainingConfig, TrainResult
 from sage_contracts.errors import InvalidDataError, InvalidRequestError, TrainingFailedError
@@ -41,13 +41,6 @@ def settings(base: Path, data: Path, output: Path, **changes: Any) -> TrainingCo
         "num_devices": 2,
     }
     return TrainingConfig.model_validate({**fields, **changes})
-
-
-def adapter_weights(result: TrainResult) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
-    assert result.adapter_dir is not None
-    return dict(load_file(result.adapter_dir / "adapter_model.safetensors"))
 
 
 def assert_same_adapter(one: TrainResult, other: TrainResult) -> None:
