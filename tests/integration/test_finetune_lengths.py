@@ -101,3 +101,24 @@ def test_many_rows_good_and_bad_need_no_more_memory_than_few(tmp_path: Path) -> 
     )
     growth = int(next(line for line in ran.stderr.splitlines() if line.strip().isdecimal()))
     assert growth < MAX_GROWTH_BYTES
+
+
+def test_a_hub_model_without_a_tokenizer_file_is_refused(tmp_path: Path) -> None:
+    snapshot = "0" * 40
+    cached = tmp_path / "hub" / "models--someone--bare"
+    (cached / "snapshots" / snapshot).mkdir(parents=True)
+    (cached / "snapshots" / snapshot / "tokenizer_config.json").write_text("{}")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(snapshot)
+    script = (
+        "from pathlib import Path\n"
+        "from sage.tools.finetune.data.tokenizer_files import length_counter\n"
+        "from sage_contracts.errors import InvalidRequestError\n"
+        "try:\n    length_counter('someone/bare', Path('/nowhere'), 10)\n"
+        "except InvalidRequestError as error:\n    print(error.message)\n"
+    )
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    ran = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (ran.returncode, "FileNotFoundError" in ran.stdout) == (0, True), ran.stderr

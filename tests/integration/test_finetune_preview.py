@@ -82,3 +82,18 @@ def test_the_commands_errors_are_the_engines(tmp_path: Path, monkeypatch: pytest
     result = CliRunner().invoke(app, ["finetune", "preview", str(tmp_path / "gone.jsonl")])
     assert result.exit_code == 2
     assert "gone.jsonl" in result.stderr
+
+
+def test_a_folders_bad_rows_name_their_file_and_the_reason_of_their_format(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text(json.dumps({"prompt": "p", "chosen": "same", "rejected": "same"}))
+    (folder / "b.jsonl").write_text(json.dumps({"question": "Q?", "answer": "A"}))
+    (folder / "c.jsonl").write_text(json.dumps({"question": "say method=sft"}))
+    found = preview(request(folder, tiny_base))
+    assert [(row.file, row.row, row.field) for row in found.unusable] == [
+        ("set/a.jsonl", 1, "rejected"),
+        ("set/c.jsonl", 1, "answer"),
+    ]

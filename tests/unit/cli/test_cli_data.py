@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import zipfile
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from sage_cli.jobs import data
 from sage_contracts.config import Task
 from sage_contracts.errors import InvalidDataError
+from sage_orchestrator.jobs.datafile import check_data
 
 FUNCTION = '''
 def count_words(text):
@@ -116,3 +118,24 @@ def test_rows_are_checked_for_the_method(tmp_path: Path) -> None:
     data.check(path, Task.CUSTOM, "dpo")
     with pytest.raises(InvalidDataError, match="use method=dpo, orpo or kto"):
         data.check(path, Task.CUSTOM)
+
+
+def test_a_single_source_file_is_packed_so_that_the_server_takes_it(tmp_path: Path) -> None:
+    path = tmp_path / "app.py"
+    path.write_text(FUNCTION)
+    (tmp_path / "other.py").write_text(FUNCTION)
+    data.check(path, Task.CODE)
+    with data.packed(path, Task.CODE) as file:
+        check_data(file.path, file.filename, Task.CODE, "sft")
+        assert zipfile.ZipFile(file.path).namelist() == ["app.py"]
+    with pytest.raises(InvalidDataError, match="neither JSON nor a table"):
+        data.check(path, Task.QA)
+    path.write_text("x = 1\n")
+    with pytest.raises(InvalidDataError, match="no function with a body"):
+        data.check(path, Task.CODE)
+
+
+def test_files_from_before_zip_can_say_when_are_packed(tree: Path) -> None:
+    os.utime(tree / "app.py", (0, 0))
+    with data.packed(tree, Task.CODE) as file:
+        assert "app.py" in zipfile.ZipFile(file.path).namelist()

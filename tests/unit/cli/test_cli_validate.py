@@ -105,3 +105,12 @@ def test_a_model_without_a_tokenizer_is_refused(sage: Sage, tmp_path: Path) -> N
     path = write(tmp_path / "rows.jsonl", [GOOD])
     ran = sage("finetune", "validate", path, "--model", str(tmp_path))
     assert (ran.exit_code, "there is no tokenizer.json" in " ".join(ran.output.split())) == (2, True)
+
+
+def test_a_bar_of_one_length_is_named_by_it_and_empty_ones_are_left_out(sage: Sage, tmp_path: Path) -> None:
+    rows = [{"text": "x"}, {"text": "x" * 20}]
+    ran = sage("finetune", "validate", write(tmp_path / "rows.jsonl", rows))
+    bars = [line.split() for line in ran.stdout.splitlines() if "█" in line or "#" in line]
+    assert len(bars) == 2, ran.stdout
+    assert all(label.isdigit() and count == "1" for label, _, count in bars)
+    assert " 0\n" not in ran.stdout

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 
+import orjson
 import pytest
 
 from sage.tools.finetune.data import load_conversations, load_rows, validate_file
+from sage.tools.finetune.task_data import prepare
+from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import InvalidDataError
 
 QA = {"question": "Q?", "answer": "A"}
@@ -85,3 +89,41 @@ def test_a_table_of_one_column_has_no_delimiters(tmp_path: Path) -> None:
         "Hello, world; hello | all",
         'quoted, "too"',
     ]
+
+
+@pytest.mark.parametrize("digits", [str(2**63), str(2**64), str(-(2**63)), str(-(2**63) - 1), "1" * 300])
+def test_integers_of_any_size_are_the_same_in_lists_and_in_lines(tmp_path: Path, digits: str) -> None:
+    row = f'{{"question": "Q?", "answer": "A", "id": {digits}}}'
+    (tmp_path / "lines.jsonl").write_text(f"{row}\n{row}\n")
+    (tmp_path / "list.json").write_text(f"[{row},\n{row}]")
+    lines, listed = (
+        [row.value["id"] for row in load_rows(tmp_path / name)] for name in ("lines.jsonl", "list.json")
+    )
+    assert lines == listed
+    assert [type(number) for number in lines] == [type(number) for number in listed]
+    assert orjson.dumps(lines) == orjson.dumps(listed)
+
+
+@pytest.mark.parametrize("size", [400, 5000])
+def test_an_integer_beyond_every_number_is_a_bad_row_of_its_own(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "list.json"
+    bad = f'{{"question": "Q?", "answer": "A", "id": {"1" * size}}}'
+    path.write_text(f"[{json.dumps(QA)}, {bad}, {json.dumps(QA)}]")
+    report = validate_file(path)
+    assert (report.rows, [row.row for row in report.bad]) == (3, [2])
+    assert "number is infinity" in report.bad[0].reason
+
+
+def test_values_that_only_parquet_has_can_be_arguments_of_calls(tmp_path: Path) -> None:
+    from pyarrow import Table, parquet
+
+    call = {
+        "type": "function",
+        "function": {"name": "pay", "arguments": {"sum": Decimal("1.50"), "to": b"x"}},
+    }
+    turns = [{"role": "user", "content": "Pay"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(Table.from_pylist([{"messages": turns}] * 2), path)
+    report = validate_file(path)
+    assert (report.good, report.duplicates) == (2, 1)
+    assert prepare(TrainingConfig(data_path=str(path))).fingerprint()

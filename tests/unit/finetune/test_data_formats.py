@@ -254,3 +254,12 @@ def test_arguments_that_are_no_json_are_refused() -> None:
     turn = {"role": "assistant", "content": "", "tool_calls": [call]}
     with pytest.raises(RowError, match=r"messages\[1\]\.tool_calls\[0\]\.function\.arguments: is not valid"):
         to_messages({"messages": [{"role": "user", "content": "a"}, turn]})
+
+
+def test_a_system_field_beside_turns_of_any_format_comes_first() -> None:
+    asked, said = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    expected = [("system", "S"), ("user", "a"), ("assistant", "b")]
+    assert turns({"system": "S", "messages": [asked, said]}) == expected
+    assert turns({"system": "S", "prompt": [asked], "completion": [said]}) == expected
+    own = {"role": "system", "content": "own"}
+    assert turns({"system": "S", "messages": [own, asked, said]}) == [("system", "own"), *expected[1:]]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sage.tools.finetune.data import validate_file
 from sage.tools.finetune.data.frames import Frames
 from sage.tools.finetune.data.lengths import LengthCounter
 from sage.tools.finetune.data.tokenizer_files import Estimate
@@ -76,3 +79,37 @@ def test_the_estimate_has_an_end_for_every_token(text: str) -> None:
     assert len(ends) == estimate.count([text])[0]
     assert ends == sorted(ends)
     assert not ends or ends[-1] == len(text)
+
+
+def test_rows_that_the_template_refuses_are_told(tmp_path: Path) -> None:
+    def strict(messages: Sequence[Any], tools: Any) -> str:
+        if messages[0]["role"] == "system":
+            raise ValueError("System role not supported")
+        return template(messages, tools)
+
+    path = tmp_path / "rows.jsonl"
+    row = {"instruction": "i", "output": "a long answer"}
+    path.write_text("\n".join(json.dumps(r) for r in (row, {**row, "system": "S"})))
+    told = "1 row is refused by characters's chat template: training on it would stop there"
+    report = validate_file(path, lengths=LengthCounter(Characters(), Frames(strict), max_length=5))
+    assert report.notes == [told]
+    assert validate_file(path, lengths=LengthCounter(Characters(), Frames(template), 5)).notes == []
+
+
+def test_tools_are_counted_wherever_the_row_has_them(tmp_path: Path) -> None:
+    def with_tools(messages: Sequence[Any], tools: Any) -> str:
+        return template(messages, tools) + json.dumps(tools)
+
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    openai = {
+        "input": {"messages": [{"role": "user", "content": "p"}], "tools": tools},
+        "preferred_output": [{"role": "assistant", "content": "good"}],
+        "non_preferred_output": [{"role": "assistant", "content": "bad"}],
+    }
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([openai]))
+    for method in ("dpo", "kto"):
+        counter = LengthCounter(Characters(), Frames(with_tools), 10_000)
+        tokens = validate_file(path, method=method, lengths=counter).tokens
+        assert tokens is not None
+        assert tokens.total == len(with_tools(pair("p", "good"), tools))

@@ -127,3 +127,13 @@ def test_rated_answers_are_for_kto_alone(tmp_path: Path) -> None:
     assert [r.is_desirable for r in load_rated_answers(path)] == [False]
     with pytest.raises(InvalidDataError, match="use method=kto"):
         load_preferences(path)
+
+
+@pytest.mark.parametrize(
+    "row", [OPENAI, {"chosen": [user("p"), says("good")], "rejected": [user("p"), says("bad")]}]
+)
+def test_a_system_field_is_part_of_the_prompt_alone(row: dict[str, Any]) -> None:
+    pair = to_preference({**row, "system": "S"}, "")
+    assert isinstance(pair, PreferencePair)
+    assert pair.prompt_messages == [SYSTEM, user("p")]
+    assert (pair.chosen, pair.rejected) == ([says("good")], [says("bad")])

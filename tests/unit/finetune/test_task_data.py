@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sage.tools.finetune.task_data import prepare
+from sage.tools.finetune.data import validate_file
+from sage.tools.finetune.task_data import is_source_tree, prepare
 from sage_contracts.config import Task, TrainingConfig
 from sage_contracts.errors import InvalidDataError
 
@@ -96,3 +98,49 @@ def test_which_rows_a_limit_leaves_beside_a_validation_file_is_the_seeds_choice(
         for seed in (0, 0, 1)
     ]
     assert seen[0] == seen[1] != seen[2]
+
+
+def talk(question: str, answer: str, **more: Any) -> dict[str, Any]:
+    return {
+        "messages": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": "first", "weight": more.pop("weight", 1)},
+            {"role": "user", "content": "go on"},
+            {"role": "assistant", "content": answer},
+        ],
+        **more,
+    }
+
+
+def test_rows_that_differ_in_tools_or_weights_are_no_duplicates_but_held_out_together(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    rows = [r for n in range(20) for r in (talk(f"Q{n}", "A"), talk(f"Q{n}", "A", weight=0))]
+    rows += [talk("Q0", "A", tools=tools), talk("Q0", "A")]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    assert validate_file(path).duplicates == 1
+    splits = prepare(TrainingConfig(data_path=str(path), validation_fraction=0))
+    assert (len(splits.train), "1 duplicates removed" in splits.description) == (41, True)
+    splits = prepare(TrainingConfig(data_path=str(path), validation_fraction=0.25))
+    assert len(splits.validation) == 10
+    assert questions(splits.train).isdisjoint(questions(splits.validation))
+    left_out = 41 - 10 - len(splits.train)
+    assert left_out > 0
+    assert f"{left_out} left out" in splits.description
+
+
+def test_two_rows_that_say_the_same_are_both_trained_on(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([talk("Q", "A"), talk("Q", "A", weight=0)]))
+    splits = prepare(TrainingConfig(data_path=str(path)))
+    assert (len(splits.train), len(splits.validation)) == (2, 0)
+
+
+@pytest.mark.parametrize("folder", [".venv/lib", "node_modules", ".git"])
+def test_code_that_is_not_ones_own_makes_no_source_tree(tmp_path: Path, folder: str) -> None:
+    write_rows(tmp_path / "rows.json", range(5))
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "hook.py").write_text("def f():\n    return 1\n")
+    assert not is_source_tree(Task.CODE, tmp_path)
+    (tmp_path / "own.py").write_text("def f():\n    return 1\n")
+    assert is_source_tree(Task.CODE, tmp_path)

@@ -50,27 +50,33 @@ def check(path: Path, task: Task, method: str = "sft") -> None:
         raise InvalidDataError(f"{path} cannot be read: you have no permission. Try `chmod u+r {path}`.")
     if path.stat().st_size == 0:
         raise InvalidDataError(f"{path} is empty: there is nothing to learn from.")
-    if method != "sft" or path.suffix not in (".zip", *SOURCE_SUFFIXES):
+    if method == "sft" and _is_source(path, task):
+        _check_sources(path, [path])
+    elif method != "sft" or path.suffix != ".zip":
         _check_rows(path, method)
 
 
 @contextmanager
 def packed(path: Path, task: Task) -> Iterator[DataFile]:
     """The file to upload: the path itself; or temporarily the rows of a folder, of a hub's data set or of a
-    Parquet file, which the server could not read, as JSON Lines; or an archive of a folder's sources."""
-    if path.is_file() and not is_parquet(path, path.name):
+    Parquet file, which the server could not read, as JSON Lines; or an archive of a folder's sources, or of a
+    single one, as a source tree is an archive to the server."""
+    is_source = _is_source(path, task)
+    if path.is_file() and not is_source and not is_parquet(path, path.name):
         yield DataFile(path, path.name)
         return
     with TemporaryDirectory(prefix="sage-data-") as folder:
-        if not path.is_dir() or _holds_rows(path, task):
+        if not is_source and (not path.is_dir() or _holds_rows(path, task)):
             lines = Path(folder) / f"{path.absolute().name.removesuffix('.parquet') or 'rows'}.jsonl"
             _write_rows(path, lines)
             yield DataFile(lines, lines.name)
             return
         archive = Path(folder) / f"{path.absolute().name or 'sources'}.zip"
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as stream:
-            for file in source_files(path):
-                stream.write(file, file.relative_to(path))
+        root, files = (path.parent, [path]) if is_source else (path, source_files(path))
+        # Not strict: the format knows no time before 1980, which some files are from.
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as stream:
+            for file in files:
+                stream.write(file, file.relative_to(root))
         yield DataFile(archive, archive.name)
 
 
@@ -93,9 +99,17 @@ def _check_folder(path: Path, task: Task, method: str) -> None:
             f"{path} holds no source code ({', '.join(sorted(SOURCE_SUFFIXES))}). Give --data a folder with"
             " code in it, or leave it out to learn from Python's own library."
         )
+    _check_sources(path, sources)
+
+
+def _check_sources(path: Path, sources: list[Path]) -> None:
     if all(file.suffix == ".py" for file in sources):
         # The grammars of other languages are the trainer's: only there it is known what can be learned.
         build_code_pairs(path)
+
+
+def _is_source(path: Path, task: Task) -> bool:
+    return task is Task.CODE and path.suffix in SOURCE_SUFFIXES and path.is_file()
 
 
 def _holds_rows(folder: Path, task: Task) -> bool:

@@ -121,14 +121,21 @@ def _show_tokens(console: Console, tokens: TokenReport) -> None:
         ),
         soft_wrap=not console.is_terminal,
     )
-    most = max(bar.rows for bar in tokens.histogram)
-    labels = [f"{bar.least:,}–{bar.most:,}" for bar in tokens.histogram]
+    bars = tokens.histogram
+    if all(bar.least == bar.most for bar in bars):
+        bars = [bar for bar in bars if bar.rows]  # a few exact lengths, of which the gaps say nothing
+    most = max(bar.rows for bar in bars)
+    labels = [_label(bar) for bar in bars]
     width = max(map(len, labels))
     cell = "█" if render.can_show("█", console) else "#"
-    for label, bar in zip(labels, tokens.histogram, strict=True):
+    for label, bar in zip(labels, bars, strict=True):
         style = "yellow" if bar.least > tokens.max_length else "cyan"
         bar_text = cell * _cells(bar, most)
         console.print(Text.assemble(f"  {label.rjust(width)}  ", (bar_text, style), f" {bar.rows:,}"))
+
+
+def _label(bar: Bar) -> str:
+    return f"{bar.least:,}" if bar.least == bar.most else f"{bar.least:,}–{bar.most:,}"
 
 
 def _cells(bar: Bar, most: int) -> int:

@@ -18,8 +18,9 @@ from pydantic import BaseModel
 
 from sage.tools.finetune.base_models import default_model, is_hub_id, local_base, resolve_base
 from sage.tools.finetune.data import BadRow, Conversation, Message, Row, RowError, load_rows
-from sage.tools.finetune.data.formats import to_conversation
-from sage.tools.finetune.data.preferences import Preference, RatedAnswer, to_preference
+from sage.tools.finetune.data.formats import match, to_conversation
+from sage.tools.finetune.data.preferences import Preference, PreferenceFormat, RatedAnswer, to_preference
+from sage.tools.finetune.data.report import bad_row
 from sage.tools.finetune.hardware import has_cuda
 from sage.tools.finetune.head_loss import IGNORED
 from sage.tools.finetune.modeling import load_tokenizer, load_tokenizer_from_hub
@@ -78,26 +79,21 @@ def _rows(request: PreviewRequest, unusable: list[BadRow]) -> tuple[str, Iterato
 
 
 def _rows_of_file(path: Path, unusable: list[BadRow]) -> Iterator[ShownRow]:
-    for row in load_rows(path):
+    rows = load_rows(path)
+    for row in rows:
         try:
             yield row.number, _conversations(row)
         except RowError as error:
-            unusable.append(BadRow(row=row.number, field=error.field, reason=error.reason))
+            unusable.append(bad_row(row, error, rows.name))
             if len(unusable) >= MAX_UNUSABLE:
                 return
 
 
 def _conversations(row: Row) -> list[tuple[Conversation, str]]:
     content = row.content()
-    try:
-        return [(to_conversation(content, row.origin), "")]
-    except RowError as error:
-        try:
-            preference = to_preference(content, row.origin)
-        except RowError as other:
-            # The reason that is about the row, not about the method it is no data for.
-            raise error if "method=sft" in other.reason else other from None
-    return _answers(preference)
+    if isinstance(match(content)[1], PreferenceFormat):
+        return _answers(to_preference(content, row.origin))
+    return [(to_conversation(content, row.origin), "")]
 
 
 def _answers(preference: Preference) -> list[tuple[Conversation, str]]:

@@ -11,8 +11,9 @@ from pathlib import Path
 from random import Random
 
 from sage.tools.finetune.code_data import SOURCE_SUFFIXES, CodePair, build_code_pairs, split_by_module
+from sage.tools.finetune.code_data.source_files import source_files
 from sage.tools.finetune.data import Conversation, load_conversations
-from sage.tools.finetune.data.report import conversation_key
+from sage.tools.finetune.data.report import conversation_key, row_key
 from sage.tools.finetune.data.sources import data_files
 from sage.tools.finetune.registry import Registry
 from sage_contracts.config import TASKS_GROUP, Task, TrainingConfig
@@ -35,7 +36,7 @@ class Splits:
         digest = sha256()
         for rows in (self.train, self.validation):
             for row in rows:
-                digest.update(json.dumps([row.messages, row.tools], sort_keys=True).encode())
+                digest.update(json.dumps([row.messages, row.tools], sort_keys=True, default=str).encode())
             digest.update(b"\0")
         return digest.hexdigest()
 
@@ -70,7 +71,7 @@ def is_source_tree(task: Task, path: Path) -> bool:
         return False
     # Source trees often hold some JSON; folders of rows hold no code.
     if path.is_dir():
-        return any(file.suffix in SOURCE_SUFFIXES for file in path.rglob("*")) or not data_files(path)
+        return next(source_files(path), None) is not None or not data_files(path)
     return path.suffix in SOURCE_SUFFIXES
 
 
@@ -79,8 +80,7 @@ def _from_files(config: TrainingConfig, path: Path, validation_path: Path | None
     if validation_path is None:
         return _split_rows(rows, config, path.name)
     held = _unique(load_conversations(validation_path))
-    known = {conversation_key(row.messages) for row in held}
-    train = [row for row in _unique(rows) if conversation_key(row.messages) not in known]
+    train = _unsaid(_unique(rows), held)
     Random(config.seed).shuffle(train)  # limits take its head
     if not train:
         raise InvalidDataError(
@@ -96,9 +96,13 @@ def _split_rows(rows: Sequence[Conversation], config: TrainingConfig, source: st
     wanted = round(len(unique) * config.validation_fraction)
     if config.validation_fraction > 0 and len(unique) > 1:
         wanted = max(1, min(wanted, len(unique) - 1))
-    train, held = unique[wanted:], unique[:wanted]
-    dropped = len(rows) - len(unique)
+    held = unique[:wanted]
+    train = _unsaid(unique[wanted:], held)
+    if not train:  # all rows say the same
+        train, held = unique, []
+    dropped, left_out = len(rows) - len(unique), len(unique) - len(train) - len(held)
     note = f", {dropped} duplicates removed" if dropped else ""
+    note += f", {left_out} left out that say the same as held-out rows" if left_out else ""
     return Splits(train, held, f"{source}: {len(train)} rows, {len(held)} held out{note}")
 
 
@@ -117,7 +121,13 @@ def _split_code(pairs: Sequence[CodePair], config: TrainingConfig, source: str) 
 
 
 def _unique(rows: Sequence[Conversation]) -> list[Conversation]:
-    return list({conversation_key(row.messages): row for row in rows}.values())
+    return list({row_key(row.messages, row.tools): row for row in rows}.values())
+
+
+def _unsaid(rows: Sequence[Conversation], held: Sequence[Conversation]) -> list[Conversation]:
+    """The rows whose conversation is not held out, also not with other tools or weights."""
+    known = {conversation_key(row.messages) for row in held}
+    return [row for row in rows if conversation_key(row.messages) not in known]
 
 
 def _limited(splits: Splits, config: TrainingConfig) -> Splits:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from sage.tools.finetune.data.conversation import Conversation, Message, RowError
 from sage.tools.finetune.data.fields import kind_of, optional_text, required_text, tools_of
-from sage.tools.finetune.data.turns import conversation
+from sage.tools.finetune.data.turns import conversation, with_system
 from sage.tools.finetune.registry import Registry
 
 Fields = Mapping[str, Any]
@@ -115,7 +115,7 @@ class PromptCompletion:
 
     def to_messages(self, row: Fields) -> list[Message]:
         if isinstance(row["prompt"], list) and isinstance(row.get("completion"), list):
-            return conversation([*row["prompt"], *row["completion"]], "completion")
+            return with_system(conversation([*row["prompt"], *row["completion"]], "completion"), row)
         prompt = required_text(row, "prompt")
         return _pair(prompt, required_text(row, "completion", is_answer=True), optional_text(row, "system"))
 
@@ -155,19 +155,15 @@ class Conversations:
 
     def to_messages(self, row: Fields) -> list[Message]:
         field = "conversations" if "conversations" in row else "conversation"
-        messages = conversation(row[field], field)
-        system = optional_text(row, "system")
-        if system and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": system})
-        return messages
+        return with_system(conversation(row[field], field), row)
 
 
 @FORMATS.register("messages")
 class OpenAIMessages:
-    """{"messages": [{"role", "content"}, ...], "tools"?}, OpenAI's fine-tuning format."""
+    """{"messages": [{"role", "content"}, ...], "tools"?}, OpenAI's fine-tuning format; `system` beside it."""
 
     def matches(self, row: Fields) -> bool:
         return "messages" in row
 
     def to_messages(self, row: Fields) -> list[Message]:
-        return conversation(row["messages"], "messages")
+        return with_system(conversation(row["messages"], "messages"), row)

@@ -50,6 +50,8 @@ class Frames:
     def __init__(self, template: Template = plain_frame) -> None:
         self._template = template
         self._frames: dict[tuple[str, ...], Frame | None] = {}
+        self.refused = 0
+        """Conversations rendered that the template refuses: those have the signs of ChatML."""
 
     def render(self, messages: Sequence[Message], tools: Any) -> str:
         frame = self._frame_of(messages, tools)
@@ -60,9 +62,8 @@ class Frames:
             parts += (before, trim(message["content"]))
         return "".join([*parts, frame.end])
 
-    def answers(self, messages: Sequence[Message], tools: Any) -> list[Span]:
-        """Where the assistant's words are in what `render` gives."""
-        text = self.render(messages, tools)
+    def answers(self, text: str, messages: Sequence[Message]) -> list[Span]:
+        """Where the assistant's words are in the text that `render` gave."""
         spans: list[Span] = []
         at = 0
         for message in messages:
@@ -109,6 +110,7 @@ class Frames:
         try:
             return self._template(messages, tools)
         except Exception:
+            self.refused += 1
             return plain_frame(messages, tools) + str(tools or "")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO, TextIO
@@ -17,6 +18,7 @@ Found = Any | RowError
 MAX_ROW_BYTES = 256 << 20
 _CHUNK_CHARS = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
+_LONGEST_INTEGER = len(str(2**64))
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -47,7 +49,7 @@ def list_rows(text: TextIO) -> Iterator[Found]:
     while is_open:
         value = scan.value()
         yield value
-        if isinstance(value, RowError):
+        if scan.is_lost:
             return
         sign = scan.peek()
         if sign not in (",", "]"):
@@ -65,7 +67,7 @@ def document_rows(text: TextIO) -> Iterator[Found]:
     while scan.peek():
         value = scan.value()
         yield value
-        if isinstance(value, RowError):
+        if scan.is_lost:
             return
 
 
@@ -74,11 +76,14 @@ class _Scanner:
 
     def __init__(self, text: TextIO) -> None:
         self._text = text
-        self._decoder = json.JSONDecoder()
+        self._decoder = json.JSONDecoder(parse_int=self._integer)
         self._buffer = ""
         self._at = 0
         self._line = 1
         self._is_ended = False
+        self._is_beyond = False
+        self.is_lost = False
+        """Whether the last value's end was not found, so that nothing after it can be read."""
 
     def peek(self) -> str:
         """The next sign that is not white space; empty at the end."""
@@ -93,7 +98,9 @@ class _Scanner:
 
     def value(self) -> Found:
         self.peek()
+        self.is_lost = True
         while True:
+            self._is_beyond = False
             try:
                 value, end = self._decoder.raw_decode(self._buffer, self._at)
             except json.JSONDecodeError as error:
@@ -106,8 +113,8 @@ class _Scanner:
                 return self.broken("it is nested too deeply")
             if end == len(self._buffer) and not isinstance(value, dict | list | str) and self._more():
                 continue  # a number may go on
-            raw, self._at = self._buffer[self._at : end], end
-            if _HALF_CHARACTER.search(raw):
+            raw, self._at, self.is_lost = self._buffer[self._at : end], end, False
+            if self._is_beyond or _HALF_CHARACTER.search(raw):
                 try:  # the standard library lets through halves of characters that no tokenizer takes
                     orjson.loads(raw)
                 except orjson.JSONDecodeError as error:
@@ -121,6 +128,12 @@ class _Scanner:
         column = at - self._buffer.rfind("\n", 0, at)
         where = f"in line {line}, column {column}"
         return RowError("row", f"is not valid JSON: {what} {where}; what follows was not read")
+
+    def _integer(self, digits: str) -> int | float:
+        """As orjson reads it: one of more than 64 bits as a float, one beyond every float not at all."""
+        number = int(digits) if len(digits) <= _LONGEST_INTEGER else float(digits)
+        self._is_beyond |= math.isinf(number)
+        return number if -(2**63) <= number < 2**64 else float(number)
 
     def _is_cut(self, error: json.JSONDecodeError) -> bool:
         is_within_limit = len(self._buffer) - self._at <= MAX_ROW_BYTES

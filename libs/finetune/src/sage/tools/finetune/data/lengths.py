@@ -98,13 +98,22 @@ class LengthCounter:
             histogram=_histogram(ordered, self._max_length),
         )
 
+    def notes(self) -> list[str]:
+        """What a person should know about the rows beside their lengths."""
+        self._measure()
+        refused = self._frames.refused
+        if not refused:
+            return []
+        rows = "1 row is" if refused == 1 else f"{refused:,} rows are"
+        return [f"{rows} refused by {self._counter.name}'s chat template: training on it would stop there"]
+
     def _measure(self) -> None:
         waiting, self._waiting = self._waiting, []
         texts = [self._frames.render(messages, tools) for messages, tools in waiting]
-        for text, length, (messages, tools) in zip(texts, self._counter.count(texts), waiting, strict=True):
+        for text, length, (messages, _) in zip(texts, self._counter.count(texts), waiting, strict=True):
             self._lengths[length] += 1
             if length > self._max_length:
-                self._note_cut(text, self._frames.answers(messages, tools))
+                self._note_cut(text, self._frames.answers(text, messages))
 
     def _note_cut(self, text: str, answers: Sequence[Span]) -> None:
         ends = self._counter.ends(text)

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from sage.tools.finetune.data.conversation import Message, RowError
 from sage.tools.finetune.data.fields import json_in, kind_of, optional_text, required_text, tools_of
 from sage.tools.finetune.data.formats import FORMATS, Fields, asked, match
-from sage.tools.finetune.data.turns import parse_turn, parse_turns
+from sage.tools.finetune.data.turns import parse_turn, parse_turns, with_system
 
 Tools = list[dict[str, Any]]
 
@@ -108,6 +108,7 @@ class Pairs(PreferenceFormat):
         chosen, rejected = _turns(row, "chosen"), _turns(row, "rejected")
         if chosen[0]["role"] != "assistant" and rejected[0]["role"] != "assistant":
             prompt, chosen, rejected = _parted(chosen, rejected)
+            prompt = with_system(prompt, row)
         else:
             prompt = _prompt(row)
         return _pair(prompt, chosen, rejected, ("chosen", "rejected"), origin, tools_of(row))
@@ -130,6 +131,7 @@ class OpenAIPairs(PreferenceFormat):
         _require_prompt(prompt, "input.messages")
         names = ("preferred_output", "non_preferred_output")
         answers = [parse_turns(row.get(name), name) for name in names]
+        prompt = with_system(prompt, row)
         return _pair(prompt, answers[0], answers[1], names, origin, tools_of(given))
 
 
@@ -182,10 +184,7 @@ def _prompt(row: Fields) -> list[Message]:
         _require_prompt(prompt, field)
     else:
         prompt = [{"role": "user", "content": _question(row)}]
-    system = optional_text(row, "system")
-    if system and prompt[0]["role"] != "system":
-        prompt.insert(0, {"role": "system", "content": system})
-    return prompt
+    return with_system(prompt, row)
 
 
 def _question(row: Fields) -> str:

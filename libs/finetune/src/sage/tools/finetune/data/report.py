@@ -20,6 +20,7 @@ from sage.tools.finetune.data.lengths import LengthCounter, TokenReport
 from sage.tools.finetune.data.preferences import (
     PreferenceFormat,
     PreferencePair,
+    Tools,
     to_pair,
     to_preference,
 )
@@ -31,6 +32,8 @@ KEPT_BAD_ROWS = 20
 _SAMPLED_ROWS = 1000
 
 T = TypeVar("T")
+ReadRow = tuple[list[Message], Tools | None, bytes]
+"""What of a row is measured, the tools with it, and the key that tells duplicates."""
 
 
 class BadRow(BaseModel):
@@ -65,7 +68,7 @@ class DataReport(BaseModel):
     bad: list[BadRow] = Field(default_factory=list)
     """The first ones; `rows - good` is their number."""
     duplicates: int = 0
-    """Good rows whose conversation was seen before."""
+    """Good rows that were seen before, as row_key tells."""
     empty_answers: int = 0
     """Bad rows that are so for want of an answer."""
     tokens: TokenReport | None = None
@@ -107,12 +110,11 @@ def validate_file(
         try:
             format_name, row_format, fields = match(row.content())
             formats[format_name] += 1
-            messages, key = read(row_format, fields)
-            tools = tools_of(fields)
+            messages, tools, key = read(row_format, fields)
         except RowError as error:
             bad_count += 1
             empty_answers += error.is_empty_answer
-            told = _bad_row(row, error, source.name)
+            told = bad_row(row, error, source.name)
             on_bad(told)
             if len(bad) < KEPT_BAD_ROWS:
                 bad.append(told)
@@ -131,7 +133,7 @@ def validate_file(
         duplicates=seen.count(),
         empty_answers=empty_answers,
         tokens=lengths.report() if lengths is not None else None,
-        notes=source.notes,
+        notes=[*source.notes, *(lengths.notes() if lengths is not None else [])],
     )
 
 
@@ -152,7 +154,7 @@ def load_each(path: Path, read: Callable[[Any, str], T], display_name: str | Non
         except RowError as error:
             bad_count += 1
             if len(bad) < KEPT_BAD_ROWS:
-                bad.append(_bad_row(row, error, source.name))
+                bad.append(bad_row(row, error, source.name))
     if bad:
         raise InvalidDataError(_bad_rows_message(source.name, len(good) + bad_count, bad_count, bad))
     return good
@@ -160,10 +162,24 @@ def load_each(path: Path, read: Callable[[Any, str], T], display_name: str | Non
 
 def conversation_key(messages: Sequence[Message]) -> bytes:
     """Equal for conversations that say the same; 16 bytes, so that a million of them fit in memory."""
+    return _digest(_said(messages))
+
+
+def row_key(messages: Sequence[Message], tools: Tools | None) -> bytes:
+    """Equal for rows that teach the same: also by what is learned of them, and by the tools they offer."""
+    return _digest([_said(messages), [message.get("weight", 1) for message in messages], tools])
+
+
+def _said(messages: Sequence[Message]) -> list[Any]:
     said: list[Any] = []
     for message in messages:
         said += (message["role"], message["content"].strip(), message.get("tool_calls"))
-    return blake2b(orjson.dumps(said), digest_size=16).digest()
+    return said
+
+
+def _digest(content: list[Any]) -> bytes:
+    # Calls and tools of a Parquet file hold what JSON has not, such as decimals: there their text counts.
+    return blake2b(orjson.dumps(content, default=str), digest_size=16).digest()
 
 
 class Duplicates:
@@ -179,7 +195,7 @@ class Duplicates:
         return sum(len(part) - len(set(part)) for part in self._parts)
 
 
-def _reader(method: str | None, sample: Iterable[Row]) -> Callable[[Any, Any], tuple[list[Message], bytes]]:
+def _reader(method: str | None, sample: Iterable[Row]) -> Callable[[Any, Any], ReadRow]:
     if method is None:
         method = "kto" if _are_preferences(sample) else "sft"
     return {"sft": _read_conversation, "kto": _read_preference}.get(method, _read_pair)
@@ -195,31 +211,33 @@ def _are_preferences(sample: Iterable[Row]) -> bool:
     return votes[True] > votes[False]
 
 
-def _read_conversation(row_format: Any, fields: Any) -> tuple[list[Message], bytes]:
-    messages = row_format.to_messages(fields)
-    return messages, conversation_key(messages)
+def _read_conversation(row_format: Any, fields: Any) -> ReadRow:
+    messages, tools = row_format.to_messages(fields), tools_of(fields)
+    return messages, tools, row_key(messages, tools)
 
 
-def _read_pair(row_format: Any, fields: Any) -> tuple[list[Message], bytes]:
+def _read_pair(row_format: Any, fields: Any) -> ReadRow:
     return _longer(to_pair(fields, ""))
 
 
-def _read_preference(row_format: Any, fields: Any) -> tuple[list[Message], bytes]:
+def _read_preference(row_format: Any, fields: Any) -> ReadRow:
     preference = to_preference(fields, "")
     if isinstance(preference, PreferencePair):
         return _longer(preference)
     said = [*preference.prompt_messages, *preference.answer]
-    return said, conversation_key([{"role": str(preference.is_desirable), "content": ""}, *said])
+    key = row_key([{"role": str(preference.is_desirable), "content": ""}, *said], preference.tools)
+    return said, preference.tools, key
 
 
-def _longer(pair: PreferencePair) -> tuple[list[Message], bytes]:
+def _longer(pair: PreferencePair) -> ReadRow:
     """The longer of the two conversations in a pair, for its length, and the key of both."""
     longer = max(pair.chosen, pair.rejected, key=lambda turns: sum(len(m["content"]) for m in turns))
-    key = conversation_key([*pair.prompt_messages, *pair.chosen, *pair.rejected])
-    return [*pair.prompt_messages, *longer], key
+    key = row_key([*pair.prompt_messages, *pair.chosen, *pair.rejected], pair.tools)
+    return [*pair.prompt_messages, *longer], pair.tools, key
 
 
-def _bad_row(row: Row, error: RowError, name: str) -> BadRow:
+def bad_row(row: Row, error: RowError, name: str) -> BadRow:
+    """`name` is that of the whole: only of a folder's rows the file is told."""
     file = None if row.file == name else row.file
     return BadRow(row=row.number, field=error.field, reason=error.reason, file=file)
 

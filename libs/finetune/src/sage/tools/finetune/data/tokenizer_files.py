@@ -92,7 +92,10 @@ def _from_hub(model: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(model, allow_patterns=list(_HUB_FILES), etag_timeout=10))
+        folder = Path(snapshot_download(model, allow_patterns=list(_HUB_FILES), etag_timeout=10))
+        if not (folder / "tokenizer.json").is_file():
+            raise FileNotFoundError(folder / "tokenizer.json")
+        return folder
     except Exception as error:  # not installed, offline, unknown: all mean the same to the user
         raise InvalidRequestError(
             f"--model {model}: there is no tokenizer.json in such a folder or base model, and none could be "

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sage.tools.finetune.data.conversation import Message, RowError
-from sage.tools.finetune.data.fields import NO_ANSWER, json_in, kind_of
+from sage.tools.finetune.data.fields import NO_ANSWER, json_in, kind_of, optional_text
 
 _ROLES = {
     "system": "system",
@@ -41,6 +41,14 @@ def conversation(turns: Any, field: str) -> list[Message]:
             field, "has no turn of the assistant after the user's" + NO_ANSWER, is_empty_answer=True
         )
     return messages
+
+
+def with_system(messages: list[Message], row: Mapping[str, Any]) -> list[Message]:
+    """The turns after the row's `system` text, unless they begin with a system turn. Raises: RowError."""
+    system = optional_text(row, "system")
+    if not system or messages[0]["role"] == "system":
+        return messages
+    return [{"role": "system", "content": system}, *messages]
 
 
 def parse_turns(turns: Any, field: str) -> list[Message]:
