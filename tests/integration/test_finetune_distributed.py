@@ -13,6 +13,7 @@ import pytest
 from tests.integration.finetune_recorder import Recorder, adapter_weights
 
 from sage.tools.finetune import LoRATrainer, StepMetrics, TrainingConfig, TrainResult
+from sage.tools.finetune.ladder import Rung
 from sage_contracts.errors import InvalidDataError, InvalidRequestError, TrainingFailedError
 
 
@@ -145,3 +146,34 @@ def test_adapters_outside_the_shards_are_refused(tiny_base: Path, data: Path, tm
         LoRATrainer(config, ()).train()
     assert refused.value.param == "lora.target_modules"
     assert living_children() == []
+
+
+class ShortAtFirst(Recorder):
+    """Too little memory until the ladder's first rung, from the moment a phase begins."""
+
+    def __init__(self, phase: str) -> None:
+        super().__init__()
+        self._phase = phase
+        self.rungs: list[Rung] = []
+
+    def on_phase(self, name: str, detail: str) -> None:
+        if name == self._phase and not self.rungs:
+            raise MemoryError
+
+    def on_rung(self, rung: Rung) -> None:
+        self.rungs.append(rung)
+
+
+def test_short_of_memory_it_continues_its_own_checkpoints_and_no_earlier_runs(
+    tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    config = settings(tiny_base, data, tmp_path, max_steps=2, save_steps=1)
+    LoRATrainer(config.model_copy(update={"distributed": "off"}), ()).train()
+    early = ShortAtFirst("data")
+    LoRATrainer(config, [early]).train()
+    assert [metrics.step for metrics in early.steps] == [1, 2]
+    late = ShortAtFirst("eval")
+    LoRATrainer(config, [late]).train()
+    assert [metrics.step for metrics in late.steps] == [1, 2]
+    assert len(late.rungs) == 1
+    assert ("info", "Resuming after step 2") in late.logs

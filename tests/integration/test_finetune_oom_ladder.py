@@ -113,12 +113,13 @@ def test_it_goes_on_from_the_last_checkpoint(tiny_base: Path, data: Path, tmp_pa
     assert result.metrics["steps"] == 6
 
 
-def test_a_lack_of_memory_while_loading_continues_no_earlier_run(
-    tiny_base: Path, data: Path, tmp_path: Path
+@pytest.mark.parametrize("phase", ["data", "base_model", "loading"])
+def test_a_lack_of_memory_before_the_first_step_continues_no_earlier_run(
+    tiny_base: Path, data: Path, tmp_path: Path, phase: str
 ) -> None:
     class ShortAtFirst(Watcher):
         def on_phase(self, name: str, detail: str) -> None:
-            if name == "loading" and not self.rungs:
+            if name == phase and not self.rungs:
                 raise MemoryError
 
     earlier = LoRATrainer(settings(tiny_base, data, tmp_path), ()).train()

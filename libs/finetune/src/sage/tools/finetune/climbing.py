@@ -34,6 +34,8 @@ class Climb:
         taken: Sequence[OomRung] = (),
     ) -> None:
         """`taken` are rungs that somebody else has chosen: whoever saw this run being killed."""
+        self.owns_checkpoints = resume
+        """Whether those in the folder are this run's to go on from; an earlier run's are not."""
         known = read_rungs(checkpoints, run_id, config) if resume else ()
         self._asked = config
         self._record = checkpoints / _RECORD
@@ -43,10 +45,10 @@ class Climb:
         if self.taken != known:
             self._write()
 
-    def survive(
-        self, attempt: Callable[[TrainingConfig, bool], T], tell: TrainingCallback, *, resume: bool
-    ) -> T:
+    def survive(self, attempt: Callable[[TrainingConfig, bool], T], tell: TrainingCallback) -> T:
         """What `attempt(config, resume)` returns on the first rung whose memory suffices.
+
+        An attempt that clears an earlier run's checkpoints sets `owns_checkpoints`: the next one resumes.
 
         Raises: OutOfMemoryError after the last rung, saying what was tried.
         """
@@ -55,26 +57,27 @@ class Climb:
         while True:
             try:
                 with memory_errors():
-                    return attempt(self.config, resume)
+                    return attempt(self.config, self.owns_checkpoints)
             except OutOfMemoryError as error:
                 # Only its words: the error itself leads to every tensor of the frames it passed.
                 problem = error.message
-            resume = self._up(problem, tell)
+            self._up(problem, tell)
             free_memory()
 
-    def _up(self, problem: str, tell: TrainingCallback) -> bool:
-        """One rung up; whether the next try may use checkpoints. Raises: OutOfMemoryError."""
+    def _up(self, problem: str, tell: TrainingCallback) -> None:
+        """One rung up. Raises: OutOfMemoryError."""
         can_quantise = find_spec("bitsandbytes") is not None
         rung = next_rung(self.config, self.taken, device=pick_device(), can_quantise=can_quantise)
         if rung is None:
             raise OutOfMemoryError(advice(problem, self.rungs, self.config))
-        restarts = rung.name in RESTARTING
-        note = " No checkpoint fits the new rank: the run begins anew." if restarts else ""
+        note = ""
+        if rung.name in RESTARTING:
+            note = " No checkpoint fits the new rank: the run begins anew."
+            self.owns_checkpoints = False
         tell.on_log("warn", f"{problem} Going on with {rung.name}: {rung.change}.{note}")
         self._climb_to((*self.taken, rung.name))
         self._write()
         tell.on_rung(rung)
-        return not restarts
 
     def _climb_to(self, taken: Sequence[OomRung]) -> None:
         self.taken = tuple(taken)

@@ -107,7 +107,6 @@ class LoRATrainer:
             return climb.survive(
                 lambda config, resume: self._attempt(config, layout, tell, climb, resume=resume),
                 tell,
-                resume=self._resume,
             )
 
     def _attempt(
@@ -121,7 +120,7 @@ class LoRATrainer:
             self._run_id, is_cpu=not has_cuda(), is_sharded=spread.kind == "fsdp",
         )  # fmt: skip
         tell.on_log("info", f"{spread.ranks} devices with {spread.kind}: {spread.why}")
-        return run_ranks(spec, spread.ranks, tell)
+        return run_ranks(spec, spread.ranks, tell, climb)
 
 
 def _run_kind(config: TrainingConfig) -> type[Run]:
@@ -166,13 +165,16 @@ class Run:
         tell.on_phase("base_model", config.model_name)
         base = resolve_base(config.model_name, self._t._home, lambda message: tell.on_log("info", message))
         if not self._resume:
-            # Of an earlier run. Before the model is loaded: should memory not suffice for that, the next try
-            # resumes, and must find no checkpoints but this run's.
-            self._checkpoints({}).clear()
+            self._clear_checkpoints()
         try:
             return self._train(splits, base)
         except RunStopped as stop:
             return TrainResult(self._layout.root, None, stop.mode, base)
+
+    def _clear_checkpoints(self) -> None:
+        """Delete those of an earlier run, once it is known that this one can begin."""
+        self._checkpoints({}).clear()
+        self._climb.owns_checkpoints = True
 
     def _prepare(self) -> Splits:
         return prepare(

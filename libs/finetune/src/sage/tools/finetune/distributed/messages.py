@@ -43,6 +43,11 @@ class Told:
 
 
 @dataclass(frozen=True)
+class Cleared:
+    """From rank 0: no checkpoints of an earlier run are left."""
+
+
+@dataclass(frozen=True)
 class Failed:
     """From any rank: why it ends. `code` is a SageError's; None for what nobody expected."""
 
@@ -55,7 +60,7 @@ class Forwarder:
     """A TrainingCallback by its methods: every call becomes a `Told`."""
 
     def __init__(self, send: Any) -> None:
-        self._send = send
+        self.send = send
         self.wish: StopMode | None = None
 
     def should_stop(self) -> StopMode | None:
@@ -64,4 +69,4 @@ class Forwarder:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or not hasattr(TrainingCallback, name):
             raise AttributeError(name)
-        return lambda *arguments, **named: self._send(Told(name, arguments, named))
+        return lambda *arguments, **named: self.send(Told(name, arguments, named))

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 from sage.tools.finetune.checkpoints import Checkpoints, RunState
 from sage.tools.finetune.climbing import Climb
-from sage.tools.finetune.distributed.messages import Failed, Forwarder, RankSpec, Wish
+from sage.tools.finetune.distributed.messages import Cleared, Failed, Forwarder, RankSpec, Wish
 from sage.tools.finetune.distributed.shards import ShardedTeam
 from sage.tools.finetune.distributed.team import AgreedStop, ProcessTeam, Team
 from sage.tools.finetune.hardware import memory_errors
@@ -33,6 +33,13 @@ class RankRun(Run):
 
     checkpoints_folder: Path
     """The run's own, also where `layout` is only a place for what is not to be kept."""
+    send: Callable[[Any], None]
+    """To whoever started this process."""
+
+    def _clear_checkpoints(self) -> None:
+        super()._clear_checkpoints()
+        if self.team.rank == 0:
+            self.send(Cleared())
 
     def _checkpoints(self, fingerprint: dict[str, Any]) -> Checkpoints:
         kind = SharedCheckpoints if self.team.rank == 0 else ReadOnlyCheckpoints
@@ -96,6 +103,7 @@ def train(spec: RankSpec, forward: Forwarder) -> TrainResult:
         tell = AgreedStop([forward], team)  # type: ignore[list-item] # a callback by its methods
         run = RankRun(trainer, climb.config.model_copy(update=quiet), layout, tell, climb, resume=spec.resume)
         run.team, run.checkpoints_folder = team, OutputLayout(root).checkpoints
+        run.send = forward.send
         run.load_on = "cpu" if spec.is_sharded else None  # it may fit on no single device
         result = run.go()
         team.leave()

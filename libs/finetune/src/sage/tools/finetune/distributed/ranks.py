@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 
 from sage.tools.finetune.callbacks import TrainingCallback
 from sage.tools.finetune.distributed.choosing import Machine, Spread, choose_spread
-from sage.tools.finetune.distributed.messages import Failed, RankSpec, Told, Wish
+from sage.tools.finetune.distributed.messages import Cleared, Failed, RankSpec, Told, Wish
 from sage.tools.finetune.hardware import has_cuda, physical_cores, resolve_precision
 from sage.tools.finetune.model_size import parameters_of
 from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import TrainingFailedError, all_errors
 
 if TYPE_CHECKING:
+    from sage.tools.finetune.climbing import Climb
     from sage.tools.finetune.trainer import TrainResult
 
 _POLL_S = 0.1
@@ -47,7 +48,7 @@ def spread_here(config: TrainingConfig, home: Path) -> Spread:
     return choose_spread(config, machine, parameters)
 
 
-def run_ranks(spec: RankSpec, size: int, tell: TrainingCallback) -> TrainResult:
+def run_ranks(spec: RankSpec, size: int, tell: TrainingCallback, climb: Climb) -> TrainResult:
     """Train in `size` processes; their result. None of them outlives this call.
 
     Raises: what the run raises; TrainingFailedError when a process is lost.
@@ -57,7 +58,7 @@ def run_ranks(spec: RankSpec, size: int, tell: TrainingCallback) -> TrainResult:
     try:
         for rank in range(size):
             ranks.append(_Rank(spec, rank, size, port))
-        return _watch(ranks, tell)
+        return _watch(ranks, tell, climb)
     finally:
         for rank_process in ranks:
             rank_process.end()
@@ -87,7 +88,7 @@ class _Rank:
         self.process.wait(timeout=_EXIT_S)
 
 
-def _watch(ranks: Sequence[_Rank], tell: TrainingCallback) -> TrainResult:
+def _watch(ranks: Sequence[_Rank], tell: TrainingCallback, climb: Climb) -> TrainResult:
     by_pipe: dict[Connection, _Rank] = {rank.pipe: rank for rank in ranks}
     failures: dict[int, Failed] = {}
     lost: list[int] = []
@@ -106,6 +107,8 @@ def _watch(ranks: Sequence[_Rank], tell: TrainingCallback) -> TrainResult:
                 continue
             if isinstance(said, Told):
                 getattr(tell, said.name)(*said.arguments, **said.named)
+            elif isinstance(said, Cleared):
+                climb.owns_checkpoints = True
             elif isinstance(said, Failed):
                 failures[by_pipe[pipe].rank] = said
             else:
