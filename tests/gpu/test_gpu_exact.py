@@ -10,8 +10,9 @@ import pytest
 from tests.fakes.tiny_llama import make_model
 
 from sage.tools.finetune.head_loss import IGNORED
-from sage.tools.finetune.kernels import kernels_of
-from sage.tools.finetune.losses import PackedLoss, PlainLoss, choose_loss
+from sage.tools.finetune.kernels import kernels_of, varlen_attentions
+from sage.tools.finetune.loss_choice import choose_loss
+from sage.tools.finetune.losses import PackedLoss, PlainLoss
 from sage.tools.finetune.modeling import add_adapters, load_base, make_optimizer
 from sage.tools.finetune.rendering import Sample
 from sage_contracts.config import LoRAConfig, TrainingConfig
@@ -62,9 +63,11 @@ def test_packed_rows_give_the_plain_loss_and_gradients(base: Path, precision: An
     plain = adapted(base, precision)
     expected, expected_gradient = measured(PlainLoss(plain), plain)
     packed = adapted(base, precision)
-    found, gradient = measured(PackedLoss(packed), packed)
-    assert found == pytest.approx(expected, rel=noise)
-    assert float((gradient - expected_gradient).norm() / expected_gradient.norm()) < 2 * noise
+    kernels = varlen_attentions(kernels_of("cuda", precision).attention)
+    for way in (None, *kernels.values()):
+        found, gradient = measured(PackedLoss(packed, varlen=way), packed)
+        assert found == pytest.approx(expected, rel=noise)
+        assert float((gradient - expected_gradient).norm() / expected_gradient.norm()) < 2 * noise
 
 
 def test_half_precision_uses_a_kernel_with_variable_lengths_where_the_chip_has_one(base: Path) -> None:
@@ -72,9 +75,10 @@ def test_half_precision_uses_a_kernel_with_variable_lengths_where_the_chip_has_o
 
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("this chip is older than flash attention")
-    assert kernels_of("cuda", "bf16").attention != "rows"
+    kernels = varlen_attentions(kernels_of("cuda", "bf16").attention)
+    assert kernels
     said: list[str] = []
-    assert choose_loss(adapted(base, "bf16"), rows(), said.append).name == "packed"
+    assert choose_loss(adapted(base, "bf16"), rows(), said.append, kernels).name == "packed"
     assert said == []
 
 

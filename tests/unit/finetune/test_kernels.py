@@ -17,13 +17,13 @@ AMPERE, HOPPER, TURING = (8, 6), (9, 0), (7, 5)
     [
         ("cpu", "fp32", None, (), Kernels()),
         ("cpu", "bf16", None, BOTH, Kernels()),
-        ("cuda", "bf16", AMPERE, (), Kernels("torch_varlen")),
-        ("cuda:1", "fp16", HOPPER, (), Kernels("torch_varlen")),
-        ("cuda", "bf16", HOPPER, BOTH, Kernels("flash_attn", has_liger=True)),
-        ("cuda", "bf16", HOPPER, ("liger_kernel",), Kernels("torch_varlen", has_liger=True)),
+        ("cuda", "bf16", AMPERE, (), Kernels(("torch_varlen",))),
+        ("cuda:1", "fp16", HOPPER, (), Kernels(("torch_varlen",))),
+        ("cuda", "bf16", HOPPER, BOTH, Kernels(("flash_attn", "torch_varlen"), has_liger=True)),
+        ("cuda", "bf16", HOPPER, ("liger_kernel",), Kernels(("torch_varlen",), has_liger=True)),
         # Flash attention knows half precision only, and no chip before Ampere.
-        ("cuda", "fp32", HOPPER, BOTH, Kernels("rows", has_liger=True)),
-        ("cuda", "fp16", TURING, ("flash_attn",), Kernels("rows")),
+        ("cuda", "fp32", HOPPER, BOTH, Kernels(has_liger=True)),
+        ("cuda", "fp16", TURING, ("flash_attn",), Kernels()),
     ],
 )
 def test_kernels_follow_from_chip_precision_and_packages(

@@ -1,7 +1,7 @@
 """Attention over several rows laid end to end, each row seeing itself alone.
 
 Packing rows into one sequence of shape (1, tokens) leaves no padding anywhere; only attention must keep them
-apart. Kernels with variable lengths do that on some GPUs (see kernels.py); elsewhere
+apart. Kernels with variable lengths do that on some GPUs (see kernels.py), where the caller passes one; else
 scaled_dot_product_attention is called per row, which is exact on every device and, with rows of hundreds of
 tokens, as fast.
 """
@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sage.tools.finetune.kernels import kernels_of, varlen_attention
+from sage.tools.finetune.kernels import VarlenAttention
 
 PACKED_ATTENTION = "sage_packed"
-_PRECISIONS = {"torch.float16": "fp16", "torch.bfloat16": "bf16"}
 
 
 def register_packed_attention() -> None:
@@ -32,6 +31,7 @@ def packed_attention(
     attention_mask: Any,
     *,
     row_lengths: Sequence[int] | None = None,
+    varlen: VarlenAttention | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -55,10 +55,9 @@ def packed_attention(
     for name in ("softcap", "s_aux", "position_bias"):
         if unsupported.get(name) is not None:
             raise NotImplementedError(f"packed attention does not know {name}")
-    kernel = kernels_of(query.device.type, _PRECISIONS.get(str(query.dtype), "")).attention
-    if kernel != "rows" and not dropout:
+    if varlen is not None and not dropout and query.dtype != float32:
         tokens_first = (part[0].transpose(0, 1) for part in (query, key, value))
-        return varlen_attention(kernel)(*tokens_first, list(row_lengths), scaling, sliding_window)[None], None
+        return varlen(*tokens_first, list(row_lengths), scaling, sliding_window)[None], None
     grouped = query.shape[1] != key.shape[1]
     rows = list(row_lengths)
     dtype = query.dtype

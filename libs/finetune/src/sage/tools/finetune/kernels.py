@@ -5,7 +5,7 @@ Whatever is chosen is exact: the loss proves itself on rows of the run before a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
@@ -14,7 +14,13 @@ from typing import Any, Literal
 
 from sage.tools.finetune.hardware import memory_reason
 
-AttentionKernel = Literal["rows", "torch_varlen", "flash_attn"]
+AttentionKernel = Literal["torch_varlen", "flash_attn"]
+VarlenAttention = Callable[..., Any]
+"""(query, key, value, lengths, scaling, window) -> (tokens, heads, dim), causal within each row.
+
+query (tokens, heads, dim), key and value (tokens, kv_heads, dim), in half precision. `window` is how many
+tokens each sees, itself included; None: all before it.
+"""
 AMPERE = (8, 0)
 """Compute capability from which on flash attention runs."""
 OPTIONAL_PACKAGES = ("flash_attn", "liger_kernel")
@@ -22,9 +28,12 @@ OPTIONAL_PACKAGES = ("flash_attn", "liger_kernel")
 
 @dataclass(frozen=True)
 class Kernels:
-    """`attention` keeps packed rows apart: one call for all rows by their lengths, or one for each row."""
+    """`attention` keeps packed rows apart in one call for all of them by their lengths.
 
-    attention: AttentionKernel = "rows"
+    The fastest first. Where there is none, or none proves to work, every row is a call of its own.
+    """
+
+    attention: tuple[AttentionKernel, ...] = ()
     has_liger: bool = False
     """Liger's norms, rotations and activations."""
     problem: str = ""
@@ -37,9 +46,9 @@ def choose_kernels(
     """`capability` is the GPU's compute capability; None on a CPU."""
     if not device.startswith("cuda") or capability is None:
         return Kernels()
-    attention: AttentionKernel = "rows"
+    attention: tuple[AttentionKernel, ...] = ()
     if capability >= AMPERE and precision in ("bf16", "fp16"):
-        attention = "flash_attn" if "flash_attn" in installed else "torch_varlen"
+        attention = ("flash_attn", "torch_varlen") if "flash_attn" in installed else ("torch_varlen",)
     return Kernels(attention, has_liger="liger_kernel" in installed)
 
 
@@ -81,13 +90,10 @@ def apply_liger(model: Any, report: Callable[[str], None]) -> None:
         report(f"Liger kernels are not used: {error}")
 
 
-def varlen_attention(kernel: AttentionKernel) -> Callable[..., Any]:
-    """(query, key, value, lengths, scaling, window) -> (tokens, heads, dim), causal within each row.
-
-    query (tokens, heads, dim), key and value (tokens, kv_heads, dim), half precision on a GPU.
-    `window` is how many tokens each sees, itself included; None: all before it.
-    """
-    return _torch_varlen if kernel == "torch_varlen" else _flash_attn
+def varlen_attentions(kernels: Sequence[AttentionKernel]) -> Mapping[str, VarlenAttention]:
+    """Those kernels, in that order."""
+    known: dict[AttentionKernel, VarlenAttention] = {"flash_attn": _flash_attn, "torch_varlen": _torch_varlen}
+    return {name: known[name] for name in kernels}
 
 
 def _starts(lengths: list[int], device: Any) -> Any:

@@ -6,21 +6,17 @@ micro-batch would weigh short ones more) as a scalar that carries gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from sage.tools.finetune.attention import PACKED_ATTENTION, register_packed_attention
 from sage.tools.finetune.fused_layer import fuse_layers, unfuse_layers
-from sage.tools.finetune.hardware import give_back_memory, memory_reason
+from sage.tools.finetune.hardware import give_back_memory
 from sage.tools.finetune.head_loss import HEAD_CHUNK, IGNORED, head_loss, head_scores
-from sage.tools.finetune.projections import NotFusableError
+from sage.tools.finetune.kernels import VarlenAttention
 from sage.tools.finetune.rendering import Sample
 
 HALF_GRANULE = 64  # tokens; sizes are rounded up to this where every new size costs memory
-PROBE_TOKENS = 32  # of each row that the paths are compared on
-GRADIENT_LOOSENESS = 5  # gradients carry more rounding than the loss
-SAME_LOSS = 1e-3  # relative; separates rounding from a model that does something after its output layer
 
 
 class LossFunction(Protocol):
@@ -70,9 +66,12 @@ class PackedLoss:
 
     name = "packed"
 
-    def __init__(self, model: Any, head_chunk: int = HEAD_CHUNK) -> None:
+    def __init__(
+        self, model: Any, head_chunk: int = HEAD_CHUNK, varlen: VarlenAttention | None = None
+    ) -> None:
         register_packed_attention()
         self._head_chunk = head_chunk
+        self._kernel = {"varlen": varlen} if varlen else {}
         causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._decoder = causal.get_decoder()
         self._head = causal.get_output_embeddings()
@@ -110,6 +109,7 @@ class PackedLoss:
             position_ids=torch.cat([torch.arange(length, device=device) for length in lengths])[None],
             use_cache=False,
             row_lengths=lengths,
+            **self._kernel,
         ).last_hidden_state[0]
         return hidden[torch.tensor(labelled, device=device)], torch.tensor(wanted, device=device)
 
@@ -148,88 +148,3 @@ class AutocastLoss:
 
         with autocast(*self._half):
             return self._loss.scores(rows)
-
-
-def choose_loss(model: Any, rows: Sequence[Sample], report: Callable[[str], None]) -> LossFunction:
-    """The fastest loss that proves equal to the plain one on the ends of two rows; else the plain one."""
-    was_training = model.training
-    model.eval()  # no dropout, which would differ
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    usual_attention = causal.config._attn_implementation
-    try:
-        return _proven_loss(model, causal, [_probe(row) for row in rows[:2]], report)
-    except (AttributeError, TypeError, ValueError, ImportError, RuntimeError) as error:
-        if memory_reason(error):  # a smaller step is the way out of that
-            raise
-        reason = str(error)
-    finally:
-        model.train(was_training)
-    causal.set_attn_implementation(usual_attention)
-    report(f"The packed path does not fit this model ({reason}); training row by row, which is slower.")
-    return PlainLoss(model)
-
-
-def _proven_loss(
-    model: Any, causal: Any, probes: Sequence[Sample], report: Callable[[str], None]
-) -> LossFunction:
-    """Raises: ValueError when not even the packed loss is equal; whatever a strange model makes it raise."""
-    import torch
-
-    # Half precision rounds each path differently, and 8-bit layers quantise activations by what else is
-    # in the batch: 2 % was seen, either path as near to fp32. A missing soft cap or mask is far outside.
-    looseness = 50 if getattr(causal, "is_quantized", False) else 20
-    tolerance = SAME_LOSS if causal.dtype == torch.float32 else looseness * SAME_LOSS
-    plain = _Measured.of(PlainLoss(model), model, probes)
-    unfit = ""
-    try:
-        fused = FusedLoss(model)
-        unfit = _Measured.of(fused, model, probes).difference(plain, tolerance)
-        if not unfit:
-            return fused
-        fused.undo()
-    except NotFusableError:
-        pass  # the usual case for other families and on GPUs
-    packed = PackedLoss(model)
-    with torch.no_grad():
-        value = packed(probes).item()
-    if difference := _Measured(value, None).difference(plain, tolerance):
-        raise ValueError(difference)
-    if unfit:
-        report(f"The fused path does not fit this model ({unfit}); training the packed way, which is slower.")
-    return packed
-
-
-def _probe(row: Sample) -> Sample:
-    """A few tokens around where the row's loss begins: as telling as the whole row, and soon computed."""
-    first = next(index for index, label in enumerate(row.labels) if index and label != IGNORED)
-    part = slice(max(0, first - PROBE_TOKENS // 2), first + PROBE_TOKENS // 2)
-    return Sample(row.ids[part], row.labels[part])
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """What a loss gives on some rows: its value, and the gradients of all adapters as one vector."""
-
-    value: float
-    gradient: Any
-
-    @classmethod
-    def of(cls, loss: LossFunction, model: Any, rows: Sequence[Sample]) -> _Measured:
-        import torch
-
-        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad and "lora_" in name]
-        value = loss(rows)
-        if not trained:  # the whole model trains: its gradients are too many to be held twice
-            return cls(value.item(), None)
-        gradients = torch.autograd.grad(value, [parameter for _, parameter in trained])
-        return cls(value.item(), torch.cat([gradient.flatten().float() for gradient in gradients]))
-
-    def difference(self, other: _Measured, tolerance: float) -> str:
-        """In words; empty when both are the same but for rounding."""
-        if abs(self.value - other.value) > tolerance * abs(other.value):
-            return f"it gave {self.value:.4f} where the model gives {other.value:.4f}"
-        if self.gradient is not None:
-            off = float((self.gradient - other.gradient).norm() / other.gradient.norm().clamp(min=1e-12))
-            if off > GRADIENT_LOOSENESS * tolerance:
-                return f"its gradients are {off:.1%} off the model's"
-        return ""

@@ -9,9 +9,10 @@ from typing import Any
 
 from sage.tools.finetune.callbacks import TrainingCallback
 from sage.tools.finetune.hardware import pick_device, resolve_precision, set_threads, torch_dtype
-from sage.tools.finetune.kernels import apply_liger, kernels_of
+from sage.tools.finetune.kernels import apply_liger, kernels_of, varlen_attentions
 from sage.tools.finetune.ladder import token_budget
-from sage.tools.finetune.losses import AutocastLoss, LossFunction, choose_loss
+from sage.tools.finetune.loss_choice import choose_loss
+from sage.tools.finetune.losses import AutocastLoss, LossFunction
 from sage.tools.finetune.modeling import (
     add_adapters,
     is_whole,
@@ -56,6 +57,7 @@ class RunParts:
         model = load_base(base, config, load_on or self.device, self.precision)
         kernels = kernels_of(self.device, self.precision)
         self._warn(kernels.problem)
+        self._kernels = varlen_attentions(kernels.attention)
         if kernels.has_liger:
             apply_liger(model, self._warn)
         self.model = model if config.tuning == "full" else add_adapters(model, config.lora)
@@ -109,11 +111,15 @@ class RunParts:
 
     def loss(self, samples: Sequence[Sample]) -> LossFunction:
         """The fast loss, when it is exact for this model."""
-        loss = choose_loss(self.model, samples, self._warn)
-        if is_whole(self.model) and self.precision != "fp32":
-            # Its weights stay in fp32; only the work is done in half precision.
-            return AutocastLoss(loss, self.device, torch_dtype(self.precision))
-        return loss
+        from torch import autocast
+
+        if not is_whole(self.model) or self.precision == "fp32":
+            return choose_loss(self.model, samples, self._warn, self._kernels)
+        # Its weights stay in fp32; only the work is done in half precision.
+        half = (self.device, torch_dtype(self.precision))
+        with autocast(*half):
+            loss = choose_loss(self.model, samples, self._warn, self._kernels)
+        return AutocastLoss(loss, *half)
 
     def _warn(self, message: str) -> None:
         if message:

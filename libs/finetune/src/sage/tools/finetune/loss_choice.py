@@ -1,0 +1,158 @@
+"""Which loss a run computes with: the fastest that proves equal to the plain one on rows of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sage.tools.finetune.hardware import memory_reason
+from sage.tools.finetune.head_loss import IGNORED
+from sage.tools.finetune.kernels import VarlenAttention
+from sage.tools.finetune.losses import FusedLoss, LossFunction, PackedLoss, PlainLoss
+from sage.tools.finetune.projections import NotFusableError
+from sage.tools.finetune.rendering import Sample
+
+PROBE_TOKENS = 32  # of each row that the paths are compared on
+SAME_LOSS = 1e-3  # relative; separates rounding from a model that does something after its output layer
+GRADIENT_LOOSENESS = 5  # gradients carry more rounding than the loss
+WRONG_GRADIENTS = 0.5  # off by this share: no rounding makes a kernel's gradients differ so much
+_BROKEN = (AttributeError, TypeError, ValueError, ImportError, RuntimeError)
+"""What a strange model or a broken kernel may raise."""
+
+
+def choose_loss(
+    model: Any,
+    rows: Sequence[Sample],
+    report: Callable[[str], None],
+    kernels: Mapping[str, VarlenAttention] | None = None,
+) -> LossFunction:
+    """The fastest loss that proves equal to the plain one on the ends of two rows; else the plain one.
+
+    `kernels` are tried in their order for the packed one; without them, each row is attended to by itself.
+    """
+    was_training = model.training
+    model.eval()  # no dropout, which would differ
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    usual_attention = causal.config._attn_implementation
+    try:
+        return _proven_loss(model, causal, [_probe(row) for row in rows[:2]], report, kernels or {})
+    except _BROKEN as error:
+        reason = _reason(error)
+    finally:
+        model.train(was_training)
+    causal.set_attn_implementation(usual_attention)
+    report(f"The packed path does not fit this model ({reason}); training row by row, which is slower.")
+    return PlainLoss(model)
+
+
+def _reason(error: Exception) -> str:
+    """Its first line. Raises: the error itself when memory ran out: a smaller step is the way out of that."""
+    if memory_reason(error):
+        raise error
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _proven_loss(
+    model: Any,
+    causal: Any,
+    probes: Sequence[Sample],
+    report: Callable[[str], None],
+    kernels: Mapping[str, VarlenAttention],
+) -> LossFunction:
+    """Raises: ValueError when not even the packed loss is equal; whatever a strange model makes it raise."""
+    import torch
+
+    # Half precision rounds each path differently, and 8-bit layers quantise activations by what else is
+    # in the batch: 2 % was seen, either path as near to fp32. A missing soft cap or mask is far outside.
+    looseness = 50 if getattr(causal, "is_quantized", False) else 20
+    is_exact = causal.dtype == torch.float32 and not torch.is_autocast_enabled(causal.device.type)
+    tolerance = SAME_LOSS if is_exact else looseness * SAME_LOSS
+    plain = _Measured.of(PlainLoss(model), model, probes)
+    unfit = ""
+    try:
+        fused = FusedLoss(model)
+        unfit = _Measured.of(fused, model, probes).difference(plain, tolerance)
+        if not unfit:
+            return fused
+        fused.undo()
+    except NotFusableError:
+        pass  # the usual case for other families and on GPUs
+    packed = _proven_packed(model, probes, plain, tolerance, report, kernels)
+    if unfit:
+        report(f"The fused path does not fit this model ({unfit}); training the packed way, which is slower.")
+    return packed
+
+
+def _proven_packed(
+    model: Any,
+    probes: Sequence[Sample],
+    plain: _Measured,
+    tolerance: float,
+    report: Callable[[str], None],
+    kernels: Mapping[str, VarlenAttention],
+) -> PackedLoss:
+    """With the first of the kernels that works; without one where none does. Raises: as `_proven_loss`."""
+    import torch
+
+    failures: list[str] = []
+    for name, varlen in kernels.items():
+        packed = PackedLoss(model, varlen=varlen)
+        try:
+            # Backwards too: on some chips there are head sizes that a kernel only has the forward pass for.
+            found = _Measured.of(packed, model, probes)
+            problem = found.difference(plain, tolerance, gradient_tolerance=WRONG_GRADIENTS)
+        except _BROKEN as error:
+            problem = _reason(error)
+        if not problem:
+            _report_kernels(failures, f"{name} is used instead", report)
+            return packed
+        failures.append(f"{name} ({problem})")
+    packed = PackedLoss(model)
+    with torch.no_grad():
+        value = packed(probes).item()
+    if difference := _Measured(value, None).difference(plain, tolerance):
+        raise ValueError(difference)
+    _report_kernels(failures, "each row is attended to by itself, which is slower", report)
+    return packed
+
+
+def _report_kernels(failures: Sequence[str], instead: str, report: Callable[[str], None]) -> None:
+    if failures:
+        report(f"Not used for attention, as it does not work here: {', '.join(failures)}; {instead}.")
+
+
+def _probe(row: Sample) -> Sample:
+    """A few tokens around where the row's loss begins: as telling as the whole row, and soon computed."""
+    first = next(index for index, label in enumerate(row.labels) if index and label != IGNORED)
+    part = slice(max(0, first - PROBE_TOKENS // 2), first + PROBE_TOKENS // 2)
+    return Sample(row.ids[part], row.labels[part])
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What a loss gives on some rows: its value, and the gradients of all adapters as one vector."""
+
+    value: float
+    gradient: Any
+
+    @classmethod
+    def of(cls, loss: LossFunction, model: Any, rows: Sequence[Sample]) -> _Measured:
+        import torch
+
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad and "lora_" in name]
+        value = loss(rows)
+        if not trained:  # the whole model trains: its gradients are too many to be held twice
+            return cls(value.item(), None)
+        gradients = torch.autograd.grad(value, [parameter for _, parameter in trained])
+        return cls(value.item(), torch.cat([gradient.flatten().float() for gradient in gradients]))
+
+    def difference(self, other: _Measured, tolerance: float, gradient_tolerance: float | None = None) -> str:
+        """In words; empty when both are the same but for rounding."""
+        if not abs(self.value - other.value) <= tolerance * abs(other.value):  # NaN is neither
+            return f"it gave {self.value:.4f} where the model gives {other.value:.4f}"
+        if self.gradient is not None and other.gradient.isfinite().all():
+            off = float((self.gradient - other.gradient).norm() / other.gradient.norm().clamp(min=1e-12))
+            if not off <= (gradient_tolerance or GRADIENT_LOOSENESS * tolerance):
+                return f"its gradients are {off:.1%} off the model's"
+        return ""
