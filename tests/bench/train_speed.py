@@ -62,7 +62,7 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     for name, rows in lines.items():
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for name, file in (("train", "tokens"), ("held", "held")):
-        ids = [{"ids": sample.ids, "labels": sample.labels} for _, sample in chosen[name]]
+        ids = [{"ids": list(sample.ids), "labels": list(sample.labels)} for _, sample in chosen[name]]
         (folder / f"{file}.json").write_text(json.dumps(ids))
     alpaca = [
         {"instruction": row.messages[0]["content"], "input": "", "output": row.messages[1]["content"]}

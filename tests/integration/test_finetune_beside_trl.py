@@ -60,7 +60,7 @@ def loss_of_trl(base: Path, config: TrainingConfig, train: list[Sample], held: l
     torch.manual_seed(config.seed)
     model = add_adapters(load_base(base, config, "cpu", "fp32"), config.lora)
     columns = [
-        {"input_ids": row.ids, "completion_mask": [int(label != IGNORED) for label in row.labels]}
+        {"input_ids": list(row.ids), "completion_mask": [int(label != IGNORED) for label in row.labels]}
         for row in train
     ]
     arguments: dict[str, Any] = {

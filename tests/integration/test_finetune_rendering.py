@@ -91,7 +91,7 @@ def test_ids_are_those_of_the_template(tokenizer: Any) -> None:
     tokenizer.chat_template = CHATML
     (sample,) = ChatRenderer(tokenizer, 500).samples([Conversation(TALK, "row 1")])
     whole = tokenizer.apply_chat_template(TALK, tokenize=True)["input_ids"]
-    assert sample.ids == whole[: len(sample.ids)]
+    assert list(sample.ids) == whole[: len(sample.ids)]
     assert tokenizer.decode(whole[len(sample.ids) :]) == "\n"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,12 @@ from tests.integration.finetune_recorder import Recorder, adapter_weights
 from sage.tools.finetune import (
     LoRATrainer,
     PresetConfigs,
+    StepMetrics,
     TrainingConfig,
 )
+from sage.tools.finetune.data import Conversation, PreferencePair
+from sage.tools.finetune.preferences.splits import prepare_preferences
+from sage.tools.finetune.task_data import prepare
 from sage_contracts.errors import InvalidRequestError, ModelNotFoundError, TrainingFailedError
 
 SEED_LAYOUT = {"lora_weights", "checkpoints", "logs", "training_config.json", "finetune_meta.json"}
@@ -46,6 +51,37 @@ def settings(base: Path, data: Path, output: Path, **changes: Any) -> TrainingCo
         "max_length": 128,
     }
     return TrainingConfig.model_validate({**fields, **changes})
+
+
+class RowWatcher(Recorder):
+    """Counts at each step the rows of a file that memory still holds as text."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__()
+        self._file = file
+        self.texts_at_steps: list[int] = []
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        super().on_step(metrics)
+        # By type: other objects mind being asked for their class.
+        rows = (one for one in gc.get_objects() if type(one) in (Conversation, PreferencePair))
+        self.texts_at_steps.append(sum(row.origin.endswith(self._file) for row in rows))
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_the_texts_of_the_rows_are_let_go_before_training(method: Any, base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "let-go.json"
+    row = {"chosen": "Yes please.", "rejected": "no"} if method == "dpo" else {"completion": "Yes."}
+    path.write_text(json.dumps([{"prompt": f"Number {n}?", **row} for n in range(12)]))
+    config = settings(base, path, tmp_path / "output", method=method, max_steps=2)
+    splits = prepare(config) if method == "sft" else prepare_preferences(config)
+    data = (splits.description, splits.fingerprint())
+    del splits
+
+    watcher = RowWatcher("let-go.json")
+    result = LoRATrainer(config, [watcher], home=tmp_path / "home").train()
+    assert watcher.texts_at_steps == [0, 0]
+    assert (result.meta["data"], result.meta["data_sha256"]) == data
 
 
 def test_a_run_learns_and_leaves_the_published_layout(base: Path, data: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from sage.tools.finetune.preferences.planned import (
 )
 from sage.tools.finetune.preferences.splits import prepare_preferences
 from sage.tools.finetune.quickstart import quickstart_overrides
-from sage.tools.finetune.rendering import ChatRenderer, Sample
+from sage.tools.finetune.rendering import ChatRenderer, Sample, Samples
 from sage.tools.finetune.task_data import prepare
 from sage.tools.finetune.token_counts import TokenCounts, count_tokens
 from sage.tools.finetune.trial_step import SAMPLED_ROWS, Trial, TrialSpec, folder_bytes, sampled, try_step
@@ -78,14 +78,16 @@ def plan(
     splits = prepare(config) if config.method == "sft" else prepare_preferences(config)
     base = resolve_base(config.model_name, home, report)
     counts, samples, schedule = _count(config, base, splits.train, report)
+    data, held_out_rows = splits.description, len(splits.validation)
+    del splits  # the step that is measured needs the memory
     device = "cuda" if has_cuda() else "cpu"
     limit = memory_limit_bytes or device_memory_bytes(device)
     spread = spread_here(config, home)
     found = Plan(
         config=config,
-        data=splits.description,
+        data=data,
         counts=counts,
-        held_out_rows=len(splits.validation),
+        held_out_rows=held_out_rows,
         steps=schedule.total_steps,
         tokens_in_all=round(counts.tokens / schedule.rows * _rows_in_all(schedule)),
         device=device,
@@ -128,9 +130,8 @@ def _count(
         return count_judged(config, judged), judged, schedule
     limit = config.max_length
     # Whole: an alternative may allow more of a row than this configuration does.
-    samples = [
-        Sample(text.ids, text.labels) for text in ChatRenderer(load_tokenizer(base), limit).tokenised(rows)
-    ]
+    texts = ChatRenderer(load_tokenizer(base), limit).tokenised(rows)
+    samples = Samples(Sample(text.ids, text.labels) for text in texts)
     lengths = [len(whole.ids) for whole in samples if _cut(whole, limit).label_count]
     if not lengths:
         raise _nothing_left(limit)
@@ -205,8 +206,8 @@ class _Trials:
             if not judged:
                 raise _nothing_left(limit)
             return sampled_judged(judged, min(batch, SAMPLED_ROWS), SAMPLED_ROWS)
-        rows = [_cut(row, limit) for row in self._samples if isinstance(row, Sample)]
-        rows = [row for row in rows if row.label_count]
+        cut_rows = (_cut(row, limit) for row in self._samples if isinstance(row, Sample))
+        rows = Samples(row for row in cut_rows if row.label_count)
         if not rows:
             raise _nothing_left(limit)
         return sampled(rows, batch)

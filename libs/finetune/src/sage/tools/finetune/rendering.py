@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, overload
 
 from sage.tools.finetune.chat_template import ChatTemplate, RenderedText, Span, refused
 from sage.tools.finetune.data import Conversation
@@ -20,13 +21,42 @@ TEXTS_PER_BATCH = 1000  # enough to keep every core tokenising; their offsets ar
 class Sample:
     """Token ids and labels of equal length; labels are ids, or IGNORED."""
 
-    ids: list[int]
-    labels: list[int]
+    ids: Sequence[int]
+    labels: Sequence[int]
 
     @property
     def label_count(self) -> int:
         # The first token is nobody's successor, so it can carry no loss.
         return len(self.labels) - 1 - self.labels[1:].count(IGNORED) if self.labels else 0
+
+
+class Samples(Sequence[Sample]):
+    """All samples of a run in eight bytes a token; an object for each would take six times as much.
+
+    They come out with arrays as ids and labels.
+    """
+
+    def __init__(self, samples: Iterable[Sample] = ()) -> None:
+        self._ids, self._labels = array("i"), array("i")
+        self._bounds = array("q", [0])
+        for sample in samples:
+            self._ids.extend(sample.ids)
+            self._labels.extend(sample.labels)
+            self._bounds.append(len(self._ids))
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        places = range(len(self))[index]
+        if isinstance(places, range):
+            return [self[place] for place in places]
+        tokens = slice(self._bounds[places], self._bounds[places + 1])
+        return Sample(self._ids[tokens], self._labels[tokens])
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +101,14 @@ class ChatRenderer:
         """Whether the token is one of the template's marks rather than a piece of somebody's words."""
         return token in self._added
 
-    def samples(self, conversations: Sequence[Conversation]) -> list[Sample]:
+    def samples(self, conversations: Sequence[Conversation]) -> Samples:
         """One sample per conversation; one per assistant turn where the template rewrites earlier turns.
 
         Rows longer than max_length are cut and counted; those without an answer left are dropped.
         Raises: InvalidDataError naming the row that cannot be rendered, or whose end carries no loss.
         """
         found = (self._cut(text) for text in self.tokenised(conversations))
-        return [sample for sample in found if sample is not None]
+        return Samples(sample for sample in found if sample is not None)
 
     def tokenised(self, conversations: Sequence[Conversation]) -> Iterator[TokenisedText]:
         """The texts of the conversations in their order, whole. Raises: InvalidDataError."""

@@ -22,7 +22,7 @@ from sage.tools.finetune.modeling import (
     make_optimizer,
     parameter_counts,
 )
-from sage.tools.finetune.rendering import ChatRenderer, Sample
+from sage.tools.finetune.rendering import ChatRenderer, Sample, Samples
 from sage.tools.finetune.task_data import Splits
 from sage_contracts.config import OomRung, TrainingConfig
 from sage_contracts.errors import InvalidDataError
@@ -90,7 +90,7 @@ class RunParts:
         """Tokens per forward pass of an evaluation, which keeps nothing for a backward pass."""
         return min(EVAL_TOKEN_BUDGET, self.token_budget) if self._rungs else EVAL_TOKEN_BUDGET
 
-    def render(self, splits: Splits) -> tuple[list[Sample], list[Sample]]:
+    def render(self, splits: Splits) -> tuple[Samples, Samples]:
         """(training, held-out) samples. Raises: InvalidDataError."""
         conversations: Sequence[Any] = splits.train
         if self._config.max_steps > 0:

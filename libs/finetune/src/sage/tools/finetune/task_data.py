@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from random import Random
+from typing import Any, Generic, TypeVar
 
 from sage.tools.finetune.code_data import SOURCE_SUFFIXES, CodePair, build_code_pairs, split_by_module
 from sage.tools.finetune.code_data.source_files import source_files
@@ -22,23 +23,49 @@ from sage_contracts.errors import InvalidDataError
 SAMPLES_DIR = Path(__file__).parent / "samples"
 
 
-@dataclass(frozen=True)
-class Splits:
-    """What is trained on and what is held out; no conversation is in both."""
+Row = TypeVar("Row")
 
-    train: list[Conversation]
-    validation: list[Conversation]
+
+@dataclass
+class RowSplits(Generic[Row]):
+    """What is trained on and what is held out."""
+
+    train: list[Row]
+    validation: list[Row]
     description: str
     """For people: where the rows come from and how they were split."""
+    _sha256: str | None = field(default=None, init=False, repr=False)
+
+    def content(self, row: Row) -> list[Any]:
+        """What is learned of a row."""
+        raise NotImplementedError
 
     def fingerprint(self) -> str:
         """sha256 over every row of both splits, in order."""
-        digest = sha256()
-        for rows in (self.train, self.validation):
-            for row in rows:
-                digest.update(json.dumps([row.messages, row.tools], sort_keys=True, default=str).encode())
-            digest.update(b"\0")
-        return digest.hexdigest()
+        if self._sha256 is None:
+            digest = sha256()
+            for rows in (self.train, self.validation):
+                for row in rows:
+                    # What JSON has not, such as the dates of a Parquet file, counts as its text.
+                    digest.update(json.dumps(self.content(row), sort_keys=True, default=str).encode())
+                digest.update(b"\0")
+            self._sha256 = digest.hexdigest()
+        return self._sha256
+
+    def let_go(self) -> None:
+        """Forget the rows once they are rendered: as texts they take as much memory as their tokens.
+
+        The description and the fingerprint stay.
+        """
+        self.fingerprint()
+        self.train, self.validation = [], []
+
+
+class Splits(RowSplits[Conversation]):
+    """No conversation is in both."""
+
+    def content(self, row: Conversation) -> list[Any]:
+        return [row.messages, row.tools]
 
 
 OwnData = Callable[[TrainingConfig], Splits]

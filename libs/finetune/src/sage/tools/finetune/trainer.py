@@ -186,6 +186,7 @@ class Run:
         tell.on_phase("loading", f"Loading {config.model_name}")
         parts = RunParts(config, base, tell, self._climb.taken, load_on=self.load_on)
         train, held = parts.render(splits)
+        splits.let_go()
         schedule = Schedule(
             len(train), config.effective_batch_size, config.num_train_epochs, config.max_steps, config.seed
         )

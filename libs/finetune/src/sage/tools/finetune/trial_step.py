@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from heapq import nlargest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -75,10 +76,10 @@ class Trial(BaseModel):
 def sampled(rows: Sequence[Sample], effective_batch: int) -> dict[str, Any]:
     """`longest` and `typical` of a TrialSpec, from all rows of a run."""
     count = min(effective_batch, SAMPLED_ROWS)
-    longest = sorted(rows, key=lambda row: len(row.ids), reverse=True)[:count]
+    longest = nlargest(count, rows, key=lambda row: len(row.ids))
     return {
-        "longest": [(row.ids, row.labels) for row in longest],
-        "typical": [(row.ids, row.labels) for row in rows[:SAMPLED_ROWS]],
+        "longest": [(list(row.ids), list(row.labels)) for row in longest],
+        "typical": [(list(row.ids), list(row.labels)) for row in rows[:SAMPLED_ROWS]],
     }
 
 

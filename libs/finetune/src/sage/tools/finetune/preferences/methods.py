@@ -64,7 +64,7 @@ def make_trainer(
     trainer = _reporting(trainer_class, progress)(
         model=parts.model,
         args=_arguments(settings, config, parts, schedule, checkpoints),
-        train_dataset=Dataset.from_list(_columns(config, rows)),
+        train_dataset=Dataset.from_dict(_columns(config, rows)),
         processing_class=tokenizer,
         callbacks=[_callback(progress)],
     )
@@ -129,36 +129,40 @@ def _arguments(
 
 def _columns(
     config: TrainingConfig, rows: Sequence[PairSample] | Sequence[RatedSample]
-) -> list[dict[str, Any]]:
-    """The rows as the trainers' collators want them after tokenising."""
+) -> dict[str, list[Any]]:
+    """The rows as the trainers' collators want them after tokenising: (tokens,) arrays, a row each."""
     pairs = [row for row in rows if isinstance(row, PairSample)]
     if config.method == "dpo":
-        return [{"prompt_ids": r.prompt, "chosen_ids": r.chosen, "rejected_ids": r.rejected} for r in pairs]
+        return {
+            "prompt_ids": [_ids(row.prompt) for row in pairs],
+            "chosen_ids": [_ids(row.chosen) for row in pairs],
+            "rejected_ids": [_ids(row.rejected) for row in pairs],
+        }
     if config.method == "orpo":
-        return [_orpo_row(row) for row in pairs]
+        chosen = _orpo_columns("chosen", [(row.prompt, row.chosen) for row in pairs])
+        return chosen | _orpo_columns("rejected", [(row.prompt, row.rejected) for row in pairs])
     rated = mixed([row for row in rows if isinstance(row, RatedSample)])
-    swapped = swapped_answers(rated, batch_shape(config)[0])
-    return [
-        {
-            "prompt_ids": row.prompt,
-            "completion_ids": row.answer,
-            "KL_completion_ids": other,
-            "label": row.is_desirable,
-        }
-        for row, other in zip(rated, swapped, strict=True)
-    ]
+    return {
+        "prompt_ids": [_ids(row.prompt) for row in rated],
+        "completion_ids": [_ids(row.answer) for row in rated],
+        "KL_completion_ids": [_ids(other) for other in swapped_answers(rated, batch_shape(config)[0])],
+        "label": [row.is_desirable for row in rated],
+    }
 
 
-def _orpo_row(row: PairSample) -> dict[str, Any]:
-    columns: dict[str, Any] = {}
-    for name, answer in (("chosen", row.chosen), ("rejected", row.rejected)):
-        ids = [*row.prompt, *answer]
-        columns |= {
-            f"{name}_input_ids": ids,
-            f"{name}_attention_mask": [1] * len(ids),
-            f"{name}_labels": [*[IGNORED] * len(row.prompt), *answer],
-        }
-    return columns
+def _orpo_columns(name: str, texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, list[Any]]:
+    return {
+        f"{name}_input_ids": [_ids([*prompt, *answer]) for prompt, answer in texts],
+        f"{name}_attention_mask": [_ids([1] * (len(prompt) + len(answer))) for prompt, answer in texts],
+        f"{name}_labels": [_ids([*[IGNORED] * len(prompt), *answer]) for prompt, answer in texts],
+    }
+
+
+def _ids(tokens: Sequence[int]) -> Any:
+    """As Arrow takes them without an object for each token, a lot of memory for all rows at once."""
+    import numpy
+
+    return numpy.asarray(tokens, dtype=numpy.int32)
 
 
 def _reporting(trainer_class: Any, progress: Progress) -> Any:

@@ -60,7 +60,17 @@ def count_judged(config: TrainingConfig, rows: Sequence[Judged]) -> TokenCounts:
 def sampled_judged(rows: Sequence[Judged], count: int, typical: int) -> dict[str, Any]:
     """`longest_judged` and `typical_judged` of a TrialSpec."""
     longest = sorted(rows, key=_width, reverse=True)[:count]
-    return {"longest_judged": longest, "typical_judged": list(rows[:typical])}
+    return {
+        "longest_judged": [_plain(row) for row in longest],
+        "typical_judged": [_plain(row) for row in rows[:typical]],
+    }
+
+
+def _plain(row: Judged) -> Judged:
+    """With lists, which JSON knows, in place of arrays."""
+    if isinstance(row, PairSample):
+        return PairSample(list(row.prompt), list(row.chosen), list(row.rejected))
+    return RatedSample(list(row.prompt), list(row.answer), row.is_desirable)
 
 
 def _width(row: Judged) -> int:

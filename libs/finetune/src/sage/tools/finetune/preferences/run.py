@@ -55,6 +55,8 @@ class PreferenceRun(Run):
             # They are shuffled already: a run of few steps need not render all of them.
             wanted = wanted[: config.max_steps * config.effective_batch_size]
         train, held_rows = self._render(parts, wanted), self._render(parts, splits.validation)
+        del wanted
+        splits.let_go()
         self._report_cuts(parts, train)
         schedule = Schedule(
             len(train), config.effective_batch_size, config.num_train_epochs, config.max_steps, config.seed

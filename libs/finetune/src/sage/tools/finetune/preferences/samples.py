@@ -15,15 +15,15 @@ from sage.tools.finetune.rendering import ChatRenderer, Sample
 class PairSample:
     """Token ids; both answers go on from the same prompt and end with the end of the turn."""
 
-    prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
+    prompt: Sequence[int]
+    chosen: Sequence[int]
+    rejected: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
 class RatedSample:
-    prompt: list[int]
-    answer: list[int]
+    prompt: Sequence[int]
+    answer: Sequence[int]
     is_desirable: bool
 
 
@@ -52,7 +52,7 @@ def rated_samples(renderer: ChatRenderer, answers: Sequence[RatedAnswer]) -> lis
     return samples
 
 
-def answer_sample(prompt: list[int], answer: list[int]) -> Sample:
+def answer_sample(prompt: Sequence[int], answer: Sequence[int]) -> Sample:
     """A supervised sample whose loss is the answer's negative log-likelihood."""
     return Sample([*prompt, *answer], [*[IGNORED] * len(prompt), *answer])
 
@@ -74,9 +74,9 @@ def mixed(samples: Sequence[RatedSample]) -> list[RatedSample]:
     return [sample for _, _, sample in sorted(keyed, key=lambda item: item[:2])]
 
 
-def swapped_answers(samples: Sequence[RatedSample], batch_rows: int) -> list[list[int]]:
+def swapped_answers(samples: Sequence[RatedSample], batch_rows: int) -> list[Sequence[int]]:
     """For each sample the answer of its neighbour in the same batch: KTO's estimate of the drift."""
-    found: list[list[int]] = []
+    found: list[Sequence[int]] = []
     for start in range(0, len(samples), batch_rows):
         batch = [sample.answer for sample in samples[start : start + batch_rows]]
         found += [batch[-1], *batch[:-1]]

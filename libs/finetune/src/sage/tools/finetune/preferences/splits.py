@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from random import Random
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from sage.tools.finetune.data.preferences import (
     PreferencePair,
@@ -17,7 +15,7 @@ from sage.tools.finetune.data.preferences import (
     load_rated_answers,
 )
 from sage.tools.finetune.data.report import conversation_key
-from sage.tools.finetune.task_data import SAMPLES_DIR
+from sage.tools.finetune.task_data import SAMPLES_DIR, RowSplits
 from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import InvalidDataError
 
@@ -25,23 +23,11 @@ SAMPLE_SET = SAMPLES_DIR / "preferences.jsonl"
 Row = TypeVar("Row", PreferencePair, RatedAnswer)
 
 
-@dataclass(frozen=True)
-class PreferenceSplits(Generic[Row]):
-    """What is trained on and what is held out; no prompt is in both."""
+class PreferenceSplits(RowSplits[Row]):
+    """No prompt is in both."""
 
-    train: list[Row]
-    validation: list[Row]
-    description: str
-    """For people: where the rows come from and how they were split."""
-
-    def fingerprint(self) -> str:
-        """sha256 over every row of both splits, in order."""
-        digest = sha256()
-        for rows in (self.train, self.validation):
-            for row in rows:
-                digest.update(json.dumps(_content(row), sort_keys=True).encode())
-            digest.update(b"\0")
-        return digest.hexdigest()
+    def content(self, row: Row) -> list[Any]:
+        return _content(row)
 
 
 def prepare_preferences(
