@@ -164,6 +164,57 @@ def test_a_row_longer_than_the_window_is_exact(tmp_path: Path, precision: Litera
     assert said == []
 
 
+def windowed_mistral() -> Any:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    return MistralForCausalLM(
+        MistralConfig(
+            vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, max_position_embeddings=512, initializer_range=0.4, sliding_window=32,
+        )
+    )  # fmt: skip
+
+
+def partly_windowed_gemma() -> Any:
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    return Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=32, max_position_embeddings=512, initializer_range=0.4,
+            sliding_window=32, layer_types=["sliding_attention", "full_attention"],
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [windowed_mistral, partly_windowed_gemma])
+def test_whoever_generates_beyond_the_window_meanwhile_gets_transformers_answer(
+    tmp_path: Path, make: Any
+) -> None:
+    import torch
+
+    torch.manual_seed(1)
+    make().save_pretrained(tmp_path)
+    model = adapted(tmp_path).eval()
+    ids = torch.tensor([[2 + (7 * n * n + 3 * n) % 250 for n in range(80)]])
+    shorter = torch.cat([torch.zeros_like(ids[:, :20]), ids[:, :60]], 1)
+    ids = torch.cat([ids, shorter])
+    mask = torch.ones_like(ids)
+    mask[1, :20] = 0  # padding of a batch whose prompts are not equally long
+
+    def answers() -> list[list[int]]:
+        given = {"input_ids": ids, "attention_mask": mask}
+        made = model.generate(**given, max_new_tokens=40, do_sample=False, eos_token_id=None, pad_token_id=1)
+        found: list[list[int]] = made.tolist()
+        return found
+
+    samples = rows()
+    expected, expected_loss = answers(), PlainLoss(model)(samples).item()
+    loss = PackedLoss(model)
+    assert answers() == expected
+    assert loss(samples).item() == pytest.approx(expected_loss, rel=1e-5)
+
+
 def plain_copy(layer: Any) -> Any:
     """The layer's attention without its adapters."""
     for name in ATTENTION_ONLY:

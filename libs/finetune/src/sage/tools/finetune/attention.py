@@ -17,10 +17,23 @@ PACKED_ATTENTION = "sage_packed"
 
 
 def register_packed_attention() -> None:
-    """Make `PACKED_ATTENTION` known to transformers. No mask is built for it: row lengths say it all."""
-    from transformers import AttentionInterface
+    """Make `PACKED_ATTENTION` known to transformers, with its own masks for whoever else calls the model."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+    AttentionMaskInterface.register(PACKED_ATTENTION, sdpa_mask)
+
+
+def no_mask(device: Any) -> Any:
+    """What to pass as `attention_mask` with `row_lengths`, which say it all.
+
+    A mask of four dimensions is taken for a finished one: none of (tokens, tokens) is made.
+    """
+    from torch import bool as boolean
+    from torch import ones
+
+    return ones(1, 1, 1, 1, dtype=boolean, device=device)
 
 
 def packed_attention(
@@ -39,7 +52,7 @@ def packed_attention(
 ) -> tuple[Any, None]:
     """query (1, heads, tokens, dim), key and value (1, kv_heads, tokens, dim) -> (1, tokens, heads, dim).
 
-    Without `row_lengths` (somebody generates with the model meanwhile) there is one row, maybe with a cache.
+    Without `row_lengths` (somebody generates with the model meanwhile) it is transformers' own attention.
     Raises: NotImplementedError for what this attention cannot do (the caller then trains row by row).
     """
     from torch import bool as boolean

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from sage.tools.finetune.attention import PACKED_ATTENTION, register_packed_attention
+from sage.tools.finetune.attention import PACKED_ATTENTION, no_mask, register_packed_attention
 from sage.tools.finetune.fused_layer import fuse_layers, unfuse_layers
 from sage.tools.finetune.hardware import give_back_memory
 from sage.tools.finetune.head_loss import HEAD_CHUNK, IGNORED, head_loss, head_scores
@@ -107,6 +107,7 @@ class PackedLoss:
         hidden = self._decoder(
             input_ids=torch.tensor([ids], device=device),
             position_ids=torch.cat([torch.arange(length, device=device) for length in lengths])[None],
+            attention_mask=no_mask(device),
             use_cache=False,
             row_lengths=lengths,
             **self._kernel,

@@ -14,16 +14,12 @@ def sample_answers(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[s
 
     if not prompts:
         return []
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    # Packed attention knows rows of a batch, not a growing cache.
-    training_attention, was_training = causal.config._attn_implementation, model.training
-    causal.set_attn_implementation("sdpa")
+    was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
             return [_answer(model, tokenizer, prompt) for prompt in prompts]
     finally:
-        causal.set_attn_implementation(training_attention)
         model.train(was_training)
 
 
