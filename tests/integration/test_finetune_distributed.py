@@ -74,6 +74,11 @@ def test_two_processes_find_what_one_finds(
     assert both.metrics["trained_tokens"] == alone.metrics["trained_tokens"]
     assert (alone.meta["devices"], both.meta["devices"]) == (1, 2)
     assert [metrics.step for metrics in watcher.steps] == [1, 2, 3, 4]
+    (curve,) = (alone.output_dir / "logs").glob("run-*/metrics.jsonl")
+    points = [json.loads(line) for line in curve.read_text().splitlines()]
+    of_one = [point["train/token_accuracy"] for point in points if "train/token_accuracy" in point]
+    assert [metrics.token_accuracy for metrics in watcher.steps] == pytest.approx(of_one)
+    assert len(of_one) == 4
     assert [checkpoint.step for checkpoint in watcher.checkpoints] == [2, 4]
     assert {path.name for path in (tmp_path / "b").iterdir()} == {
         "lora_weights", "checkpoints", "logs", "training_config.json", "finetune_meta.json",

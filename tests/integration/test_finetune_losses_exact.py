@@ -281,6 +281,44 @@ def test_an_unfrozen_or_unusual_head_is_exact_too(tiny_base: Path) -> None:
         assert (gradient - expected[name]).abs().max() < 1e-5
 
 
+def hits_of(model: Any, samples: list[Sample]) -> int:
+    """Labels that are the first choice of transformers' own logits."""
+    import torch
+
+    hits = 0
+    with torch.no_grad():
+        for sample in samples:
+            choices = model(input_ids=torch.tensor([list(sample.ids)])).logits[0, :-1].argmax(1).tolist()
+            hits += sum(c == label for c, label in zip(choices, list(sample.labels)[1:], strict=True))
+    return hits
+
+
+@pytest.mark.parametrize("way", [PlainLoss, PackedLoss, FusedLoss, "unfrozen head"])
+def test_hits_are_the_labels_that_are_the_models_first_choice(tiny_base: Path, way: Any) -> None:
+    import torch
+
+    samples = rows(8)
+    model = adapted(tiny_base)
+    for sample in samples:  # random labels would hardly ever be a choice
+        with torch.no_grad():
+            choices = model(input_ids=torch.tensor([list(sample.ids)])).logits[0, :-1].argmax(1).tolist()
+        for place in range(1, len(sample.ids), 2):
+            if sample.labels[place] != IGNORED:
+                sample.labels[place] = choices[place - 1]
+    expected = hits_of(model, samples)
+    assert 0 < expected < sum(sample.label_count for sample in samples)
+    if way == "unfrozen head":
+        model.get_output_embeddings().weight.requires_grad_(True)
+        way = PackedLoss
+    loss = way(model) if way is PlainLoss else way(model, head_chunk=16)
+    value, hits = loss.with_hits(samples)
+    assert int(hits) == expected
+    assert not hits.requires_grad
+    value.backward()
+    with torch.no_grad():
+        assert loss.scores(samples) == (pytest.approx(value.item(), rel=1e-5), expected)
+
+
 def test_half_precision_loses_no_more_than_the_plain_path_does(tiny_base: Path) -> None:
     """There sizes are rounded up with tokens that nobody sees, and attention is in fp32."""
     import torch

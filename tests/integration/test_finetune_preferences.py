@@ -72,6 +72,7 @@ def test_a_run_learns_what_is_preferred(method: str, tiny_base: Path, data: Path
     assert [metrics.step for metrics in watcher.steps] == [1, 2, 3, 4, 5, 6]
     assert watcher.steps[-1].loss < watcher.steps[0].loss
     assert watcher.steps[-1].eta_s == 0
+    assert watcher.steps[-1].token_accuracy is None
     assert watcher.steps[-1].trained_tokens > 6 * 4 * 30
     assert [checkpoint.step for checkpoint in watcher.checkpoints] == [2, 4, 6]
     assert {path.name for path in (tmp_path / "output").iterdir()} == {

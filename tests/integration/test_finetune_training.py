@@ -127,6 +127,10 @@ def test_a_run_learns_and_leaves_the_published_layout(base: Path, data: Path, tm
     (run,) = (output / "logs").iterdir()
     curve = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [point["step"] for point in curve] == [1, 0, 2, 3, 4, 5, 6, 6], "the base is measured after a step"
+    accuracy = {point["step"]: point["train/token_accuracy"] for point in curve if "train/loss" in point}
+    assert list(accuracy) == [1, 2, 3, 4, 5, 6]
+    assert 0 <= accuracy[1] < accuracy[6] <= 1
+    assert [accuracy[metrics.step] for metrics in watcher.steps] == [m.token_accuracy for m in watcher.steps]
     assert list(run.glob("events.out.tfevents.*"))
 
 

@@ -153,6 +153,7 @@ def test_the_engines_news_becomes_messages(tmp_path: Path) -> None:
             epoch=0.5,
             peak_memory_bytes=7,
             trained_tokens=11,
+            token_accuracy=0.75,
         )
     )
     tell.on_checkpoint(CheckpointInfo(1, tmp_path / "finetune_output/code/checkpoints/checkpoint-1", 0.5))
@@ -163,7 +164,7 @@ def test_the_engines_news_becomes_messages(tmp_path: Path) -> None:
     phase, step, checkpoint, evaluated, answered, log = said(out)
     assert phase.detail == "Preparing data"  # type: ignore[attr-defined]
     assert isinstance(step, StepMessage)
-    assert (step.learning_rate, step.eta_s) == (1e-4, 3)
+    assert (step.learning_rate, step.eta_s, step.train_token_accuracy) == (1e-4, 3, 0.75)
     assert checkpoint.path == "finetune_output/code/checkpoints/checkpoint-1"  # type: ignore[attr-defined]
     assert isinstance(evaluated, EvalMessage)
     assert (evaluated.of, evaluated.loss, evaluated.token_accuracy) == ("base", 2.5, 0.25)

@@ -37,6 +37,15 @@ def test_of_the_steps_some_are_told_and_the_last_always_but_all_are_known(news: 
     assert news.spool.batch()[0][0].data == {"step": 5, "total_steps": 12, "train_loss": 0.2}
 
 
+def test_a_steps_accuracy_has_openais_name_in_its_event(news: News) -> None:
+    news.take_in(EvalMessage(of="step", step=4, loss=1.5, token_accuracy=0.5))
+    news.take_in(StepMessage(step=5, total_steps=12, loss=0.2, train_token_accuracy=0.75))
+    assert news.spool.batch()[0][1].data == {
+        "step": 5, "total_steps": 12, "train_loss": 0.2, "train_mean_token_accuracy": 0.75,
+    }  # fmt: skip
+    assert (news.metrics.train_token_accuracy, news.metrics.token_accuracy) == (0.75, 0.5)
+
+
 @pytest.mark.parametrize(
     ("of", "name"), [("base", "base_eval_loss"), ("step", "eval_loss"), ("tuned", "eval_loss")]
 )

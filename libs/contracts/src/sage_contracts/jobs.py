@@ -146,6 +146,8 @@ class JobMetrics(BaseModel):
     total_steps: int | None = None
     epoch: float | None = None
     loss: float | None = None
+    train_token_accuracy: float | None = None
+    """Share of the last step's label tokens that were the model's first choice."""
     learning_rate: float | None = None
     tokens_per_second: float | None = None
     eta_s: float | None = None

@@ -115,6 +115,7 @@ class Telling(TrainingCallback):
                 total_steps=metrics.total_steps,
                 epoch=metrics.epoch,
                 loss=metrics.loss,
+                train_token_accuracy=metrics.token_accuracy,
                 learning_rate=metrics.lr,
                 tokens_per_second=metrics.tokens_per_second,
                 eta_s=metrics.eta_s,

@@ -55,6 +55,7 @@ class StepMessage(_Said):
     total_steps: int
     epoch: float | None = None
     loss: float | None = None
+    train_token_accuracy: float | None = None
     learning_rate: float | None = None
     tokens_per_second: float | None = None
     eta_s: float | None = None

@@ -23,6 +23,9 @@ from sage_trainer.messages import (
 )
 from sage_trainer.spool import Spool
 
+_IN_EVENTS = {"loss": "train_loss", "train_token_accuracy": "train_mean_token_accuracy"}
+"""The names of OpenAI's own metrics events, where they differ from ours."""
+
 
 class News:
     """Of one attempt: what waits in the spool, and what is known so far."""
@@ -98,7 +101,7 @@ class News:
         self.metrics = self.metrics.model_copy(update=known)
         if step.step % self._logging_steps and step.step != step.total_steps:
             return
-        data = {("train_loss" if name == "loss" else name): value for name, value in known.items()}
+        data = {_IN_EVENTS.get(name, name): value for name, value in known.items()}
         loss = "" if step.loss is None else f" loss {step.loss:.4g}"
         text = f"Step {step.step}/{step.total_steps}{loss}"
         self.spool.add(EventReport(created_at=time.time(), message=text, type="metrics", data=data))

@@ -34,6 +34,8 @@ class StepMetrics:
     peak_memory_bytes: int
     trained_tokens: int
     """Real tokens since the run began, resumed parts included."""
+    token_accuracy: float | None = None
+    """Share of the step's label tokens that were the model's first choice; None for preference methods."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,40 +12,29 @@ IGNORED = -100  # torch's own mark for positions without a label
 HEAD_CHUNK = 256
 
 
-def head_loss(hidden: Any, head: Any, labels: Any, chunk: int = HEAD_CHUNK) -> Any:
-    """Summed cross-entropy of head(hidden) at labels. hidden (n, width), labels (n,) -> scalar.
+def head_loss(hidden: Any, head: Any, labels: Any, chunk: int = HEAD_CHUNK) -> tuple[Any, Any]:
+    """Of head(hidden) at labels: (summed cross-entropy, how many labels are the first choice), scalars.
 
-    A frozen plain output layer gets its gradient in the forward pass, so that logits of a chunk are dropped
-    as soon as they are used: memory stays at `chunk` x vocabulary.
+    hidden (n, width), labels (n,). A frozen plain output layer gets its gradient in the forward pass, so that
+    logits of a chunk are dropped as soon as they are used: memory stays at `chunk` x vocabulary.
     """
     from torch.nn import Linear
     from torch.nn.functional import cross_entropy
 
     frozen = not any(parameter.requires_grad for parameter in head.parameters())
     if frozen and type(head) is Linear:
-        return _frozen_head_loss()(hidden, head.weight, head.bias, labels, chunk)
-    parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
-    return sum(
-        cross_entropy(head(part).float(), wanted, ignore_index=IGNORED, reduction="sum")
-        for part, wanted in parts
-    )
-
-
-def head_scores(hidden: Any, head: Any, labels: Any, chunk: int = HEAD_CHUNK) -> tuple[float, int]:
-    """(summed cross-entropy, how many labels are the model's first choice), without gradients.
-
-    hidden (n, width), labels (n,). Holds the logits of one chunk at a time.
-    """
-    total, hits = 0.0, 0
+        return _frozen_head_loss()(hidden, head.weight, head.bias, labels, chunk)  # type: ignore[no-any-return]
+    total = hits = 0
     for part, wanted in zip(hidden.split(chunk), labels.split(chunk), strict=True):
-        counted = wanted != IGNORED
-        picks = wanted.clamp(min=0)[:, None]
         logits = head(part).float()
-        hits += int((logits.argmax(1) == wanted).sum())
-        logits -= logits.amax(1, keepdim=True)
-        picked = logits.gather(1, picks)
-        total += float(((logits.exp_().sum(1, keepdim=True).log() - picked) * counted[:, None]).sum())
+        total = total + cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum")
+        hits = hits + hits_of(logits, wanted)
     return total, hits
+
+
+def hits_of(logits: Any, labels: Any) -> Any:
+    """How many labels (n,) are the first choice of logits (n, vocabulary), on their device."""
+    return (logits.detach().argmax(1) == labels).sum()
 
 
 @cache
@@ -57,6 +46,7 @@ def _frozen_head_loss() -> Callable[..., Any]:
         @staticmethod
         def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, labels: Any, chunk: int) -> Any:
             total = hidden.new_zeros((), dtype=torch.float32)
+            hits = hidden.new_zeros((), dtype=torch.int64)
             gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
             # Buffers of one size for all chunks: logits of ever new sizes would leave holes in the heap.
             product = torch.empty(chunk, weight.shape[0], dtype=hidden.dtype, device=hidden.device)
@@ -69,6 +59,7 @@ def _frozen_head_loss() -> Callable[..., Any]:
                 logits = narrow if precise is product else precise[: len(wanted)].copy_(narrow)
                 if bias is not None:
                     logits += bias
+                hits += hits_of(logits, labels[part])
                 # In place, and few passes over what is far larger than any cache.
                 torch.log_softmax(logits, 1, out=logits)
                 total -= (logits.gather(1, wanted) * counted).sum()
@@ -79,7 +70,8 @@ def _frozen_head_loss() -> Callable[..., Any]:
                     torch.mul(found, counted, out=gradient[part])
             if gradient is not None:
                 ctx.save_for_backward(gradient)
-            return total
+            ctx.mark_non_differentiable(hits)
+            return total, hits
 
         @staticmethod
         def backward(ctx: Any, *upstream: Any) -> Any:

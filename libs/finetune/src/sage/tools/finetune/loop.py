@@ -130,15 +130,16 @@ class TrainingLoop:
         rate = self._set_rate()
         self.team.begin_step(self.config.seed, self.state.step)
         lengths = [len(row.ids) for row in rows]
-        summed = 0.0
+        summed, hits = 0.0, 0
         for group in self.team.share(micro_batches(lengths, self.token_budget, self.rows_at_once), lengths):
             if self.callbacks.should_stop() == "stop":
                 raise RunStopped("stop")
             if not group:
                 self.team.idle(lambda: self.loss(rows[:1]))
                 continue
-            loss = self.loss([rows[index] for index in group])
+            loss, right = self.loss.with_hits([rows[index] for index in group])
             summed += loss.item()
+            hits += int(right)
             # Every label token of the effective batch weighs the same, however the batch is cut up.
             mean = loss / labels
             (self.scaler.scale(mean) if self.scaler else mean).backward()
@@ -150,7 +151,7 @@ class TrainingLoop:
         self.state.trained_tokens += tokens
         self.state.train_loss = summed / labels
         self._recent.append((time.monotonic() - began, tokens))
-        self.last_metrics = self._metrics(rate)
+        self.last_metrics = self._metrics(rate, self.team.total(hits) / labels)
         self.callbacks.on_step(self.last_metrics)
         is_spike = self._judge(summed / labels) == "spike" and self._rollbacks_allowed
         return Fault("spike", self.state.step, summed / labels) if is_spike else None
@@ -234,7 +235,7 @@ class TrainingLoop:
     def _warn(self, message: str) -> None:
         self.callbacks.on_log("warn", message)
 
-    def _metrics(self, rate: float) -> StepMetrics:
+    def _metrics(self, rate: float, token_accuracy: float) -> StepMetrics:
         seconds = sum(seconds for seconds, _ in self._recent)
         remaining = self.schedule.total_steps - self.state.step
         return StepMetrics(
@@ -247,6 +248,7 @@ class TrainingLoop:
             epoch=self.schedule.epoch_of(self.state.step),
             peak_memory_bytes=peak_memory_bytes(self.device),
             trained_tokens=self.state.trained_tokens,
+            token_accuracy=token_accuracy,
         )
 
     def _save(self) -> None:

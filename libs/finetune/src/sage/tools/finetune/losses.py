@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from sage.tools.finetune.attention import PACKED_ATTENTION, no_mask, register_packed_attention
 from sage.tools.finetune.fused_layer import fuse_layers, unfuse_layers
 from sage.tools.finetune.hardware import give_back_memory
-from sage.tools.finetune.head_loss import HEAD_CHUNK, IGNORED, head_loss, head_scores
+from sage.tools.finetune.head_loss import HEAD_CHUNK, IGNORED, head_loss, hits_of
 from sage.tools.finetune.kernels import VarlenAttention
 from sage.tools.finetune.rendering import Sample
 
@@ -22,13 +22,20 @@ HALF_GRANULE = 64  # tokens; sizes are rounded up to this where every new size c
 class LossFunction(Protocol):
     name: str
 
-    def __call__(self, rows: Sequence[Sample]) -> Any: ...
+    def with_hits(self, rows: Sequence[Sample]) -> tuple[Any, Any]:
+        """(the sum, how many label tokens are the model's first choice), both scalars on the device."""
+
+    def __call__(self, rows: Sequence[Sample]) -> Any:
+        """The sum."""
+        return self.with_hits(rows)[0]
 
     def scores(self, rows: Sequence[Sample]) -> tuple[float, int]:
-        """(the same sum as a number, label tokens that are the model's first choice). Call under no_grad."""
+        """The sum and the hits as numbers. Call under no_grad."""
+        total, hits = self.with_hits(rows)
+        return float(total), int(hits)
 
 
-class PlainLoss:
+class PlainLoss(LossFunction):
     """Row by row through the model as transformers runs it: slow, and right for every architecture."""
 
     name = "plain"
@@ -36,20 +43,14 @@ class PlainLoss:
     def __init__(self, model: Any) -> None:
         self._model = model
 
-    def __call__(self, rows: Sequence[Sample]) -> Any:
+    def with_hits(self, rows: Sequence[Sample]) -> tuple[Any, Any]:
         from torch.nn.functional import cross_entropy
 
-        losses = (cross_entropy(*self._logits(row), ignore_index=IGNORED, reduction="sum") for row in rows)
-        return sum(losses)
-
-    def scores(self, rows: Sequence[Sample]) -> tuple[float, int]:
-        from torch.nn.functional import cross_entropy
-
-        total, hits = 0.0, 0
+        total = hits = 0
         for row in rows:
             logits, labels = self._logits(row)
-            total += float(cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"))
-            hits += int((logits.argmax(1) == labels).sum())
+            total = total + cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+            hits = hits + hits_of(logits, labels)
         return total, hits
 
     def _logits(self, row: Sample) -> tuple[Any, Any]:
@@ -61,7 +62,7 @@ class PlainLoss:
         return self._model(input_ids=ids, use_cache=False).logits[0, :-1].float(), labels
 
 
-class PackedLoss:
+class PackedLoss(LossFunction):
     """All rows in one sequence without padding; logits only where there is a label, a chunk at a time."""
 
     name = "packed"
@@ -81,13 +82,9 @@ class PackedLoss:
         half_on_cpu = causal.device.type == "cpu" and causal.dtype.itemsize < 4
         self._granule = HALF_GRANULE if half_on_cpu else 1
 
-    def __call__(self, rows: Sequence[Sample]) -> Any:
+    def with_hits(self, rows: Sequence[Sample]) -> tuple[Any, Any]:
         hidden, wanted = self._at_labels(rows)
         return head_loss(hidden, self._head, wanted, self._head_chunk)
-
-    def scores(self, rows: Sequence[Sample]) -> tuple[float, int]:
-        hidden, wanted = self._at_labels(rows)
-        return head_scores(hidden, self._head, wanted, self._head_chunk)
 
     def _at_labels(self, rows: Sequence[Sample]) -> tuple[Any, Any]:
         """(hidden states (labels, width) of positions with a label, those labels)."""
@@ -130,7 +127,7 @@ class FusedLoss(PackedLoss):
         unfuse_layers(self._decoder)
 
 
-class AutocastLoss:
+class AutocastLoss(LossFunction):
     """Another loss, computed in half precision from weights that are not."""
 
     def __init__(self, loss: LossFunction, device: str, dtype: Any) -> None:
@@ -138,14 +135,8 @@ class AutocastLoss:
         self._loss = loss
         self._half = (device, dtype)
 
-    def __call__(self, rows: Sequence[Sample]) -> Any:
+    def with_hits(self, rows: Sequence[Sample]) -> tuple[Any, Any]:
         from torch import autocast
 
         with autocast(*self._half):
-            return self._loss(rows)
-
-    def scores(self, rows: Sequence[Sample]) -> tuple[float, int]:
-        from torch import autocast
-
-        with autocast(*self._half):
-            return self._loss.scores(rows)
+            return self._loss.with_hits(rows)

@@ -42,15 +42,15 @@ class CurveWriter(TrainingCallback):
         self._step = metrics.step
         if metrics.step % self._every and metrics.step != metrics.total_steps:
             return
-        self._write(
-            {
-                "train/loss": metrics.loss,
-                "train/learning_rate": metrics.lr,
-                "train/tokens_per_second": metrics.tokens_per_second,
-                "train/epoch": metrics.epoch,
-            },
-            metrics.step,
-        )
+        values = {
+            "train/loss": metrics.loss,
+            "train/learning_rate": metrics.lr,
+            "train/tokens_per_second": metrics.tokens_per_second,
+            "train/epoch": metrics.epoch,
+        }
+        if metrics.token_accuracy is not None:
+            values["train/token_accuracy"] = metrics.token_accuracy
+        self._write(values, metrics.step)
 
     def on_eval(self, evaluation: Evaluation) -> None:
         # The base's loss is the tuned model's at step 0: one curve shows both.
