@@ -6,14 +6,17 @@ import gzip
 import json
 import os
 import subprocess
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from sage_cli.jobs import data
+from sage_cli.jobs.plan import plan_command
+from sage_cli.jobs.submit import JobWish
 from sage_contracts.config import Task
-from sage_contracts.errors import InvalidDataError
+from sage_contracts.errors import InvalidDataError, InvalidRequestError
 from sage_orchestrator.jobs.datafile import check_data
 
 FUNCTION = '''
@@ -139,3 +142,76 @@ def test_files_from_before_zip_can_say_when_are_packed(tree: Path) -> None:
     os.utime(tree / "app.py", (0, 0))
     with data.packed(tree, Task.CODE) as file:
         assert "app.py" in zipfile.ZipFile(file.path).namelist()
+
+
+def packed_tree(path: Path, *names: str) -> Path:
+    source = path.parent / "one.js"
+    source.write_text("function f() { return 1 }\n")
+    if path.suffix.lower() == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in names:
+                archive.write(source, name)
+    else:
+        with tarfile.open(path, "w:gz") as tarball:
+            for name in names:
+                tarball.add(source, name)
+    return path
+
+
+@pytest.mark.parametrize("name", ["tree.zip", "tree.tar.gz", "tree.tgz", "TREE.TGZ"])
+def test_archives_are_taken_here_as_by_the_server(tmp_path: Path, name: str) -> None:
+    path = packed_tree(tmp_path / name, "project/src/a.js")
+    data.check(path, Task.CODE)
+    with data.packed(path, Task.CODE) as file:
+        assert (file.path, file.filename) == (path, name)
+        check_data(file.path, file.filename, Task.CODE, "sft")
+    # What neither takes is refused here already, and in the same words.
+    nothing = packed_tree(tmp_path / f"none-{name}", "project/tests/a.js", "node_modules/b.js", "c.min.js")
+    for refused, task, method, told in (
+        (path, Task.QA, "sft", "only the task `code` takes"),
+        (path, Task.CODE, "dpo", "says no preference"),
+        (nothing, Task.CODE, "sft", "no source file"),
+    ):
+        with pytest.raises(InvalidDataError, match=told) as here:
+            data.check(refused, task, method)
+        with pytest.raises(InvalidDataError) as there:
+            check_data(refused, refused.name, task, method)
+        assert str(here.value) == str(there.value)
+
+
+def test_a_plan_needs_the_archive_unpacked(tmp_path: Path) -> None:
+    path = packed_tree(tmp_path / "tree.tgz", "a.js")
+    with pytest.raises(InvalidRequestError, match="unpack"):
+        plan_command(JobWish("code", data=path), is_auto=False, as_json=True)
+
+
+def test_what_the_trainer_would_pass_over_is_neither_counted_nor_packed(tmp_path: Path) -> None:
+    tree = tmp_path / "site"
+    for name in ("tests/a.js", "vendor/b.go", "api_pb2.py", "c.min.js"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(FUNCTION)
+    with pytest.raises(InvalidDataError, match="no source code"):
+        data.check(tree, Task.CODE)
+    (tree / "env").mkdir()
+    (tree / "env" / "kept.py").write_text(FUNCTION)  # a package of that name, no virtual environment
+    data.check(tree, Task.CODE)
+    with data.packed(tree, Task.CODE) as file:
+        assert zipfile.ZipFile(file.path).namelist() == ["env/kept.py"]
+    # So a folder of rows is one even where its tests are code.
+    rows = tmp_path / "rows"
+    (rows / "tests").mkdir(parents=True)
+    (rows / "tests" / "test_rows.py").write_text(FUNCTION)
+    (rows / "rows.jsonl").write_text('{"question": "a?", "answer": "b"}\n')
+    data.check(rows, Task.CODE)
+    with data.packed(rows, Task.CODE) as file:
+        assert file.filename == "rows.jsonl"
+
+
+def test_a_folder_that_git_ignores_as_a_whole_is_taken_as_it_is(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True, timeout=30)
+    (tmp_path / ".gitignore").write_text("fetched/\n")
+    (tmp_path / "fetched").mkdir()
+    (tmp_path / "fetched" / "app.py").write_text(FUNCTION)
+    data.check(tmp_path / "fetched", Task.CODE)
+    with data.packed(tmp_path / "fetched", Task.CODE) as file:
+        assert zipfile.ZipFile(file.path).namelist() == ["app.py"]

@@ -12,17 +12,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sage.tools.finetune.code_data import SOURCE_SUFFIXES, build_code_pairs
+from sage.tools.finetune.code_data import source_files as trees
+from sage.tools.finetune.code_data.archives import check_archive, is_archive_name
 from sage.tools.finetune.data.hub import is_hub_id
 from sage.tools.finetune.data.opening import is_parquet
-from sage.tools.finetune.data.sources import data_files
+from sage.tools.finetune.task_data import is_source_tree
 from sage_contracts.config import Task
 from sage_contracts.errors import InvalidDataError
 
-# Trees that hold other people's code, or none at all.
-_SKIPPED_FOLDERS = frozenset(
-    {"__pycache__", "node_modules", "site-packages", "dist-packages", "venv", "env", "build", "dist"}
-)
-_MAX_FILE_BYTES = 1_000_000
 _GIT_TIMEOUT_S = 30
 
 
@@ -50,9 +47,11 @@ def check(path: Path, task: Task, method: str = "sft") -> None:
         raise InvalidDataError(f"{path} cannot be read: you have no permission. Try `chmod u+r {path}`.")
     if path.stat().st_size == 0:
         raise InvalidDataError(f"{path} is empty: there is nothing to learn from.")
-    if method == "sft" and _is_source(path, task):
+    if is_archive_name(path.name):
+        check_archive(path, path.name, task, method)
+    elif method == "sft" and is_source_tree(task, path):
         _check_sources(path, [path])
-    elif method != "sft" or path.suffix != ".zip":
+    else:
         _check_rows(path, method)
 
 
@@ -61,18 +60,18 @@ def packed(path: Path, task: Task) -> Iterator[DataFile]:
     """The file to upload: the path itself; or temporarily the rows of a folder, of a hub's data set or of a
     Parquet file, which the server could not read, as JSON Lines; or an archive of a folder's sources, or of a
     single one, as a source tree is an archive to the server."""
-    is_source = _is_source(path, task)
-    if path.is_file() and not is_source and not is_parquet(path, path.name):
+    is_tree = path.exists() and is_source_tree(task, path)
+    if path.is_file() and not is_tree and not is_parquet(path, path.name):
         yield DataFile(path, path.name)
         return
     with TemporaryDirectory(prefix="sage-data-") as folder:
-        if not is_source and (not path.is_dir() or _holds_rows(path, task)):
+        if not is_tree:
             lines = Path(folder) / f"{path.absolute().name.removesuffix('.parquet') or 'rows'}.jsonl"
             _write_rows(path, lines)
             yield DataFile(lines, lines.name)
             return
         archive = Path(folder) / f"{path.absolute().name or 'sources'}.zip"
-        root, files = (path.parent, [path]) if is_source else (path, source_files(path))
+        root, files = (path, source_files(path)) if path.is_dir() else (path.parent, [path])
         # Not strict: the format knows no time before 1980, which some files are from.
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as stream:
             for file in files:
@@ -81,16 +80,17 @@ def packed(path: Path, task: Task) -> Iterator[DataFile]:
 
 
 def source_files(folder: Path) -> list[Path]:
-    """The sources below a folder that are its own: what git would keep, where git can be asked."""
+    """The sources below a folder, in order; without those that git ignores, where git can be asked."""
+    found = sorted(trees.source_files(folder))
     listed = _listed_by_git(folder)
-    candidates = listed if listed is not None else sorted(_walk(folder))
-    return [file for file in candidates if _is_wanted(file, folder)]
+    # Of a folder that is ignored as a whole git lists nothing: somebody wants it all the same.
+    return [file for file in found if file in listed] or found
 
 
 def _check_folder(path: Path, task: Task, method: str) -> None:
     if not os.access(path, os.R_OK | os.X_OK):
         raise InvalidDataError(f"{path} cannot be read: you have no permission.")
-    if method != "sft" or _holds_rows(path, task):
+    if method != "sft" or not is_source_tree(task, path):
         _check_rows(path, method)
         return
     sources = source_files(path)
@@ -106,15 +106,6 @@ def _check_sources(path: Path, sources: list[Path]) -> None:
     if all(file.suffix == ".py" for file in sources):
         # The grammars of other languages are the trainer's: only there it is known what can be learned.
         build_code_pairs(path)
-
-
-def _is_source(path: Path, task: Task) -> bool:
-    return task is Task.CODE and path.suffix in SOURCE_SUFFIXES and path.is_file()
-
-
-def _holds_rows(folder: Path, task: Task) -> bool:
-    # Source trees often hold some JSON; folders of rows hold no code.
-    return task is not Task.CODE or (bool(data_files(folder)) and not source_files(folder))
 
 
 def _check_rows(path: Path, method: str) -> None:
@@ -133,7 +124,7 @@ def _write_rows(path: Path, lines: Path) -> None:
             stream.write(orjson.dumps(row.content(), default=str, option=orjson.OPT_APPEND_NEWLINE))
 
 
-def _listed_by_git(folder: Path) -> list[Path] | None:
+def _listed_by_git(folder: Path) -> set[Path]:
     try:
         listing = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "."],
@@ -143,26 +134,6 @@ def _listed_by_git(folder: Path) -> list[Path] | None:
             timeout=_GIT_TIMEOUT_S,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    if listing.returncode != 0:
-        return None
-    names = sorted({name for name in listing.stdout.split(b"\0") if name})
-    return [folder / os.fsdecode(name) for name in names]
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not (Path(root) / name / "pyvenv.cfg").exists())
-        yield from (Path(root) / name for name in names)
-
-
-def _is_wanted(file: Path, folder: Path) -> bool:
-    inside = file.relative_to(folder)
-    if file.suffix not in SOURCE_SUFFIXES or any(
-        part in _SKIPPED_FOLDERS or part.startswith(".") for part in inside.parts
-    ):
-        return False
-    try:
-        return not file.is_symlink() and file.is_file() and file.stat().st_size <= _MAX_FILE_BYTES
-    except OSError:
-        return False
+        return set()
+    # Nothing is written when it fails.
+    return {folder / os.fsdecode(name) for name in listing.stdout.split(b"\0") if name}

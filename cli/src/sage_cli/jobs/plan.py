@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from sage.tools.finetune.code_data.archives import is_archive_name
 from sage_cli import locate, render
 from sage_cli.failures import print_json
 from sage_cli.jobs import outcome
@@ -34,7 +35,7 @@ def plan_command(wish: JobWish, *, is_auto: bool, as_json: bool) -> None:
 
 
 def _spec(wish: CheckedWish, *, is_auto: bool) -> dict[str, Any]:
-    if wish.data is not None and wish.data.suffix == ".zip":
+    if wish.data is not None and is_archive_name(wish.data.name):
         raise InvalidRequestError(f"{wish.data}: unpack the archive first and give the folder.", param="data")
     return {
         "home": str(locate.home_root()),

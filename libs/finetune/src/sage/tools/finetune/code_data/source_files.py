@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 LANGUAGES = {
     ".py": "Python",
@@ -34,18 +35,39 @@ _MAX_LINE_CHARS = 1000  # longer lines are a minifier's
 
 
 def source_files(source: Path) -> Iterator[Path]:
-    """In no order. A single file is its own tree."""
+    """In no order. A single file is its own tree. What cannot be read is passed over."""
     if source.is_file():
-        if source.suffix in SOURCE_SUFFIXES:
+        if _is_source_name(source.name):
             yield source
         return
-    for entry in source.iterdir():
-        if entry.is_symlink() or entry.name.startswith("."):
+    for root, folders, names in os.walk(source):
+        folder = Path(root)
+        if "pyvenv.cfg" in names and folder != source:
+            folders.clear()  # a virtual environment, whatever it is called
             continue
-        if entry.is_dir() and entry.name not in _SKIPPED_FOLDERS:
-            yield from source_files(entry)
-        elif entry.suffix in SOURCE_SUFFIXES and not _GENERATED_NAME.search(entry.name) and entry.is_file():
-            yield entry
+        folders[:] = [name for name in folders if not _is_skipped(name)]
+        yield from (path for name in names if _is_source_name(name) and _is_own_file(path := folder / name))
+
+
+def is_source_path(inside: PurePath) -> bool:
+    """Whether a path within a tree is that of a file to learn from, as far as its name tells."""
+    return _is_source_name(inside.name) and not any(map(_is_skipped, inside.parts[:-1]))
+
+
+def _is_skipped(folder_name: str) -> bool:
+    return folder_name.startswith(".") or folder_name in _SKIPPED_FOLDERS
+
+
+def _is_source_name(name: str) -> bool:
+    is_source = PurePath(name).suffix in SOURCE_SUFFIXES and not name.startswith(".")
+    return is_source and not _GENERATED_NAME.search(name)
+
+
+def _is_own_file(path: Path) -> bool:
+    try:
+        return not path.is_symlink() and path.is_file() and path.stat().st_size <= MAX_FILE_BYTES
+    except OSError:
+        return False
 
 
 def read_source(path: Path) -> str | None:
