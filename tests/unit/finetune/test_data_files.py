@@ -104,14 +104,42 @@ def test_integers_of_any_size_are_the_same_in_lists_and_in_lines(tmp_path: Path,
     assert orjson.dumps(lines) == orjson.dumps(listed)
 
 
-@pytest.mark.parametrize("size", [400, 5000])
-def test_an_integer_beyond_every_number_is_a_bad_row_of_its_own(tmp_path: Path, size: int) -> None:
+NO_NUMBERS = {
+    "NaN": "NaN is no JSON",
+    "Infinity": "Infinity is no JSON",
+    "-Infinity": "Infinity is no JSON",
+    "1e400": "number is infinity",
+    "-1.5E+999": "number is infinity",
+    "1" * 400: "number is infinity",
+    "1" * 5000: "number is infinity",
+}
+
+
+@pytest.mark.parametrize("number", NO_NUMBERS, ids=lambda number: number[:9])
+@pytest.mark.parametrize("where", ['"id": {}', '"tools": [{{"deep": [1, {}]}}]'])
+def test_what_is_no_number_makes_its_row_bad_in_lists_and_in_lines(
+    tmp_path: Path, number: str, where: str
+) -> None:
+    good, bad = json.dumps(QA), f'{{"question": "Q?", "answer": "A", {where.format(number)}}}'
+    reasons = []
+    for name, text in (
+        ("lines.jsonl", f"{good}\n{bad}\n{good}\n"),
+        ("list.json", f"[{good},\n{bad},\n{good}]"),
+        ("documents.json", "\n".join(f"{{\n{row[1:]}" for row in (good, bad, good))),
+    ):
+        path = tmp_path / name
+        path.write_text(text)
+        report = validate_file(path)
+        assert (report.rows, [row.row for row in report.bad]) == (3, [2])
+        reasons.append(report.bad[0].reason.split(" in line ")[0])
+    assert NO_NUMBERS[number] in reasons[0]
+    assert set(reasons) == {reasons[0]}
+
+
+def test_words_that_look_like_no_number_are_words(tmp_path: Path) -> None:
     path = tmp_path / "list.json"
-    bad = f'{{"question": "Q?", "answer": "A", "id": {"1" * size}}}'
-    path.write_text(f"[{json.dumps(QA)}, {bad}, {json.dumps(QA)}]")
-    report = validate_file(path)
-    assert (report.rows, [row.row for row in report.bad]) == (3, [2])
-    assert "number is infinity" in report.bad[0].reason
+    path.write_text(json.dumps([{"question": "NaN", "answer": "Infinity, 1e400"}]))
+    assert validate_file(path).good == 1
 
 
 def test_values_that_only_parquet_has_can_be_arguments_of_calls(tmp_path: Path) -> None:

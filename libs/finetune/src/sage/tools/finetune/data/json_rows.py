@@ -19,6 +19,7 @@ MAX_ROW_BYTES = 256 << 20
 _CHUNK_CHARS = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
 _LONGEST_INTEGER = len(str(2**64))
+_NO_NUMBER = re.compile("NaN|Infinity")
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -34,7 +35,8 @@ def line_rows(lines: BinaryIO | TextIO) -> Iterator[Found]:
             yield orjson.loads(line)
         except orjson.JSONDecodeError as error:
             if line.strip():
-                yield RowError("row", f"is not valid JSON: {_in_words(error)} of line {line_number}")
+                where = f"in line {line_number}, column {error.colno}"
+                yield RowError("row", f"is not valid JSON: {_in_words(error)} {where}")
 
 
 def list_rows(text: TextIO) -> Iterator[Found]:
@@ -76,7 +78,9 @@ class _Scanner:
 
     def __init__(self, text: TextIO) -> None:
         self._text = text
-        self._decoder = json.JSONDecoder(parse_int=self._integer)
+        self._decoder = json.JSONDecoder(
+            parse_int=self._integer, parse_float=self._number, parse_constant=self._number
+        )
         self._buffer = ""
         self._at = 0
         self._line = 1
@@ -113,27 +117,37 @@ class _Scanner:
                 return self.broken("it is nested too deeply")
             if end == len(self._buffer) and not isinstance(value, dict | list | str) and self._more():
                 continue  # a number may go on
-            raw, self._at, self.is_lost = self._buffer[self._at : end], end, False
+            start, self._at, self.is_lost = self._at, end, False
+            raw = self._buffer[start:end]
+            # The standard library lets through NaN, and halves of characters, which no tokenizer takes.
             if self._is_beyond or _HALF_CHARACTER.search(raw):
-                try:  # the standard library lets through halves of characters that no tokenizer takes
+                try:
                     orjson.loads(raw)
                 except orjson.JSONDecodeError as error:
-                    return RowError("row", f"is not valid JSON: {error.msg}")
+                    where = self._place(start + error.pos)
+                    return RowError("row", f"is not valid JSON: {_in_words(error)} {where}")
             return value
 
     def broken(self, what: str, at: int | None = None) -> RowError:
         """The error of a place in the buffer; by default where the scanner stands."""
-        at = self._at if at is None else at
-        line = self._line + self._buffer.count("\n", 0, at)
-        column = at - self._buffer.rfind("\n", 0, at)
-        where = f"in line {line}, column {column}"
+        where = self._place(self._at if at is None else at)
         return RowError("row", f"is not valid JSON: {what} {where}; what follows was not read")
+
+    def _place(self, at: int) -> str:
+        line = self._line + self._buffer.count("\n", 0, at)
+        return f"in line {line}, column {at - self._buffer.rfind(chr(10), 0, at)}"
 
     def _integer(self, digits: str) -> int | float:
         """As orjson reads it: one of more than 64 bits as a float, one beyond every float not at all."""
         number = int(digits) if len(digits) <= _LONGEST_INTEGER else float(digits)
         self._is_beyond |= math.isinf(number)
         return number if -(2**63) <= number < 2**64 else float(number)
+
+    def _number(self, text: str) -> float:
+        """Also of the words for what is no number: orjson knows none of them."""
+        number = float(text)
+        self._is_beyond |= not math.isfinite(number)
+        return number
 
     def _is_cut(self, error: json.JSONDecodeError) -> bool:
         is_within_limit = len(self._buffer) - self._at <= MAX_ROW_BYTES
@@ -156,5 +170,5 @@ def _too_large() -> RowError:
 
 
 def _in_words(error: orjson.JSONDecodeError) -> str:
-    message = error.msg.split(":")[0]
-    return f"{message} at column {error.colno}"
+    word = _NO_NUMBER.match(error.doc, error.pos)
+    return f"{word[0]} is no JSON value" if word else error.msg.split(":")[0]
