@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,29 @@ def test_the_split_depends_on_the_seed_and_the_fingerprint_on_the_rows(tmp_path:
     one, again = prepare_preferences(config), prepare_preferences(config)
     other = prepare_preferences(config.model_copy(update={"seed": 1}))
     assert one.fingerprint() == again.fingerprint() != other.fingerprint()
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_values_that_only_parquet_has_are_counted_by_their_text(method: Any, tmp_path: Path) -> None:
+    from pyarrow import Table, parquet
+
+    def row(number: int, day: int) -> dict[str, Any]:
+        due = {"day": date(2024, 1, day), "sum": Decimal("1.50"), "to": b"x"}
+        call = {"type": "function", "function": {"name": "pay", "arguments": due}}
+        chosen = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+        refusal = [{"role": "assistant", "content": "No."}]
+        return {"prompt": f"Pay {number}?", "chosen": chosen, "rejected": refusal}
+
+    path = tmp_path / "rows.parquet"
+    rows = [row(n, 1) for n in range(4)]
+    config = TrainingConfig(method=method, data_path=str(path))
+    parquet.write_table(Table.from_pylist([*rows, rows[0]]), path)
+    splits = prepare_preferences(config)
+    answers = 2 if method == "kto" else 1
+    assert len(splits.train) + len(splits.validation) == 4 * answers
+    assert f"{answers} duplicates removed" in splits.description
+    parquet.write_table(Table.from_pylist([row(0, 2), *rows[1:]]), path)
+    assert prepare_preferences(config).fingerprint() != splits.fingerprint()
 
 
 def test_a_validation_file_of_ones_own_takes_its_prompts_out_of_training(tmp_path: Path) -> None:

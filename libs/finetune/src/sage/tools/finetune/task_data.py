@@ -46,8 +46,7 @@ class RowSplits(Generic[Row]):
             digest = sha256()
             for rows in (self.train, self.validation):
                 for row in rows:
-                    # What JSON has not, such as the dates of a Parquet file, counts as its text.
-                    digest.update(json.dumps(self.content(row), sort_keys=True, default=str).encode())
+                    digest.update(content_bytes(self.content(row)))
                 digest.update(b"\0")
             self._sha256 = digest.hexdigest()
         return self._sha256
@@ -66,6 +65,11 @@ class Splits(RowSplits[Conversation]):
 
     def content(self, row: Conversation) -> list[Any]:
         return [row.messages, row.tools]
+
+
+def content_bytes(content: Any) -> bytes:
+    """Equal for equal content. What JSON has not, such as the dates of a Parquet file, counts as its text."""
+    return json.dumps(content, sort_keys=True, default=str).encode()
 
 
 OwnData = Callable[[TrainingConfig], Splits]

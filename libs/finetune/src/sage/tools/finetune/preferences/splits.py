@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from sage.tools.finetune.data.preferences import (
     load_rated_answers,
 )
 from sage.tools.finetune.data.report import conversation_key
-from sage.tools.finetune.task_data import SAMPLES_DIR, RowSplits
+from sage.tools.finetune.task_data import SAMPLES_DIR, RowSplits, content_bytes
 from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import InvalidDataError
 
@@ -93,7 +93,7 @@ def _require_both_kinds(rows: Sequence[RatedAnswer]) -> None:
 
 
 def _unique(rows: Sequence[Row]) -> list[Row]:
-    return list({json.dumps(_content(row), sort_keys=True): row for row in rows}.values())
+    return list({sha256(content_bytes(_content(row))).digest(): row for row in rows}.values())
 
 
 def _prompt_key(row: PreferencePair | RatedAnswer) -> bytes:
