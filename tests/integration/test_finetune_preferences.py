@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from tests.integration.finetune_recorder import Recorder, adapter_weights
 
 from sage.tools.finetune import Evaluation, LoRATrainer, TrainingConfig
+from sage.tools.finetune.callbacks import GeneratedAnswer
 from sage_contracts.errors import InvalidDataError, InvalidRequestError, TrainingFailedError
 
 METHODS = ("dpo", "orpo", "kto")
@@ -21,11 +23,15 @@ class Watcher(Recorder):
     def __init__(self, stop_after: int = 0) -> None:
         super().__init__(stop_after)
         self.between: list[tuple[int, float, bool]] = []
+        self.answers: list[tuple[int, str, str]] = []
 
     def on_eval(self, evaluation: Evaluation) -> None:
         super().on_eval(evaluation)
         if evaluation.name == "step":
             self.between.append((evaluation.step, evaluation.loss, evaluation.is_best))
+
+    def on_answers(self, step: int, answers: Sequence[GeneratedAnswer]) -> None:
+        self.answers += [(step, one.prompt, one.answer) for one in answers]
 
 
 @pytest.fixture
@@ -138,6 +144,27 @@ def test_a_run_ends_early_and_keeps_its_best(
     again = Watcher()
     LoRATrainer(config, [again], validation_path=held, resume=True).train()
     assert (again.steps, again.between) == ([], []), "it had ended, only its end was lost"
+
+
+@pytest.mark.parametrize("held_out", [0.2, 0])
+def test_the_model_answers_the_sample_prompts_at_every_evaluation(
+    tiny_base: Path, data: Path, tmp_path: Path, held_out: float
+) -> None:
+    changes = {"eval_steps": 2, "sample_prompts": ["Number 1?"], "max_steps": 5, "keep_best": False}
+    config = settings(tiny_base, data, tmp_path, method="dpo", validation_fraction=held_out, **changes)
+    watcher = Watcher()
+    LoRATrainer(config, [watcher]).train()
+    steps, prompts, answers = zip(*watcher.answers, strict=True)
+    assert (steps, set(prompts)) == ((0, 2, 4, 5), {"Number 1?"})
+    assert answers[0] != answers[-1]
+    (curve,) = (tmp_path / "logs").glob("run-*/metrics.jsonl")
+    assert [json.loads(line)["step"] for line in curve.read_text().splitlines() if "answers" in line] == [
+        *steps
+    ]
+
+    again = Watcher()
+    LoRATrainer(config, [again], resume=True).train()  # finished, but its end was lost
+    assert [step for step, *_ in again.answers] == [5]
 
 
 @pytest.mark.parametrize("stop_after", [3, 4])

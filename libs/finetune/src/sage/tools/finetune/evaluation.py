@@ -10,14 +10,13 @@ from sage.tools.finetune.batching import micro_batches
 from sage.tools.finetune.callbacks import (
     Evaluation,
     EvaluationName,
-    GeneratedAnswer,
     StopMode,
     TrainingCallback,
 )
 from sage.tools.finetune.distributed.team import ALONE, Team
 from sage.tools.finetune.losses import LossFunction
 from sage.tools.finetune.rendering import Sample
-from sage.tools.finetune.sampling import sample_answers
+from sage.tools.finetune.sampling import tell_answers
 
 
 class RunStopped(Exception):  # noqa: N818 - nothing went wrong
@@ -92,7 +91,5 @@ class HeldOut:
         """Report the scores, and what the model answers to the prompts now, unless it has already."""
         if scores is not None:
             self.callbacks.on_eval(Evaluation(name, step, scores.loss, scores.token_accuracy, is_best))
-        if self.prompts and not has_answered:
-            answers = sample_answers(self.model, self.tokenizer, self.prompts)
-            pairs = zip(self.prompts, answers, strict=True)
-            self.callbacks.on_answers(step, [GeneratedAnswer(prompt, answer) for prompt, answer in pairs])
+        if not has_answered:
+            tell_answers(self.model, self.tokenizer, self.prompts, self.callbacks, step)

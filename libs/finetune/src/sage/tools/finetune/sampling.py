@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from sage.tools.finetune.callbacks import GeneratedAnswer, TrainingCallback
+
 SAMPLE_TOKENS = 64
 
 
@@ -21,6 +23,16 @@ def sample_answers(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[s
             return [_answer(model, tokenizer, prompt) for prompt in prompts]
     finally:
         model.train(was_training)
+
+
+def tell_answers(
+    model: Any, tokenizer: Any, prompts: Sequence[str], callbacks: TrainingCallback, step: int
+) -> None:
+    """Report what the model answers to the prompts now, where there are any."""
+    if prompts:
+        answers = sample_answers(model, tokenizer, prompts)
+        pairs = zip(prompts, answers, strict=True)
+        callbacks.on_answers(step, [GeneratedAnswer(prompt, answer) for prompt, answer in pairs])
 
 
 def _answer(model: Any, tokenizer: Any, prompt: str) -> str:

@@ -27,6 +27,7 @@ class Progress:
     """One run's counters. A step: `forward` per micro-batch, `step_logged`, `wish`, maybe `saved`.
 
     `measure` asks the model about the held-out rows; None where there are none. It may raise RunStopped.
+    `answer` lets the model answer the sample prompts, which are told with the step.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Progress:
         callbacks: TrainingCallback,
         device: str,
         measure: Callable[[], Scores] | None = None,
+        answer: Callable[[int], None] = lambda step: None,
     ) -> None:
         self.last_metrics: StepMetrics | None = None
         self.stopped: StopMode | None = None
@@ -48,6 +50,7 @@ class Progress:
         self._callbacks = callbacks
         self._device = device
         self._measure = measure
+        self._answer = answer
         self._tokens = 0
         self._began = time.monotonic()
         self._recent: deque[tuple[float, int]] = deque(maxlen=RATE_WINDOW)
@@ -89,21 +92,27 @@ class Progress:
     def evaluate_if_due(self) -> StopMode | None:
         """Measure the held-out rows every `eval_steps`; what interrupted that, when something did."""
         state, every = self._state, self._config.eval_steps
-        if not self._measure or not every or state.step == 0 or state.step % every:
+        if not every or state.step == 0 or state.step % every:
             return None
         if state.evaluation and state.evaluation["step"] == state.step:
             return None
         try:
-            found = self._measure()
+            found = self._measure() if self._measure else None
         except RunStopped as stop:
             return stop.mode
-        figures = {"reward_accuracy": found.reward_accuracy, "reward_margin": found.reward_margin}
-        is_best = note_evaluation(state, found.loss, self._config.early_stopping_patience, figures)
-        self._callbacks.on_eval(Evaluation("step", state.step, found.loss, is_best=is_best))
+        if found:
+            self._take_in(found)
+        self._answer(state.step)
         if state.has_ended_early:
             self._callbacks.on_log("info", early_end_text(state))
         self._began = time.monotonic()  # that was no part of the next step
         return None
+
+    def _take_in(self, found: Scores) -> None:
+        state = self._state
+        figures = {"reward_accuracy": found.reward_accuracy, "reward_margin": found.reward_margin}
+        is_best = note_evaluation(state, found.loss, self._config.early_stopping_patience, figures)
+        self._callbacks.on_eval(Evaluation("step", state.step, found.loss, is_best=is_best))
 
     @property
     def has_ended_early(self) -> bool:

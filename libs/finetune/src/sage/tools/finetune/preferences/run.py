@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sage.tools.finetune.preferences.samples import PairSample, RatedSample, pai
 from sage.tools.finetune.preferences.scoring import Scores
 from sage.tools.finetune.preferences.splits import PreferenceSplits, prepare_preferences
 from sage.tools.finetune.run_parts import RunParts
+from sage.tools.finetune.sampling import tell_answers
 from sage.tools.finetune.tracking import curves
 from sage.tools.finetune.trainer import Run, TrainResult
 from sage_contracts.errors import InvalidDataError
@@ -68,15 +70,13 @@ class PreferenceRun(Run):
         layout.write_config(config)
         tuned = None
         with curves(layout.logs, config, state.step, tell) as told:
-            if state.step == 0 and len(held):
-                told.on_phase("base_eval", f"{len(held)} held-out {held.unit} and the base")
-                state.take_base(held.base(told))
-                told.on_eval(Evaluation("base", 0, state.base_eval_loss or 0.0))
-            elif config.eval_steps and not len(held):
-                told.on_log("warn", "eval_steps is set, but no rows are held out: nothing is measured")
+            answer = partial(tell_answers, parts.model, parts.tokenizer, config.sample_prompts, told)
+            if state.step == 0:
+                self._measure_base(held, state, told)
+                answer(0)
             told.on_phase("training", f"{schedule.total_steps} steps of {config.effective_batch_size} rows")
             measure = (lambda: held.tuned(told)) if len(held) else None
-            progress = Progress(config, schedule, state, checkpoints, told, parts.device, measure)
+            progress = Progress(config, schedule, state, checkpoints, told, parts.device, measure, answer)
             self._steps(parts, train, schedule, progress, newest, state)
             if progress.stopped:
                 return TrainResult(layout.root, None, progress.stopped, base, state.base_eval_loss)
@@ -85,6 +85,8 @@ class PreferenceRun(Run):
                 tuned = self._settle(parts, checkpoints, state, held, told)
                 told.on_eval(Evaluation("tuned", state.kept_step or state.step, tuned.loss))
                 told.on_log("info", _comparison(state, tuned))
+            if not (_is_measured(state) or state.kept_step):  # else it has answered already
+                answer(state.step)
         tell.on_phase("saving", str(layout.adapter))
         metrics = self._scores(state, schedule, tuned, progress)
         meta = self._record(parts, base, splits).meta(
@@ -94,6 +96,15 @@ class PreferenceRun(Run):
         layout.write_result(parts.model, parts.tokenizer, config, meta)
         loss = tuned.loss if tuned else None
         return TrainResult(layout.root, layout.adapter, None, base, state.base_eval_loss, loss, metrics, meta)
+
+    def _measure_base(self, held: HeldOut, state: PreferenceState, told: TrainingCallback) -> None:
+        """Raises: RunStopped."""
+        if len(held):
+            told.on_phase("base_eval", f"{len(held)} held-out {held.unit} and the base")
+            state.take_base(held.base(told))
+            told.on_eval(Evaluation("base", 0, state.base_eval_loss or 0.0))
+        elif self._config.eval_steps:
+            told.on_log("warn", "eval_steps is set, but no rows are held out: nothing is measured")
 
     def _render(self, parts: RunParts, rows: Sequence[Any]) -> Rows:
         if self._config.method == "kto":
@@ -153,8 +164,7 @@ class PreferenceRun(Run):
         Raises: RunStopped.
         """
         last, best = state.evaluation, state.best
-        is_measured = last is not None and last["step"] == state.step
-        scores = _scores_of(last) if last and is_measured else held.tuned(told)
+        scores = _scores_of(last) if last and _is_measured(state) else held.tuned(told)
         if not (self._config.keep_best and best and best["loss"] < scores.loss):
             return scores
         step = int(best["step"])
@@ -190,6 +200,11 @@ class PreferenceRun(Run):
             "peak_memory_bytes": last.peak_memory_bytes if last else None,
             "wall_s": round(time.monotonic() - self._began, 2),
         }
+
+
+def _is_measured(state: RunState) -> bool:
+    """Whether the last step has its evaluation."""
+    return state.evaluation is not None and state.evaluation["step"] == state.step
 
 
 def _scores_of(evaluation: Mapping[str, float]) -> Scores:
