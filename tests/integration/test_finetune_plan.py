@@ -249,7 +249,7 @@ def test_an_alternative_that_cannot_run_does_not_take_the_others_with_it(
 
     assert found.problem == "No."
     assert [change.fits for change in found.would_fit][:2] == [False, False]
-    assert "No card, no 8 bits." in found.would_fit[0].change
+    assert found.would_fit[0].untried == "No card, no 8 bits."
     assert any("No card, no 8 bits." in text for text in told)
     assert found.would_fit[-1].fits, "a preset that quantises nothing"
 
@@ -277,7 +277,8 @@ def test_rows_of_which_a_smaller_length_leaves_nothing_are_no_alternative(
     found = plan(config, home=tmp_path, measure=never)
 
     assert [change.fits for change in found.would_fit] == [False] * 3
-    assert "No row has an answer within max_length=128" in found.would_fit[-1].change
+    assert [bool(change.untried) for change in found.would_fit] == [False, False, True]
+    assert "No row has an answer within max_length=128" in str(found.would_fit[-1].untried)
 
 
 def test_a_plan_offers_no_quantised_weights_where_nothing_can_load_them(

@@ -31,7 +31,7 @@ def plan_command(wish: JobWish, *, is_auto: bool, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    _show(render.output(), found)
+    show(render.output(), found)
 
 
 def _spec(wish: CheckedWish, *, is_auto: bool) -> dict[str, Any]:
@@ -89,7 +89,8 @@ def _run(spec: dict[str, Any]) -> dict[str, Any]:
         raise ServiceUnavailableError("Planning ended without a plan.\n" + "\n".join(tail))
 
 
-def _show(console: Console, plan: dict[str, Any]) -> None:
+def show(console: Console, plan: dict[str, Any]) -> None:
+    """A Plan for people, with what would fit where it does not."""
     config, counts, trial = plan["config"], plan["counts"], plan["trial"]
     outcome.facts(console, [*_data_rows(plan, counts, config), *_run_rows(plan, config, trial)])
     console.print()
@@ -98,17 +99,27 @@ def _show(console: Console, plan: dict[str, Any]) -> None:
         render.line(console, "ok", f"This run fits.{untried}")
         return
     render.line(console, "bad", f"This run does not fit: {plan['problem']}")
-    for change in plan["would_fit"]:
-        peak = (
-            f" (peak {render.bytes_text(change['peak_memory_bytes'])})" if change["peak_memory_bytes"] else ""
-        )
-        verdict = "fits" if change["fits"] else "does not fit either"
-        state = "ok" if change["fits"] else "bad"
-        render.line(console, state, f"{change['name']}: {verdict}{peak}. {change['change']}")
-    if not any(change["fits"] for change in plan["would_fit"]):
+    changes = plan["would_fit"]
+    for change in changes:
+        state = "warn" if change["untried"] else "ok" if change["fits"] else "bad"
+        render.line(console, state, f"{change['name']}: {_verdict(change)}")
+    if changes and all(change["untried"] for change in changes):
+        console.print(Text("No alternative could be tried: take a smaller base model."))
+    elif not any(change["fits"] for change in changes):
         console.print(Text("Nothing that was tried fits: take a smaller base model."))
-    elif config["oom_ladder"] != "off" and plan["would_fit"]:
+    elif config["oom_ladder"] != "off" and any(map(_is_fitting_rung, changes)):
         console.print(Text("Started as it is, the run would find the fitting rung by itself."))
+
+
+def _is_fitting_rung(change: dict[str, Any]) -> bool:
+    return change["fits"] and not change["name"].startswith("--preset")
+
+
+def _verdict(change: dict[str, Any]) -> str:
+    if change["untried"]:
+        return f"could not be tried: {change['untried']}"
+    peak = f" (peak {render.bytes_text(change['peak_memory_bytes'])})" if change["peak_memory_bytes"] else ""
+    return f"{'fits' if change['fits'] else 'does not fit either'}{peak}. {change['change']}"
 
 
 def _data_rows(plan: dict[str, Any], counts: dict[str, Any], config: dict[str, Any]) -> list[tuple[str, str]]:

@@ -37,6 +37,8 @@ class Change(BaseModel):
     change: str
     fits: bool
     peak_memory_bytes: int | None = None
+    untried: str | None = None
+    """Why it could not be tried, so that it is not known whether it would fit."""
 
 
 class SpreadPlan(BaseModel):
@@ -85,4 +87,4 @@ class Plan(BaseModel):
     """Of the whole weights, should an adapter be merged."""
     free_disk_bytes: int
     would_fit: list[Change] = Field(default_factory=list)
-    """What was tried, in order; each measured."""
+    """Alternatives in order; each was measured, or says why it could not be."""

@@ -194,8 +194,8 @@ class _Trials:
         try:
             trial, problem = self.run(config, rungs, what)
         except (InvalidDataError, TrainingFailedError) as error:
-            self._report(f"Not possible {what}: {error.message}")
-            return Change(name=name, change=f"{change}. Not possible: {error.message}", fits=False)
+            self._report(f"Could not be tried {what}: {error.message}")
+            return Change(name=name, change=change, fits=False, untried=error.message)
         peak = trial.peak_memory_bytes if trial else None
         return Change(name=name, change=change, fits=problem is None, peak_memory_bytes=peak)
 
