@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tests.fakes.chat_templates import FAMILIES, make_tokenizer
 
+from sage.tools.finetune.data import validate_file
 from sage.tools.finetune.data.tokenizer_files import length_counter
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -76,6 +77,25 @@ def test_a_row_is_as_long_as_its_template_makes_it(tmp_path: Path, name: str, is
         assert report.total == len(tokenizer(text, add_special_tokens=False)["input_ids"])
         assert (report.is_estimate, report.too_long) == (False, 1)
     assert told >= 2
+
+
+def test_a_template_that_refuses_by_content_is_asked_about_every_row(tmp_path: Path) -> None:
+    family = FAMILIES["chatml"]
+    tokenizer = make_tokenizer(family)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if not m.content.strip() or '<image>' in m.content %}"
+        "{{ raise_exception('No text in the turn of the ' ~ m.role) }}{% endif %}{% endfor %}"
+    ) + family.unmarked
+    tokenizer.save_pretrained(tmp_path / "model")
+    says = {"role": "assistant", "content": "Yes."}
+    rows = [{"messages": [{"role": "user", "content": text}, says]} for text in ("One?", "", "<image>", "2?")]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    report = validate_file(path, lengths=length_counter(str(tmp_path / "model"), tmp_path, 100))
+    assert report.good == 4
+    (note,) = report.notes
+    assert note.startswith("2 rows are refused by")
+    assert "first row 2 of rows.jsonl (No text in the turn of the user)" in note
 
 
 def test_many_rows_good_and_bad_need_no_more_memory_than_few(tmp_path: Path) -> None:

@@ -90,7 +90,10 @@ def test_rows_that_the_template_refuses_are_told(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     row = {"instruction": "i", "output": "a long answer"}
     path.write_text("\n".join(json.dumps(r) for r in (row, {**row, "system": "S"})))
-    told = "1 row is refused by characters's chat template: training on it would stop there"
+    told = (
+        "1 row is refused by characters's chat template, first row 2 of rows.jsonl (System role not "
+        "supported): training on it would stop there"
+    )
     report = validate_file(path, lengths=LengthCounter(Characters(), Frames(strict), max_length=5))
     assert report.notes == [told]
     assert validate_file(path, lengths=LengthCounter(Characters(), Frames(template), 5)).notes == []

@@ -1,4 +1,4 @@
-"""Conversations as text in a model's chat template, fast: the template runs once per sequence of roles.
+"""Conversations as text in a model's chat template, fast: most run it once per sequence of roles only.
 
 For counting only; what a model is trained on is rendered by the engine, from the tokenizer itself.
 """
@@ -45,18 +45,24 @@ class Frame(NamedTuple):
 
 
 class Frames:
-    """Renders by putting contents between the pieces that the template puts around them."""
+    """Renders by putting contents between the pieces that the template puts around them.
 
-    def __init__(self, template: Template = plain_frame) -> None:
+    A template that `is_choosy` may refuse a conversation for what is said in it: it is asked about each.
+    """
+
+    def __init__(self, template: Template = plain_frame, *, is_choosy: bool = False) -> None:
         self._template = template
+        self._is_choosy = is_choosy
         self._frames: dict[tuple[str, ...], Frame | None] = {}
         self.refused = 0
         """Conversations rendered that the template refuses: those have the signs of ChatML."""
+        self.first_refused = ""
+        """Where the first of them comes from, and the template's reason."""
 
-    def render(self, messages: Sequence[Message], tools: Any) -> str:
+    def render(self, messages: Sequence[Message], tools: Any, origin: str = "") -> str:
         frame = self._frame_of(messages, tools)
         if frame is None:
-            return self._render_whole(messages, tools)
+            return self._render_whole(messages, tools, origin)
         parts: list[str] = []
         for (before, trim), message in zip(frame.slots, messages, strict=True):
             parts += (before, trim(message["content"]))
@@ -78,7 +84,7 @@ class Frames:
         return spans
 
     def _frame_of(self, messages: Sequence[Message], tools: Any) -> Frame | None:
-        if tools or _is_special(messages):
+        if tools or self._is_choosy or _is_special(messages):
             return None
         roles = tuple([message["role"] for message in messages])
         if roles not in self._frames:
@@ -106,11 +112,12 @@ class Frames:
         is_plain = "\ue000" not in rest and not any("\ue000" in slot.before for slot in slots)
         return Frame(slots, rest) if is_plain else None
 
-    def _render_whole(self, messages: Sequence[Message], tools: Any) -> str:
+    def _render_whole(self, messages: Sequence[Message], tools: Any, origin: str) -> str:
         try:
             return self._template(messages, tools)
-        except Exception:
+        except Exception as error:
             self.refused += 1
+            self.first_refused = self.first_refused or f"{origin} ({error})"
             return plain_frame(messages, tools) + str(tools or "")
 
 

@@ -65,13 +65,14 @@ class LengthCounter:
         self._counter = counter
         self._frames = frames
         self._max_length = max_length
-        self._waiting: list[tuple[Sequence[Message], Any]] = []
+        self._waiting: list[tuple[Sequence[Message], Any, str]] = []
         self._lengths: Counter[int] = Counter()
         self._answer_tokens_cut = 0
         self._answers_cut_off = 0
 
-    def add(self, messages: Sequence[Message], tools: Any) -> None:
-        self._waiting.append((messages, tools))
+    def add(self, messages: Sequence[Message], tools: Any, origin: str = "") -> None:
+        """`origin` is for what is said of the row."""
+        self._waiting.append((messages, tools, origin))
         if len(self._waiting) >= _BATCH_ROWS:
             self._measure()
 
@@ -105,12 +106,13 @@ class LengthCounter:
         if not refused:
             return []
         rows = "1 row is" if refused == 1 else f"{refused:,} rows are"
-        return [f"{rows} refused by {self._counter.name}'s chat template: training on it would stop there"]
+        who = f"{rows} refused by {self._counter.name}'s chat template, first {self._frames.first_refused}"
+        return [f"{who}: training on it would stop there"]
 
     def _measure(self) -> None:
         waiting, self._waiting = self._waiting, []
-        texts = [self._frames.render(messages, tools) for messages, tools in waiting]
-        for text, length, (messages, _) in zip(texts, self._counter.count(texts), waiting, strict=True):
+        texts = [self._frames.render(*row) for row in waiting]
+        for text, length, (messages, _, _) in zip(texts, self._counter.count(texts), waiting, strict=True):
             self._lengths[length] += 1
             if length > self._max_length:
                 self._note_cut(text, self._frames.answers(text, messages))

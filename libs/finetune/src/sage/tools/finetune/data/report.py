@@ -121,7 +121,7 @@ def validate_file(
             continue
         seen.add(key)
         if lengths is not None:
-            lengths.add(messages, tools)
+            lengths.add(messages, tools, row.origin)
     return DataReport(
         name=source.name,
         container=", ".join(dict.fromkeys(source.containers)),

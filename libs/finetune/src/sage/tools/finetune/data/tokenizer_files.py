@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sage.tools.finetune.base_models import SMOLLM2, folder_name
-from sage.tools.finetune.data.frames import Frames, Template, plain_frame
+from sage.tools.finetune.data.frames import Frames
 from sage.tools.finetune.data.lengths import LengthCounter
 from sage_contracts.errors import InvalidRequestError
 
@@ -25,11 +25,11 @@ def length_counter(model: str | None, home: Path, max_length: int) -> LengthCoun
     if folder is None and model is not None:
         folder = _from_hub(model)
     counter: FileCounter | Estimate = Estimate()
-    template: Template = plain_frame
+    frames = Frames()
     if folder is not None:
         try:
             counter = FileCounter(folder, model or SMOLLM2)
-            template = _template(folder)
+            frames = _frames(folder)
         except ImportError as error:
             if model is not None:
                 raise InvalidRequestError(
@@ -37,7 +37,7 @@ def length_counter(model: str | None, home: Path, max_length: int) -> LengthCoun
                     "--model out for an estimate.",
                     param="model",
                 ) from error
-    return LengthCounter(counter, Frames(template), max_length)
+    return LengthCounter(counter, frames, max_length)
 
 
 class FileCounter:
@@ -104,8 +104,8 @@ def _from_hub(model: str) -> Path:
         ) from error
 
 
-def _template(folder: Path) -> Template:
-    """The folder's chat template, compiled as transformers does. Raises: ImportError without jinja2."""
+def _frames(folder: Path) -> Frames:
+    """Of the folder's chat template, compiled as transformers does. Raises: ImportError without jinja2."""
     config_file = folder / "tokenizer_config.json"
     config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
     separate = folder / "chat_template.jinja"
@@ -113,7 +113,7 @@ def _template(folder: Path) -> Template:
     if isinstance(source, list):
         source = next((item["template"] for item in source if item["name"] == "default"), None)
     if not isinstance(source, str):
-        return plain_frame
+        return Frames()
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -125,7 +125,12 @@ def _template(folder: Path) -> Template:
     environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
     compiled = environment.from_string(source)
     special = {name: _text_of(config.get(name)) for name in _SPECIAL}
-    return lambda messages, tools: compiled.render(messages=messages, tools=tools, **special)
+
+    def template(messages: Sequence[Any], tools: Any) -> str:
+        return compiled.render(messages=messages, tools=tools, **special)
+
+    # Its only way to refuse on purpose; one without it is not asked about rows of which it has seen the like.
+    return Frames(template, is_choosy="raise_exception" in source)
 
 
 def _generation_tag() -> Any:
