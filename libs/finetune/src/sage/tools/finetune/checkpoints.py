@@ -77,6 +77,17 @@ class Checkpoints:
             self.seal(unfinished, state)
         return target
 
+    def save_state(self, state: RunState, model: Any, *, like: Path | None) -> Path:
+        """Write the checkpoint of `state.step` whole: one of that step with this state, or weights alone."""
+        target = self.of_step(state.step)
+        with folder_written_whole(target) as unfinished:
+            if like:
+                shutil.copytree(like, unfinished, dirs_exist_ok=True)
+            else:
+                save_weights(model, unfinished)
+            self.seal(unfinished, state)
+        return target
+
     def seal(self, folder: Path, state: RunState) -> None:
         """Declare everything in the folder a whole checkpoint of this run at `state`."""
         write_json(folder / _STATE, {**asdict(state), "run": self.fingerprint})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
@@ -18,7 +18,8 @@ from sage.tools.finetune.hardware import peak_memory_bytes
 from sage.tools.finetune.learning_rate import rate_factor
 from sage.tools.finetune.losses import LossFunction
 from sage.tools.finetune.rendering import Sample
-from sage.tools.finetune.watchdog import PROVEN_AFTER, Fault, Verdict
+from sage.tools.finetune.rollback import judge, note_rollback, propose, wanted_steps
+from sage.tools.finetune.watchdog import Fault
 from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import TrainingFailedError
 
@@ -153,19 +154,8 @@ class TrainingLoop:
         self._recent.append((time.monotonic() - began, tokens))
         self.last_metrics = self._metrics(rate, self.team.total(hits) / labels)
         self.callbacks.on_step(self.last_metrics)
-        is_spike = self._judge(summed / labels) == "spike" and self._rollbacks_allowed
+        is_spike = judge(self.state, summed / labels) == "spike" and self._rollbacks_allowed
         return Fault("spike", self.state.step, summed / labels) if is_spike else None
-
-    def _judge(self, loss: float) -> Verdict:
-        """Let the watchdog see a step's loss, and prove the checkpoint that waits for it."""
-        state = self.state
-        verdict = state.watch.see(loss)
-        # The update behind a checkpoint shows only in later losses.
-        if state.candidate_step is not None and state.step >= state.candidate_step + PROVEN_AFTER:
-            if state.watch.is_calm:
-                state.good_step = state.candidate_step
-            state.candidate_step = None
-        return verdict
 
     def _set_rate(self) -> float:
         """The learning rate of the step to come, given to the optimiser."""
@@ -217,11 +207,7 @@ class TrainingLoop:
             self.state = RunState(
                 base_eval_loss=state.base_eval_loss, base_token_accuracy=state.base_token_accuracy
             )
-        self.state.good_step = self.state.step
-        made = fault.rollback(self.state.step, state.rate_scale)
-        self.state.rate_scale = made.rate_scale
-        self.state.rollbacks = [*state.rollbacks, asdict(made)]
-        self._warn(made.text(self.config.learning_rate))
+        self._warn(note_rollback(self.state, state, fault).text(self.config.learning_rate))
         self.team.total(0.0)  # nobody deletes what another still reads
         self.checkpoints.drop_after(self.state.step)
         # Whoever resumes from here has to know of it.
@@ -254,12 +240,11 @@ class TrainingLoop:
     def _save(self) -> None:
         state, measured = self.state, self.state.evaluation
         self._saved_step = state.step
-        if self._rollbacks_allowed and state.candidate_step is None and state.watch.is_calm:
-            state.candidate_step = state.step
+        if self._rollbacks_allowed:
+            propose(state)
         path = self.checkpoints.save(state, self.model, self.optimizer, self.scaler)
-        proving = [step for step in (state.good_step, state.candidate_step) if step]
-        best = [int(state.best["step"])] if state.best and self.config.keep_best else []
-        self.checkpoints.keep_newest(self.config.save_total_limit, besides=[*best, *proving])
+        wanted = wanted_steps(state, keep_best=self.config.keep_best)
+        self.checkpoints.keep_newest(self.config.save_total_limit, besides=wanted)
         eval_loss = measured["loss"] if measured and measured["step"] == state.step else None
         self.callbacks.on_checkpoint(CheckpointInfo(state.step, path, state.train_loss, eval_loss))
 

@@ -234,7 +234,7 @@ def _estimate(found: Plan, trial: Trial, tokens_per_row: float) -> None:
 def _most_checkpoints(config: TrainingConfig) -> int:
     """At once: those that are kept, the best one, those that a rollback may need (the good one, and the one
     that has yet to prove good), and the one that is written before the oldest goes."""
-    proving = 2 if config.max_rollbacks and config.method == "sft" else 0
+    proving = 2 if config.max_rollbacks else 0
     return config.save_total_limit + bool(config.eval_steps and config.keep_best) + proving + 1
 
 

@@ -48,7 +48,7 @@ def make_trainer(
     rows: Sequence[PairSample] | Sequence[RatedSample],
     schedule: Schedule,
     checkpoints: Path,
-    progress: Progress,
+    progress: Progress[Any],
 ) -> Any:
     """A trainer of the config's method, ready for `train()`."""
     from datasets import Dataset
@@ -61,22 +61,25 @@ def make_trainer(
     # The trainers give it a padding token where it has none; ours is saved with the adapter as it came.
     tokenizer = copy.deepcopy(parts.tokenizer)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    rates = LambdaLR(
+        parts.optimizer,
+        lambda step: (
+            progress.rate_scale
+            * rate_factor(config.lr_scheduler_type, step, schedule.total_steps, config.warmup_ratio)
+        ),
+    )
     trainer = _reporting(trainer_class, progress)(
         model=parts.model,
         args=_arguments(settings, config, parts, schedule, checkpoints),
         train_dataset=Dataset.from_dict(_columns(config, rows)),
         processing_class=tokenizer,
-        callbacks=[_callback(progress)],
+        callbacks=[_callback(progress, rates)],
     )
     if "ref" in parts.model.peft_config:
         # A copy of adapters that do nothing yet: switching them off is the same, and costs no memory.
         parts.model.delete_adapter("ref")
     trainer.remove_callback(PrinterCallback)
-    trainer.optimizer = parts.optimizer
-    trainer.lr_scheduler = LambdaLR(
-        parts.optimizer,
-        lambda step: rate_factor(config.lr_scheduler_type, step, schedule.total_steps, config.warmup_ratio),
-    )
+    trainer.optimizer, trainer.lr_scheduler = parts.optimizer, rates
     return trainer
 
 
@@ -165,7 +168,7 @@ def _ids(tokens: Sequence[int]) -> Any:
     return numpy.asarray(tokens, dtype=numpy.int32)
 
 
-def _reporting(trainer_class: Any, progress: Progress) -> Any:
+def _reporting(trainer_class: Any, progress: Progress[Any]) -> Any:
     """The trainer with what happens between its callbacks."""
 
     class Reporting(trainer_class):  # type: ignore[misc]
@@ -185,13 +188,20 @@ def _reporting(trainer_class: Any, progress: Progress) -> Any:
     return Reporting
 
 
-def _callback(progress: Progress) -> Any:
+def _callback(progress: Progress[Any], rates: Any) -> Any:
     from transformers import TrainerCallback
 
     class Telling(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self._has_begun = False
+            # A checkpoint brings the rate that was to be next when it was written: a rollback cuts it.
+            for group, share in zip(rates.optimizer.param_groups, rates.lr_lambdas, strict=True):
+                group["lr"] = group["initial_lr"] * share(state.global_step)
+
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if progress.last_metrics is None:
+            if not self._has_begun:
                 progress.began()
+            self._has_begun = True
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if "loss" not in logs:  # the summary at the end

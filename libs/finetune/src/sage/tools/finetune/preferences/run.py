@@ -4,39 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sage.tools.finetune.batching import Schedule
-from sage.tools.finetune.callbacks import Evaluation, TrainingCallback
+from sage.tools.finetune.callbacks import Evaluation, StepMetrics, TrainingCallback
 from sage.tools.finetune.checkpoints import Checkpoints, RunState
 from sage.tools.finetune.modeling import load_weights
 from sage.tools.finetune.preferences.held_out import HeldOut
-from sage.tools.finetune.preferences.methods import batch_shape, make_trainer
+from sage.tools.finetune.preferences.methods import batch_shape
 from sage.tools.finetune.preferences.progress import Progress
-from sage.tools.finetune.preferences.samples import PairSample, RatedSample, pair_samples, rated_samples
+from sage.tools.finetune.preferences.samples import pair_samples, rated_samples
 from sage.tools.finetune.preferences.scoring import Scores
 from sage.tools.finetune.preferences.splits import PreferenceSplits, prepare_preferences
+from sage.tools.finetune.preferences.steps import PreferenceState, Rows, Steps
 from sage.tools.finetune.run_parts import RunParts
 from sage.tools.finetune.sampling import tell_answers
 from sage.tools.finetune.tracking import curves
 from sage.tools.finetune.trainer import Run, TrainResult
 from sage_contracts.errors import InvalidDataError
-
-Rows = list[PairSample] | list[RatedSample]
-
-
-@dataclass
-class PreferenceState(RunState):
-    base_reward_accuracy: float | None = None
-    base_reward_margin: float | None = None
-
-    def take_base(self, scores: Scores) -> None:
-        self.base_eval_loss = scores.loss
-        self.base_reward_accuracy = scores.reward_accuracy
-        self.base_reward_margin = scores.reward_margin
 
 
 class PreferenceRun(Run):
@@ -71,13 +58,14 @@ class PreferenceRun(Run):
         tuned = None
         with curves(layout.logs, config, state.step, tell) as told:
             answer = partial(tell_answers, parts.model, parts.tokenizer, config.sample_prompts, told)
-            if state.step == 0:
+            if state.step == 0 and not state.rollbacks:
                 self._measure_base(held, state, told)
                 answer(0)
             told.on_phase("training", f"{schedule.total_steps} steps of {config.effective_batch_size} rows")
             measure = (lambda: held.tuned(told)) if len(held) else None
             progress = Progress(config, schedule, state, checkpoints, told, parts.device, measure, answer)
-            self._steps(parts, train, schedule, progress, newest, state)
+            Steps(config, parts, train, schedule, checkpoints, progress, told).run(newest)
+            state = progress.state
             if progress.stopped:
                 return TrainResult(layout.root, None, progress.stopped, base, state.base_eval_loss)
             told.on_phase("eval", f"{len(held)} held-out {held.unit} and the tuned model")
@@ -88,11 +76,12 @@ class PreferenceRun(Run):
             if not (_is_measured(state) or state.kept_step):  # else it has answered already
                 answer(state.step)
         tell.on_phase("saving", str(layout.adapter))
-        metrics = self._scores(state, schedule, tuned, progress)
+        metrics = self._scores(state, schedule, tuned, progress.last_metrics)
         meta = self._record(parts, base, splits).meta(
             metrics, train_rows=len(train), held_out_rows=len(held), loss_name=f"trl-{config.method}"
         )
         meta |= {"method": config.method, "preference_beta": config.preference_beta}
+        meta["rollbacks"] = state.rollbacks
         layout.write_result(parts.model, parts.tokenizer, config, meta)
         loss = tuned.loss if tuned else None
         return TrainResult(layout.root, layout.adapter, None, base, state.base_eval_loss, loss, metrics, meta)
@@ -131,26 +120,6 @@ class PreferenceRun(Run):
             checkpoints.clear()  # of an earlier run: never to be continued by this one
         return newest
 
-    def _steps(
-        self,
-        parts: RunParts,
-        rows: Rows,
-        schedule: Schedule,
-        progress: Progress,
-        newest: Path | None,
-        state: PreferenceState,
-    ) -> None:
-        """Raises: RunStopped, TrainingFailedError."""
-        if newest:
-            self._tell.on_log("info", f"Resuming after step {state.step}")
-            load_weights(parts.model, newest)
-            # It may have been stopped before its evaluation was done.
-            progress.stopped = progress.evaluate_if_due()
-        if progress.stopped or state.has_ended_early or (newest and state.step == schedule.total_steps):
-            return
-        trainer = make_trainer(self._config, parts, rows, schedule, self._layout.checkpoints, progress)
-        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-
     def _settle(
         self,
         parts: RunParts,
@@ -181,9 +150,8 @@ class PreferenceRun(Run):
         return {**super()._fingerprint(splits, base, schedule), **own}
 
     def _scores(
-        self, state: PreferenceState, schedule: Schedule, tuned: Scores | None, progress: Progress
+        self, state: PreferenceState, schedule: Schedule, tuned: Scores | None, last: StepMetrics | None
     ) -> dict[str, float | int | None]:
-        last = progress.last_metrics
         return {
             "steps": state.step,
             "epochs": round(schedule.epoch_of(state.step), 4),

@@ -63,7 +63,7 @@ def _steps(spec: TrialSpec, parts: RunParts, rows: Sequence[Judged], steps: int,
     return watched
 
 
-class _Watched(Progress):
+class _Watched(Progress[RunState]):
     """What each pass and each step took."""
 
     most_tokens = 0

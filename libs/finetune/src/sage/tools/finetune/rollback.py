@@ -1,0 +1,40 @@
+"""Which checkpoints a run may go back to, and what is different once it has. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from sage.tools.finetune.checkpoints import RunState
+from sage.tools.finetune.watchdog import PROVEN_AFTER, Fault, Rollback, Verdict
+
+
+def judge(state: RunState, loss: float) -> Verdict:
+    """Let the watchdog see a step's loss, and prove the checkpoint that waits for it."""
+    verdict = state.watch.see(loss)
+    # The update behind a checkpoint shows only in later losses.
+    if state.candidate_step is not None and state.step >= state.candidate_step + PROVEN_AFTER:
+        if state.watch.is_calm:
+            state.good_step = state.candidate_step
+        state.candidate_step = None
+    return verdict
+
+
+def propose(state: RunState) -> None:
+    """The checkpoint that is about to be written may prove good, unless an earlier one is yet to."""
+    if state.candidate_step is None and state.watch.is_calm:
+        state.candidate_step = state.step
+
+
+def wanted_steps(state: RunState, *, keep_best: bool) -> list[int]:
+    """Of the checkpoints that have to stay, however old they are."""
+    proving = [step for step in (state.good_step, state.candidate_step) if step]
+    return [*([int(state.best["step"])] if state.best and keep_best else []), *proving]
+
+
+def note_rollback(state: RunState, before: RunState, fault: Fault) -> Rollback:
+    """Enter into `state`, of the step gone back to, how `before` ended; the learning rate is lower now."""
+    made = fault.rollback(state.step, before.rate_scale)
+    state.good_step = state.step
+    state.rate_scale = made.rate_scale
+    state.rollbacks = [*before.rollbacks, asdict(made)]
+    return made
