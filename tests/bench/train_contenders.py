@@ -60,7 +60,7 @@ def common(setting: dict[str, Any], out: Path) -> dict[str, Any]:
         "save_strategy": "no",
         "report_to": "none",
         "use_cpu": True,
-        "bf16": False,
+        "bf16": setting["precision"] == "bf16",
         "seed": 42,
         "disable_tqdm": True,
     }

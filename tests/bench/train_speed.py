@@ -77,6 +77,7 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "batch": arguments.batch,
         "learning_rate": 1e-3,
         "dropout": arguments.dropout,
+        "precision": arguments.precision,
         "pack_tokens": arguments.pack_tokens,
         "packs": max(1, round(sum(tokens) / arguments.steps / (0.95 * arguments.pack_tokens))),
         "tokens": sum(tokens),
@@ -161,7 +162,7 @@ def run_ours(
         "lr_scheduler_type": "constant",
         "warmup_ratio": 0,
         "weight_decay": 0,
-        "precision": "fp32",
+        "precision": setting["precision"],
         "lora": {"lora_dropout": setting["dropout"]},
     }
     claim = {
@@ -274,6 +275,7 @@ def main() -> None:
     parser.add_argument("--pack-tokens", type=int, default=512, help="length of the peers' packed sequences")
     parser.add_argument("--held-rows", type=int, default=32)
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="everybody's")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print figures for programs")

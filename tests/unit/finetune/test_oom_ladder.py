@@ -168,7 +168,7 @@ def test_the_published_order_is_the_product_pages() -> None:
 
 
 def test_a_cpu_goes_below_the_budget_that_its_caches_set() -> None:
-    config = PresetConfigs.cpu()  # 8 rows of 512, of which 512 tokens at once
+    config = PresetConfigs.cpu()  # 8 rows of 512, of which one or two at once
     first = whole_climb(config, "cpu")[0]
     assert first.name == "halve_batch"
     assert token_budget(first.config, "cpu", ["halve_batch"]) == 1

@@ -7,7 +7,7 @@ inputs are computed again. Rows lie end to end, shape (tokens, width), each atte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -104,22 +104,20 @@ def _function() -> Callable[..., Any]:
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-    def rsqrt_of(x: Any, epsilon: float) -> Any:
+    def norm_scale(x: Any, epsilon: float) -> Any:
         """(tokens, 1): one over the root of the mean square."""
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        norm = torch.linalg.vector_norm(x.float(), dim=-1, keepdim=True)
         return norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
 
-    def normed(x: Any, norm: tuple[Any, float]) -> tuple[Any, Any]:
-        weight, epsilon = norm
-        scale = rsqrt_of(x, epsilon)
-        return mul(x, scale).to(x.dtype).mul_(weight), scale
+    def normed(x: Any, scale: Any, weight: Any) -> Any:
+        return mul(x.float(), scale).to(x.dtype).mul_(weight)
 
     def normed_backward(gradient: Any, x: Any, scale: Any, weight: Any, added: Any) -> Any:
         """`added` plus the gradient of x. Changes `gradient`."""
-        gradient = gradient.mul_(weight).float()
-        dot = (gradient * x).sum(-1, keepdim=True)
+        gradient, exact = gradient.mul_(weight).float(), x.float()
+        dot = (gradient * exact).sum(-1, keepdim=True)
         found = torch.addcmul(added.float(), gradient, scale)
-        return found.addcmul_(x.float(), dot.mul_(scale.pow(3)).div_(-x.shape[-1])).to(added.dtype)
+        return found.addcmul_(exact, dot.mul_(scale.pow(3)).div_(-x.shape[-1])).to(added.dtype)
 
     def rotate(heads: Any, cos: Any, sin: Any, sign: int) -> None:
         """In place: (tokens, heads, dim), halves of dim as real and imaginary parts."""
@@ -129,10 +127,14 @@ def _function() -> Callable[..., Any]:
         left.mul_(cos).addcmul_(right, sin, value=-sign)
         right.mul_(cos).add_(turned)
 
-    def split(layer: FusedLayer, heads: Any, start: int, length: int) -> list[Any]:
-        """Queries, keys and values (1, heads, length, dim) of one row, in fp32."""
-        row = heads[start : start + length].transpose(0, 1)[None].float()
-        return list(row.split([layer.heads, layer.kv_heads, layer.kv_heads], dim=1))
+    def split(layer: FusedLayer, heads: Any) -> Any:
+        """Queries, keys and values: (…, heads, dim) each."""
+        return heads.split([layer.heads, layer.kv_heads, layer.kv_heads], dim=-2)
+
+    def rows_of(lengths: list[int], *tensors: Any) -> Iterator[list[Any]]:
+        """Of each row, every tensor's part: (tokens, heads, dim) as (1, heads, length, dim)."""
+        parts = (tensor.transpose(0, 1)[None].split(lengths, dim=2) for tensor in tensors)
+        return map(list, zip(*parts, strict=True))
 
     class Layer(torch.autograd.Function):  # type: ignore[misc] # torch is untyped here
         @staticmethod
@@ -147,25 +149,30 @@ def _function() -> Callable[..., Any]:
             *_: Any,
         ) -> Any:
             tokens, both = len(x), layer.heads + layer.kv_heads
-            qkv, seen_qkv = layer.qkv.forward(normed(x, layer.first_norm)[0], training)
-            heads = qkv.view(tokens, -1, layer.head_dim)
-            rotate(heads[:, :both], cos, sin, 1)
+            (weight, epsilon), (second_weight, second_epsilon) = layer.first_norm, layer.second_norm
+            scale = norm_scale(x, epsilon)
+            qkv, seen_qkv = layer.qkv.forward(normed(x, scale, weight), training)
+            exact = qkv.view(tokens, -1, layer.head_dim).float()
+            rotate(exact[:, :both], cos, sin, 1)
+            heads = exact.to(x.dtype)
             attended = x.new_empty(tokens, layer.heads, layer.head_dim)
-            sums, start = [], 0
-            for length in lengths:
-                q, k, v = split(layer, heads, start, length)
+            sums = []
+            # In half precision this attention is slower than in fp32, and keeps a kernel for every length.
+            for q, k, v, out in rows_of(lengths, *split(layer, exact), attended):
                 row, log_sum = attend(q, k, v, 0.0, True, scale=layer.scaling)
-                attended[start : start + length] = row[0].transpose(0, 1)
+                out.copy_(row)
                 sums.append(log_sum)
-                start += length
             attended = attended.view(tokens, -1)
             middle, seen_out = layer.out.forward(attended, training, x)
-            gate_up, seen_mlp = layer.gate_up.forward(normed(middle, layer.second_norm)[0], training)
+            second_scale = norm_scale(middle, second_epsilon)
+            mlp_input = normed(middle, second_scale, second_weight)
+            gate_up, seen_mlp = layer.gate_up.forward(mlp_input, training)
+            del qkv, exact, mlp_input
             gate, up = gate_up.chunk(2, dim=1)
             result, seen_down = layer.down.forward(silu(gate).mul_(up), training, middle)
             if any(ctx.needs_input_grad):
                 ctx.save_for_backward(
-                    x, heads, attended, middle, gate_up, cos, sin,
+                    x, scale, heads, attended, middle, second_scale, gate_up, cos, sin,
                     seen_qkv, seen_out, seen_mlp, seen_down, *sums,
                 )  # fmt: skip
                 ctx.layer, ctx.lengths = layer, lengths
@@ -175,7 +182,7 @@ def _function() -> Callable[..., Any]:
         def backward(ctx: Any, *upstream: Any) -> Any:
             (gradient,) = upstream
             layer, needs_x = ctx.layer, ctx.needs_input_grad[0]
-            x, heads, attended, middle, gate_up, cos, sin, *more = ctx.saved_tensors
+            x, scale, heads, attended, middle, second_scale, gate_up, cos, sin, *more = ctx.saved_tensors
             seen_qkv, seen_out, seen_mlp, seen_down, *sums = more
             gate, up = gate_up.chunk(2, dim=1)
 
@@ -188,46 +195,32 @@ def _function() -> Callable[..., Any]:
             mul(of_acted, acted, out=of_up)
             torch.ops.aten.silu_backward.grad_input(of_acted.mul_(up), gate, grad_input=of_gate)
             del acted, of_acted
-            mlp_input, scale = normed(middle, layer.second_norm)
+            weight, second_weight = layer.first_norm[0], layer.second_norm[0]
+            mlp_input = normed(middle, second_scale, second_weight) if layer.gate_up.adapters else None
             of_input, of_mlp = layer.gate_up.backward(of_gate_up, mlp_input, seen_mlp, True)
             del of_gate_up, of_gate, of_up, mlp_input
-            of_middle = normed_backward(of_input, middle, scale, layer.second_norm[0], gradient)
+            of_middle = normed_backward(of_input, middle, second_scale, second_weight, gradient)
 
             of_attended, of_out = layer.out.backward(of_middle, attended, seen_out, True)
-            of_heads = torch.empty_like(heads)
-            attention_backward(layer, ctx.lengths, heads, attended, sums, of_attended, of_heads)
+            of_heads = attention_backward(layer, ctx.lengths, heads.float(), attended, sums, of_attended)
             rotate(of_heads[:, : layer.heads + layer.kv_heads], cos, sin, -1)
-            first_input, scale = normed(x, layer.first_norm)
-            of_input, of_qkv = layer.qkv.backward(of_heads.view(len(x), -1), first_input, seen_qkv, needs_x)
-            of_x = None
-            if needs_x:
-                of_x = normed_backward(of_input, x, scale, layer.first_norm[0], of_middle)
-            return of_x, None, None, None, None, None, *of_qkv, *of_out, *of_mlp, *of_down
+            of_qkv = of_heads.view(len(x), -1).to(x.dtype)
+            qkv_input = normed(x, scale, weight) if layer.qkv.adapters else None
+            of_input, of_adapters = layer.qkv.backward(of_qkv, qkv_input, seen_qkv, needs_x)
+            of_x = normed_backward(of_input, x, scale, weight, of_middle) if needs_x else None
+            return of_x, None, None, None, None, None, *of_adapters, *of_out, *of_mlp, *of_down
 
     def attention_backward(
-        layer: FusedLayer,
-        lengths: list[int],
-        heads: Any,
-        attended: Any,
-        sums: list[Any],
-        gradient: Any,
-        out: Any,
-    ) -> None:
-        """Fill `out` (tokens, query + key + value heads, dim)."""
-        start = 0
-        for length, log_sum in zip(lengths, sums, strict=True):
-            row = slice(start, start + length)
-            given, wanted = (
-                t[row].view(length, layer.heads, -1).transpose(0, 1)[None].float()
-                for t in (attended, gradient)
-            )
-            q, k, v = split(layer, heads, start, length)
-            found = attend_backward(wanted, q, k, v, given, log_sum, 0.0, True, scale=layer.scaling)
-            for part, target in zip(found, split_target(layer, out[row]), strict=True):
-                target.copy_(part[0].transpose(0, 1))
-            start += length
-
-    def split_target(layer: FusedLayer, heads: Any) -> Any:
-        return heads.split([layer.heads, layer.kv_heads, layer.kv_heads], dim=1)
+        layer: FusedLayer, lengths: list[int], heads: Any, attended: Any, sums: list[Any], gradient: Any
+    ) -> Any:
+        """The gradient of heads (tokens, query + key + value heads, dim)."""
+        found = torch.empty_like(heads)
+        given, wanted = (part.view(len(heads), layer.heads, -1).float() for part in (attended, gradient))
+        rows = rows_of(lengths, *split(layer, heads), given, wanted, *split(layer, found))
+        for (q, k, v, row, upstream, *targets), log_sum in zip(rows, sums, strict=True):
+            parts = attend_backward(upstream, q, k, v, row, log_sum, 0.0, True, scale=layer.scaling)
+            for part, target in zip(parts, targets, strict=True):
+                target.copy_(part)
+        return found
 
     return Layer.apply  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""What a run changes, one thing at a time, when memory does not suffice. Pure functions of the config.
+"""What a run changes, one thing at a time, when memory does not suffice. Pure functions of config and chip.
 
 The effective batch is always kept, so the course of training stays the same; rows are only cut if the config
 allows it. A run is described by its config and the rungs it has taken: applying the same rungs to the same
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sage.tools.finetune.hardware import resolve_precision
 from sage_contracts.config import OomRung, TrainingConfig
 
 LEAST_HARM: tuple[OomRung, ...] = (
@@ -39,8 +40,8 @@ FOR_ADAPTERS: frozenset[OomRung] = frozenset({"load_in_8bit", "load_in_4bit", "s
 
 SHORTEST_MAX_LENGTH = 128  # tokens; few rows keep an answer below this
 SMALLEST_RANK = 4
-CPU_TOKEN_BUDGET = 512
-"""Tokens per forward pass on a CPU: activations of this many stay near its caches, and memory stays flat."""
+CPU_TOKEN_BUDGET = {"fp32": 512, "fp16": 1024, "bf16": 1024}
+"""Tokens per forward pass on a CPU, by what activations are held in: more are hardly faster, and cost memory."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,10 @@ def token_budget(config: TrainingConfig, device: str, taken: Sequence[OomRung] =
     if "halve_batch" in taken and config.per_device_train_batch_size == 1:
         return 1
     allowed = config.per_device_train_batch_size * config.max_length
-    return min(allowed, CPU_TOKEN_BUDGET) if device == "cpu" else allowed
+    if device != "cpu":
+        return allowed
+    precision, _ = resolve_precision(config.precision, device)
+    return min(allowed, CPU_TOKEN_BUDGET[precision])
 
 
 def order_of(config: TrainingConfig) -> tuple[OomRung, ...]:

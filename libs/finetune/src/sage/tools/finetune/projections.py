@@ -68,10 +68,7 @@ class Projections:
             return y, None
         seen = self._draw(x) if is_training and self._dropped else None
         narrow = self._narrow(x, seen)[1]
-        up = self._up(seen)
-        if y.dtype == narrow.dtype:
-            return y.addmm_(narrow, up.t()), seen
-        return y.add_((narrow @ up.t()).to(y.dtype)), seen
+        return y.addmm_(narrow, self._up(seen, y.dtype).t()), seen
 
     def backward(self, gradient: Any, x: Any, seen: Any, needs_input: bool) -> tuple[Any, list[Any]]:
         """(gradient of x or None, gradients of `parameters`). `x` counts only where there are adapters."""
@@ -80,21 +77,21 @@ class Projections:
         down = torch.mm(gradient, self.weight) if needs_input else None
         if not self.adapters:
             return down, []
-        exact = gradient.to(self.adapters[0].a.dtype)
         x, narrow = self._narrow(x, seen)
-        narrow_gradient = exact @ self._up(seen)
-        of_a = narrow_gradient.t() @ x
-        of_b = (narrow.t() @ exact).t()  # this way round the long dimension is the fast one
+        narrow_gradient = gradient @ self._up(seen, gradient.dtype)
+        trained = self.adapters[0].a.dtype
+        of_a = (narrow_gradient.t() @ x).to(trained)
+        # This way round the long dimension is the fast one.
+        of_b = (narrow.t() @ gradient).t().to(trained)
         scale = self._scale(seen)
         found: list[Any] = []
         for adapter in self.adapters:
             found += [of_a[adapter.ranks], of_b[adapter.outputs, adapter.ranks] * (adapter.scaling * scale)]
         if down is not None:
-            if seen is None and down.dtype == exact.dtype:
-                down.addmm_(narrow_gradient, self._down())
+            if seen is None:
+                down.addmm_(narrow_gradient, self._down(down.dtype))
             else:
-                part = narrow_gradient @ self._down()
-                down += (part if seen is None else part.mul_(seen)).to(down.dtype)
+                down += (narrow_gradient @ self._down(down.dtype)).mul_(seen)
         return down, found
 
     def _draw(self, x: Any) -> Any:
@@ -112,23 +109,22 @@ class Projections:
         """(x as the adapters see it, its product with all their A)."""
         import torch
 
-        x = x.to(self.adapters[0].a.dtype)
         x = x if seen is None else torch.where(seen, x, 0.0)
-        return x, x @ self._down().t()
+        return x, x @ self._down(x.dtype).t()
 
-    def _down(self) -> Any:
+    def _down(self, dtype: Any) -> Any:
         import torch
 
-        return torch.cat([adapter.a for adapter in self.adapters])
+        return torch.cat([adapter.a for adapter in self.adapters]).to(dtype)
 
-    def _up(self, seen: Any) -> Any:
+    def _up(self, seen: Any, dtype: Any) -> Any:
         """(out, all ranks): every B, scaled, at its outputs and ranks."""
         ranks, first = self.adapters[-1].ranks.stop, self.adapters[0]
         joint = first.b.new_zeros(self.weight.shape[0], ranks)
         scale = self._scale(seen)
         for adapter in self.adapters:
             joint[adapter.outputs, adapter.ranks] = adapter.b * (adapter.scaling * scale)
-        return joint
+        return joint.to(dtype)
 
 
 def _starts(layers: Sequence[Any], bases: Sequence[Any]) -> list[tuple[Any, int]]:
