@@ -60,7 +60,7 @@ def common(setting: dict[str, Any], out: Path) -> dict[str, Any]:
         "save_strategy": "no",
         "report_to": "none",
         "use_cpu": True,
-        "bf16": setting["precision"] == "bf16",
+        **({} if setting["precision"] == "auto" else {"bf16": setting["precision"] == "bf16"}),
         "seed": 42,
         "disable_tqdm": True,
     }
@@ -92,7 +92,9 @@ def trl(folder: Path, setting: dict[str, Any], *, packed: bool) -> list[dict[str
             "max_length": setting["pack_tokens"],
         }
     name = "trl_packed" if packed else "trl_defaults"
-    model = AutoModelForCausalLM.from_pretrained(setting["base"], dtype=torch.float32)
+    # Half the weights to read: what whoever wants TRL quick in bf16 does. LLaMA-Factory does it by itself.
+    dtype = torch.bfloat16 if setting["precision"] == "bf16" and packed else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(setting["base"], dtype=dtype)
     trainer = SFTTrainer(
         model=model,
         processing_class=AutoTokenizer.from_pretrained(setting["base"]),

@@ -1,4 +1,4 @@
-"""Training speed side by side with TRL and LLaMA-Factory: same model, rows, adapters, masks, batch; fp32.
+"""Training speed side by side with TRL and LLaMA-Factory: same model, rows, adapters, masks, batch, format.
 
     python tests/bench/train_speed.py --base DIR [--peer-python PYTHON] [--steps 4] [--only ours,lf_packed]
 
@@ -275,7 +275,12 @@ def main() -> None:
     parser.add_argument("--pack-tokens", type=int, default=512, help="length of the peers' packed sequences")
     parser.add_argument("--held-rows", type=int, default=32)
     parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="everybody's")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "auto"),
+        default="fp32",
+        help="everybody's; auto: what each chooses by itself",
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print figures for programs")

@@ -71,7 +71,7 @@ def load_base(base: Path, config: TrainingConfig, device: str, precision: Resolv
 
 
 def _leave_the_file(model: Any) -> None:
-    """Copy weights that are windows into their mapped file: its pages would stay beside what is joined of them.
+    """Copy weights that are windows into their file: its pages would stay beside what is joined of them.
 
     That is so where nothing was converted: half precision, as files have it, on a CPU.
     """
