@@ -176,7 +176,7 @@ def held_out(folder: Path, setting: dict[str, Any]) -> dict[str, float]:
 
 
 def gemm(folder: Path, setting: dict[str, Any]) -> dict[str, float]:
-    """GFLOP/s of fp32 matrix products at the model's sizes, forward and backward, weighted by their FLOPs."""
+    """GFLOP/s of matrix products at the model's sizes, forward and backward, weighted by their FLOPs."""
     import torch
     from transformers import AutoConfig
 
@@ -192,15 +192,13 @@ def gemm(folder: Path, setting: dict[str, Any]) -> dict[str, float]:
         (width, inner),
         (inner, width),
     ]
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[setting["chosen_precision"]]
     found = {}
     for tokens in (512, 1024):
         seconds = flops = 0.0
         for size_in, size_out in layer:
-            x, w, y = (
-                torch.randn(tokens, size_in),
-                torch.randn(size_out, size_in),
-                torch.randn(tokens, size_out),
-            )
+            sizes = ((tokens, size_in), (size_out, size_in), (tokens, size_out))
+            x, w, y = (torch.randn(size, dtype=dtype) for size in sizes)
             seconds += fastest(lambda x=x, w=w: torch.mm(x, w.t())) + fastest(lambda y=y, w=w: torch.mm(y, w))
             flops += 4 * tokens * size_in * size_out
         found[str(tokens)] = flops / seconds / 1e9

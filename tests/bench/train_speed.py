@@ -41,6 +41,7 @@ TITLES = {
 
 def prepare(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Rows in every contender's format, and what they share."""
+    from sage.tools.finetune.hardware import resolve_precision
     from sage.tools.finetune.modeling import load_tokenizer
     from sage.tools.finetune.rendering import ChatRenderer
     from sage.tools.finetune.task_data import prepare as prepare_rows
@@ -78,6 +79,7 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "learning_rate": 1e-3,
         "dropout": arguments.dropout,
         "precision": arguments.precision,
+        "chosen_precision": resolve_precision(arguments.precision, "cpu")[0],
         "pack_tokens": arguments.pack_tokens,
         "packs": max(1, round(sum(tokens) / arguments.steps / (0.95 * arguments.pack_tokens))),
         "tokens": sum(tokens),
@@ -315,7 +317,7 @@ def main() -> None:
         print(json.dumps({"contenders": table, "gemm_gflops": peak, "mflop_per_token": needed / 1e6}))
         return
     print_table(table, setting, held)
-    print(f"fp32 matrix products at the model's sizes: {peak:.0f} GFLOP/s")
+    print(f"{setting['chosen_precision']} matrix products at the model's sizes: {peak:.0f} GFLOP/s")
     print(f"training a token of these rows needs {needed / 1e6:.0f} MFLOP")
     for name, row in table.items():
         share = row["tokens_per_s"] * needed / 1e9 / peak
