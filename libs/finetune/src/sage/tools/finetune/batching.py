@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 from random import Random
 
@@ -36,9 +37,15 @@ class Schedule:
     def rows_of(self, step: int) -> list[int]:
         """Row indices of step 0, 1, …; every epoch has its own order."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = list(range(self.rows))
-        Random(f"{self.seed}/{epoch}").shuffle(order)
+        order = _order(self.rows, f"{self.seed}/{epoch}")
         return order[position * self.batch_rows : (position + 1) * self.batch_rows]
+
+
+@lru_cache(maxsize=1)  # every step of an epoch asks, and a million rows take half a second
+def _order(rows: int, seed: str) -> list[int]:
+    order = list(range(rows))
+    Random(seed).shuffle(order)
+    return order
 
 
 def micro_batches(lengths: Sequence[int], token_budget: int, max_rows: int | None = None) -> list[list[int]]:
