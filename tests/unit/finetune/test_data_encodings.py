@@ -74,6 +74,20 @@ def test_a_list_is_read_across_the_pieces_it_is_read_in(tmp_path: Path) -> None:
     assert [c.messages[1]["content"] for c in load_conversations(path)] == texts
 
 
+@pytest.mark.parametrize("first_line", ["[", "[\n"])
+def test_the_column_counts_from_the_line_start_however_far_back_that_was_read(
+    tmp_path: Path, first_line: str
+) -> None:
+    path = tmp_path / "rows"
+    good = f'{{"text": "{"é" * 100_000}"}}, ' * 30
+    text = f'{first_line}{good}{{"text": }}]'
+    path.write_text(text)
+    (bad,) = validate_file(path).bad
+    line = text.splitlines()[-1]
+    where = f"in line {text.count(chr(10)) + 1}, column {line.index('}]') + 1}; "
+    assert (bad.row, where in bad.reason) == (31, True), (bad.reason, where)
+
+
 def test_a_broken_character_is_a_fault_of_its_row_and_not_another_encoding(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     rows = [f'{{"question": "什么是{n}？", "answer": "答案"}}'.encode() for n in range(5)]

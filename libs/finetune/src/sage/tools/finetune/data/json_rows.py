@@ -84,6 +84,7 @@ class _Scanner:
         self._buffer = ""
         self._at = 0
         self._line = 1
+        self._left_chars = 0  # of the buffer's first line, those that were let go
         self._is_ended = False
         self._is_beyond = False
         self.is_lost = False
@@ -135,7 +136,12 @@ class _Scanner:
 
     def _place(self, at: int) -> str:
         line = self._line + self._buffer.count("\n", 0, at)
-        return f"in line {line}, column {at - self._buffer.rfind(chr(10), 0, at)}"
+        return f"in line {line}, column {self._chars_before(at) + 1}"
+
+    def _chars_before(self, at: int) -> int:
+        """Of the same line."""
+        line_end = self._buffer.rfind("\n", 0, at)
+        return at - line_end - 1 if line_end >= 0 else self._left_chars + at
 
     def _integer(self, digits: str) -> int | float:
         """As orjson reads it: one of more than 64 bits as a float, one beyond every float not at all."""
@@ -161,6 +167,7 @@ class _Scanner:
         block = self._text.read(max(_CHUNK_CHARS, len(self._buffer) - self._at))
         self._is_ended = not block
         self._line += self._buffer.count("\n", 0, self._at)
+        self._left_chars = self._chars_before(self._at)
         self._buffer, self._at = self._buffer[self._at :] + block, 0
         return bool(block)
 
