@@ -207,6 +207,16 @@ def test_what_the_trainer_would_pass_over_is_neither_counted_nor_packed(tmp_path
         assert file.filename == "rows.jsonl"
 
 
+def test_what_git_ignores_is_not_sent_even_where_nothing_else_is_code(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True, timeout=30)
+    (tmp_path / ".gitignore").write_text("private/\n")
+    (tmp_path / "README.md").write_text("# notes\n")
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "secret.py").write_text(FUNCTION)
+    with pytest.raises(InvalidDataError, match="no source code"):
+        data.check(tmp_path, Task.CODE)
+
+
 def test_a_folder_that_git_ignores_as_a_whole_is_taken_as_it_is(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True, timeout=30)
     (tmp_path / ".gitignore").write_text("fetched/\n")

@@ -84,7 +84,7 @@ def source_files(folder: Path) -> list[Path]:
     found = sorted(trees.source_files(folder))
     listed = _listed_by_git(folder)
     # Of a folder that is ignored as a whole git lists nothing: somebody wants it all the same.
-    return [file for file in found if file in listed] or found
+    return [file for file in found if file in listed] if listed else found
 
 
 def _check_folder(path: Path, task: Task, method: str) -> None:

@@ -17,7 +17,7 @@ _FAMILY = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
 """Layers that compute exactly this; whoever fuses proves it once more on rows of the run."""
 
 
-def fuse_layers(decoder: Any) -> None:
+def fuse_layers(decoder: Any, head: Any) -> None:
     """Let every layer take the fused way when it is called with `row_lengths`, and its own way otherwise.
 
     `unfuse_layers` takes it back.
@@ -28,6 +28,9 @@ def fuse_layers(decoder: Any) -> None:
 
     if decoder.device.type != "cpu":
         raise NotFusableError("GPUs have fused kernels of their own")
+    for layer in decoder.layers:
+        _require_plain(layer)
+    _leave_the_file(decoder, head)
     fused = [FusedLayer(layer) for layer in decoder.layers]
     for layer, quick in zip(decoder.layers, fused, strict=True):
         usual = layer.forward
@@ -52,11 +55,8 @@ class FusedLayer:
     """Raises: NotFusableError for a layer that does something else."""
 
     def __init__(self, layer: Any) -> None:
+        _require_plain(layer)
         attention, mlp = layer.self_attn, layer.mlp
-        # Where the layer does not say, transformers takes the model's window for every layer.
-        window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
-        if type(layer).__name__ not in _FAMILY or window is not None:
-            raise NotFusableError(f"{type(layer).__name__} is not a plain layer of the llama family")
         if type(mlp.act_fn).__name__ not in {"SiLU", "SiLUActivation"}:
             raise NotFusableError(f"{type(mlp.act_fn).__name__} is not SiLU")
         norms = (layer.input_layernorm, layer.post_attention_layernorm)
@@ -88,6 +88,28 @@ class FusedLayer:
         half = self.head_dim // 2
         cos, sin = (part[0, :, None, :half].float() for part in rotation)
         return _function()(x, self, cos, sin, list(lengths), is_training, *parameters)
+
+
+def _require_plain(layer: Any) -> None:
+    """Raises: NotFusableError."""
+    if type(layer).__name__ in _FAMILY:
+        attention = layer.self_attn
+        # Where the layer does not say, transformers takes the model's window for every layer.
+        window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
+        if window is None:
+            return
+    raise NotFusableError(f"{type(layer).__name__} is not a plain layer of the llama family")
+
+
+def _leave_the_file(*modules: Any) -> None:
+    """Copy weights that may be windows into their file: its pages would stay beside what is joined.
+
+    That is so where loading converts nothing: half precision, as files have it.
+    """
+    for module in modules:
+        for weight in module.parameters():
+            if weight.dtype.itemsize < 4 and not weight.requires_grad:
+                weight.data = weight.data.clone()
 
 
 def _rows_of(layer: Any) -> int:

@@ -119,7 +119,7 @@ class FusedLoss(PackedLoss):
 
     def __init__(self, model: Any, head_chunk: int = HEAD_CHUNK) -> None:
         super().__init__(model, head_chunk)
-        fuse_layers(self._decoder)
+        fuse_layers(self._decoder, self._head)
         give_back_memory()
 
     def undo(self) -> None:

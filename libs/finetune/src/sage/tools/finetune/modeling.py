@@ -61,23 +61,12 @@ def load_base(base: Path, config: TrainingConfig, device: str, precision: Resolv
         ) from error
     if "device_map" not in options:
         model = model.to(device)
-        _leave_the_file(model)
     model.requires_grad_(trains_all)
     model.config.use_cache = False
     if config.gradient_checkpointing:
         # Not reentrant: works although no input of the first layer needs a gradient.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
-
-
-def _leave_the_file(model: Any) -> None:
-    """Copy weights that are windows into their file: its pages would stay beside what is joined of them.
-
-    That is so where nothing was converted: half precision, as files have it, on a CPU.
-    """
-    if model.device.type == "cpu" and model.dtype.itemsize < 4:
-        for weight in model.parameters():
-            weight.data = weight.data.clone()
 
 
 def _quantisation(config: TrainingConfig, precision: ResolvedPrecision) -> Any:
