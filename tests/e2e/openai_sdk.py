@@ -6,6 +6,7 @@ By hand: python tests/e2e/openai_sdk.py --base-url http://127.0.0.1:8080/v1 --mo
 from __future__ import annotations
 
 import argparse
+import csv
 import io
 import json
 import os
@@ -29,6 +30,11 @@ class SdkRun:
     tuned_answer: str
     base_answer: str
     chunks: int
+
+    def train_accuracies(self) -> list[float]:
+        """Of all rows that have a training loss."""
+        rows = csv.DictReader(io.StringIO(self.step_metrics))
+        return [float(row["train_accuracy"]) for row in rows if row["train_loss"]]
 
 
 def training_rows(count: int) -> bytes:

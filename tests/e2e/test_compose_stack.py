@@ -70,6 +70,8 @@ def test_the_sdk_trains_and_the_held_out_loss_falls(sdk_run: openai_sdk.SdkRun) 
     assert metrics["eval_loss"] < metrics["base_eval_loss"]
     assert sdk_run.event_messages
     assert sdk_run.step_metrics.startswith("step,train_loss,")
+    accuracies = sdk_run.train_accuracies()
+    assert accuracies and all(0 <= share <= 1 for share in accuracies)
 
 
 def test_the_answer_comes_streamed_from_the_adapter(sdk_run: openai_sdk.SdkRun) -> None:

@@ -268,6 +268,8 @@ def test_the_official_sdk_does_the_same(machine: Machine) -> None:
     assert seen.job.fine_tuned_model == "sdk@1"
     assert seen.event_messages
     assert seen.step_metrics.startswith("step,train_loss,")
+    accuracies = seen.train_accuracies()
+    assert accuracies and all(0 <= share <= 1 for share in accuracies)
     assert seen.chunks > 1
     assert seen.tuned_answer != seen.base_answer
 

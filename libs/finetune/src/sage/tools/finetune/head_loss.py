@@ -11,6 +11,9 @@ IGNORED = -100  # torch's own mark for positions without a label
 # Positions per pass through the output layer: bounds the logits to this many rows of the vocabulary.
 HEAD_CHUNK = 256
 
+# Of the vocabulary. A CPU finds a largest value many times faster than its place: first its block is found.
+CHOICE_BLOCK = 128
+
 
 def head_loss(hidden: Any, head: Any, labels: Any, chunk: int = HEAD_CHUNK) -> tuple[Any, Any]:
     """Of head(hidden) at labels: (summed cross-entropy, how many labels are the first choice), scalars.
@@ -34,7 +37,15 @@ def head_loss(hidden: Any, head: Any, labels: Any, chunk: int = HEAD_CHUNK) -> t
 
 def hits_of(logits: Any, labels: Any) -> Any:
     """How many labels (n,) are the first choice of logits (n, vocabulary), on their device."""
-    return (logits.detach().argmax(1) == labels).sum()
+    from torch import arange
+
+    logits = logits.detach()
+    if logits.shape[1] % CHOICE_BLOCK:
+        return (logits.argmax(1) == labels).sum()
+    blocks = logits.unflatten(1, (-1, CHOICE_BLOCK))
+    block = blocks.amax(2).argmax(1)
+    place = blocks[arange(len(block), device=block.device), block].argmax(1)
+    return (block * CHOICE_BLOCK + place == labels).sum()
 
 
 @cache
