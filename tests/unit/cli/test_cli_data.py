@@ -123,6 +123,21 @@ def test_rows_are_checked_for_the_method(tmp_path: Path) -> None:
         data.check(path, Task.CUSTOM)
 
 
+@pytest.mark.parametrize("method", ["dpo", "orpo", "kto"])
+def test_a_folder_of_pairs_with_code_beside_them_is_sent_as_rows(tmp_path: Path, method: str) -> None:
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    (folder / "pairs.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+    (folder / "make_pairs.py").write_text(FUNCTION)
+    data.check(folder, Task.CODE, method)
+    with data.packed(folder, Task.CODE, method) as file:
+        assert file.filename == "pairs.jsonl"
+        check_data(file.path, file.filename, Task.CODE, method)
+    data.check(folder, Task.CODE)
+    with data.packed(folder, Task.CODE) as file:
+        assert file.filename == "pairs.zip"
+
+
 def test_a_single_source_file_is_packed_so_that_the_server_takes_it(tmp_path: Path) -> None:
     path = tmp_path / "app.py"
     path.write_text(FUNCTION)

@@ -49,18 +49,18 @@ def check(path: Path, task: Task, method: str = "sft") -> None:
         raise InvalidDataError(f"{path} is empty: there is nothing to learn from.")
     if is_archive_name(path.name):
         check_archive(path, path.name, task, method)
-    elif method == "sft" and is_source_tree(task, path):
+    elif _means_sources(path, task, method):
         _check_sources(path, [path])
     else:
         _check_rows(path, method)
 
 
 @contextmanager
-def packed(path: Path, task: Task) -> Iterator[DataFile]:
+def packed(path: Path, task: Task, method: str = "sft") -> Iterator[DataFile]:
     """The file to upload: the path itself; or temporarily the rows of a folder, of a hub's data set or of a
     Parquet file, which the server could not read, as JSON Lines; or an archive of a folder's sources, or of a
     single one, as a source tree is an archive to the server."""
-    is_tree = path.exists() and is_source_tree(task, path)
+    is_tree = path.exists() and _means_sources(path, task, method)
     if path.is_file() and not is_tree and not is_parquet(path, path.name):
         yield DataFile(path, path.name)
         return
@@ -87,10 +87,15 @@ def source_files(folder: Path) -> list[Path]:
     return [file for file in found if file in listed] if listed else found
 
 
+def _means_sources(path: Path, task: Task, method: str) -> bool:
+    """Source code says no preference: for the other methods code beside the rows is only that."""
+    return method == "sft" and is_source_tree(task, path)
+
+
 def _check_folder(path: Path, task: Task, method: str) -> None:
     if not os.access(path, os.R_OK | os.X_OK):
         raise InvalidDataError(f"{path} cannot be read: you have no permission.")
-    if method != "sft" or not is_source_tree(task, path):
+    if not _means_sources(path, task, method):
         _check_rows(path, method)
         return
     sources = source_files(path)

@@ -100,7 +100,7 @@ def uploaded(client: Client, wish: CheckedWish) -> Iterator[str | None]:
     if wish.data is None:
         yield None
         return
-    with job_data.packed(wish.data, wish.task) as file:
+    with job_data.packed(wish.data, wish.task, wish.options.config.get("method", "sft")) as file:
         file_id = client.upload(file.path, file.filename).id
     try:
         yield file_id
