@@ -11,6 +11,7 @@ import pytest
 
 from sage.tools.finetune import LoRATrainer, StepMetrics, TrainingCallback, TrainingConfig, TrainResult
 from sage.tools.finetune.data import Conversation
+from sage.tools.finetune.loss_choice import choose_loss
 from sage.tools.finetune.losses import AutocastLoss, PackedLoss, PlainLoss
 from sage.tools.finetune.modeling import load_base
 from sage.tools.finetune.rendering import ChatRenderer, Sample
@@ -218,3 +219,37 @@ def test_half_precision_over_full_weights_is_near_to_fp32(tiny_base: Path) -> No
     assert all(
         parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters()
     )
+
+
+def test_half_precision_over_full_weights_meets_few_sizes_on_a_cpu(tiny_base: Path) -> None:
+    """oneDNN keeps a kernel for each size of what it multiplies in half precision."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    attended: set[torch.dtype] = set()
+    sizes: set[int] = set()
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name = str(func)
+            if "scaled_dot_product" in name:
+                attended.add(args[0].dtype)
+            elif "mm" in name and args[0].dtype == torch.bfloat16:
+                sizes.update(size for part in args[:2] for size in part.shape)
+            return func(*args, **(kwargs or {}))
+
+    model = load_base(tiny_base, TrainingConfig(tuning="full"), "cpu", "bf16")
+    ids = torch.randint(2, 250, (45,), generator=torch.Generator().manual_seed(3)).tolist()
+    rows = [Sample(ids[:length], [-100] * 3 + ids[3:length]) for length in (40, 45, 17)]
+    said: list[str] = []
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = choose_loss(model, rows, said.append)
+    assert (loss.name, said) == ("packed", [])
+    half = AutocastLoss(loss, "cpu", torch.bfloat16)
+    with Seen():
+        half(rows).backward()
+        half(rows[:1]).backward()
+    assert attended == {torch.float32}
+    of_the_model = {size for parameter in model.parameters() for size in parameter.shape}
+    assert sizes
+    assert all(size % 64 == 0 for size in sizes - of_the_model), sizes

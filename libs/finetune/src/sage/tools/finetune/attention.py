@@ -55,8 +55,8 @@ def packed_attention(
     Without `row_lengths` (somebody generates with the model meanwhile) it is transformers' own attention.
     Raises: NotImplementedError for what this attention cannot do (the caller then trains row by row).
     """
+    from torch import autocast, cat, float32, ones
     from torch import bool as boolean
-    from torch import cat, float32, ones
     from torch.nn.functional import scaled_dot_product_attention
 
     if row_lengths is None:
@@ -74,7 +74,7 @@ def packed_attention(
     grouped = query.shape[1] != key.shape[1]
     rows = list(row_lengths)
     dtype = query.dtype
-    if query.device.type == "cpu" and dtype != float32:
+    if query.device.type == "cpu":
         # oneDNN keeps a kernel for every row length it meets in half precision, and never lets go of it.
         query, key, value = query.float(), key.float(), value.float()
     options = {"dropout_p": dropout, "scale": scaling, "enable_gqa": grouped}
@@ -84,10 +84,11 @@ def packed_attention(
         if sliding_window is not None and length > sliding_window
     }
     parts = zip(rows, query.split(rows, 2), key.split(rows, 2), value.split(rows, 2), strict=True)
-    attended = [
-        scaled_dot_product_attention(
-            q, k, v, attn_mask=windows.get(length), is_causal=length not in windows, **options
-        )
-        for length, q, k, v in parts
-    ]
+    with autocast("cpu", enabled=False):  # which would make it half precision again
+        attended = [
+            scaled_dot_product_attention(
+                q, k, v, attn_mask=windows.get(length), is_causal=length not in windows, **options
+            )
+            for length, q, k, v in parts
+        ]
     return cat(attended, dim=2).transpose(1, 2).to(dtype), None

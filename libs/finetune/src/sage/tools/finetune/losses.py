@@ -63,13 +63,18 @@ class PlainLoss(LossFunction):
 
 
 class PackedLoss(LossFunction):
-    """All rows in one sequence without padding; logits only where there is a label, a chunk at a time."""
+    """All rows in one sequence without padding; logits only where there is a label, a chunk at a time.
+
+    Make it under the autocast that it is to run under.
+    """
 
     name = "packed"
 
     def __init__(
         self, model: Any, head_chunk: int = HEAD_CHUNK, varlen: VarlenAttention | None = None
     ) -> None:
+        from torch import is_autocast_enabled
+
         register_packed_attention()
         self._head_chunk = head_chunk
         self._kernel = {"varlen": varlen} if varlen else {}
@@ -79,8 +84,8 @@ class PackedLoss(LossFunction):
         causal.set_attn_implementation(PACKED_ATTENTION)
         # oneDNN keeps kernels for every size of matrix it meets in half precision: memory would grow with
         # every new number of tokens. In fp32, and on GPUs, sizes cost nothing.
-        half_on_cpu = causal.device.type == "cpu" and causal.dtype.itemsize < 4
-        self._granule = HALF_GRANULE if half_on_cpu else 1
+        is_half = causal.dtype.itemsize < 4 or is_autocast_enabled("cpu")
+        self._granule = HALF_GRANULE if is_half and causal.device.type == "cpu" else 1
 
     def with_hits(self, rows: Sequence[Sample]) -> tuple[Any, Any]:
         hidden, wanted = self._at_labels(rows)
