@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -97,6 +98,27 @@ def test_rows_that_the_template_refuses_are_told(tmp_path: Path) -> None:
     report = validate_file(path, lengths=LengthCounter(Characters(), Frames(strict), max_length=5))
     assert report.notes == [told]
     assert validate_file(path, lengths=LengthCounter(Characters(), Frames(template), 5)).notes == []
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_what_the_template_refuses_in_either_answer_of_a_pair_is_told(tmp_path: Path, method: str) -> None:
+    def strict(messages: Sequence[Any], tools: Any) -> str:
+        if any("<image>" in message["content"] for message in messages):
+            raise ValueError("No images")
+        return template(messages, tools)
+
+    path = tmp_path / "rows.jsonl"
+    long, short = "a longer answer", "<image>"
+    answers = [(long, "no"), (long, short), (short, long), (short, "<image>?"), ("yes", long)]
+    rows = [{"prompt": "p", "chosen": chosen, "rejected": rejected} for chosen, rejected in answers]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    counter = LengthCounter(Characters(), Frames(strict, is_choosy=True), max_length=100)
+    report = validate_file(path, method=method, lengths=counter)
+    (note,) = report.notes
+    assert note.startswith("3 rows are refused by"), note
+    assert "first row 2 of rows.jsonl (No images)" in note
+    assert report.tokens is not None
+    assert sum(bar.rows for bar in report.tokens.histogram) == len(rows)
 
 
 def test_tools_are_counted_wherever_the_row_has_them(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -58,6 +58,13 @@ class TokenCounter(Protocol):
         """Where in the text each token ends, in characters."""
 
 
+class _Waiting(NamedTuple):
+    messages: Sequence[Message]
+    tools: Any
+    origin: str
+    other: Sequence[Message] | None
+
+
 class LengthCounter:
     """Measures conversations in batches, keeping only how many had which length."""
 
@@ -65,14 +72,20 @@ class LengthCounter:
         self._counter = counter
         self._frames = frames
         self._max_length = max_length
-        self._waiting: list[tuple[Sequence[Message], Any, str]] = []
+        self._waiting: list[_Waiting] = []
         self._lengths: Counter[int] = Counter()
         self._answer_tokens_cut = 0
         self._answers_cut_off = 0
 
-    def add(self, messages: Sequence[Message], tools: Any, origin: str = "") -> None:
-        """`origin` is for what is said of the row."""
-        self._waiting.append((messages, tools, origin))
+    def add(
+        self,
+        messages: Sequence[Message],
+        tools: Any,
+        origin: str = "",
+        other: Sequence[Message] | None = None,
+    ) -> None:
+        """`origin` is for what is said of the row; `other` is only shown to the template."""
+        self._waiting.append(_Waiting(messages, tools, origin, other))
         if len(self._waiting) >= _BATCH_ROWS:
             self._measure()
 
@@ -111,11 +124,18 @@ class LengthCounter:
 
     def _measure(self) -> None:
         waiting, self._waiting = self._waiting, []
-        texts = [self._frames.render(*row) for row in waiting]
-        for text, length, (messages, _, _) in zip(texts, self._counter.count(texts), waiting, strict=True):
+        texts = [self._render(row) for row in waiting]
+        for text, length, row in zip(texts, self._counter.count(texts), waiting, strict=True):
             self._lengths[length] += 1
             if length > self._max_length:
-                self._note_cut(text, self._frames.answers(text, messages))
+                self._note_cut(text, self._frames.answers(text, row.messages))
+
+    def _render(self, row: _Waiting) -> str:
+        refused = self._frames.refused
+        text = self._frames.render(row.messages, row.tools, row.origin)
+        if row.other is not None and self._frames.refused == refused:  # rows are counted, not answers
+            self._frames.render(row.other, row.tools, row.origin)
+        return text
 
     def _note_cut(self, text: str, answers: Sequence[Span]) -> None:
         ends = self._counter.ends(text)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
@@ -32,8 +32,16 @@ KEPT_BAD_ROWS = 20
 _SAMPLED_ROWS = 1000
 
 T = TypeVar("T")
-ReadRow = tuple[list[Message], Tools | None, bytes]
-"""What of a row is measured, the tools with it, and the key that tells duplicates."""
+
+
+class ReadRow(NamedTuple):
+    """What of a row is measured, the tools with it, and the key that tells duplicates."""
+
+    messages: list[Message]
+    tools: Tools | None
+    key: bytes
+    other: list[Message] | None = None
+    """Of a pair the conversation that is not measured."""
 
 
 class BadRow(BaseModel):
@@ -110,7 +118,7 @@ def validate_file(
         try:
             format_name, row_format, fields = match(row.content())
             formats[format_name] += 1
-            messages, tools, key = read(row_format, fields)
+            found = read(row_format, fields)
         except RowError as error:
             bad_count += 1
             empty_answers += error.is_empty_answer
@@ -119,9 +127,9 @@ def validate_file(
             if len(bad) < KEPT_BAD_ROWS:
                 bad.append(told)
             continue
-        seen.add(key)
+        seen.add(found.key)
         if lengths is not None:
-            lengths.add(messages, tools, row.origin)
+            lengths.add(found.messages, found.tools, row.origin, found.other)
     return DataReport(
         name=source.name,
         container=", ".join(dict.fromkeys(source.containers)),
@@ -213,7 +221,7 @@ def _are_preferences(sample: Iterable[Row]) -> bool:
 
 def _read_conversation(row_format: Any, fields: Any) -> ReadRow:
     messages, tools = row_format.to_messages(fields), tools_of(fields)
-    return messages, tools, row_key(messages, tools)
+    return ReadRow(messages, tools, row_key(messages, tools))
 
 
 def _read_pair(row_format: Any, fields: Any) -> ReadRow:
@@ -226,14 +234,17 @@ def _read_preference(row_format: Any, fields: Any) -> ReadRow:
         return _longer(preference)
     said = [*preference.prompt_messages, *preference.answer]
     key = row_key([{"role": str(preference.is_desirable), "content": ""}, *said], preference.tools)
-    return said, preference.tools, key
+    return ReadRow(said, preference.tools, key)
 
 
 def _longer(pair: PreferencePair) -> ReadRow:
     """The longer of the two conversations in a pair, for its length, and the key of both."""
-    longer = max(pair.chosen, pair.rejected, key=lambda turns: sum(len(m["content"]) for m in turns))
-    key = row_key([*pair.prompt_messages, *pair.chosen, *pair.rejected], pair.tools)
-    return [*pair.prompt_messages, *longer], pair.tools, key
+    shorter, longer = sorted(
+        (pair.rejected, pair.chosen), key=lambda turns: sum(len(m["content"]) for m in turns)
+    )
+    prompt = pair.prompt_messages
+    key = row_key([*prompt, *pair.chosen, *pair.rejected], pair.tools)
+    return ReadRow([*prompt, *longer], pair.tools, key, [*prompt, *shorter])
 
 
 def bad_row(row: Row, error: RowError, name: str) -> BadRow:
