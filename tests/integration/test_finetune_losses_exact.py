@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from sage.tools.finetune.head_loss import CHOICE_BLOCK, IGNORED
-from sage.tools.finetune.head_loss import hits_of as count_hits
+from sage.tools.finetune.head_loss import IGNORED
 from sage.tools.finetune.kernels import varlen_attentions
 from sage.tools.finetune.loss_choice import choose_loss
 from sage.tools.finetune.losses import FusedLoss, PackedLoss, PlainLoss
@@ -320,19 +319,6 @@ def test_hits_are_the_labels_that_are_the_models_first_choice(tiny_base: Path, w
         assert loss.scores(samples) == (pytest.approx(value.item(), rel=1e-5), expected)
 
 
-@pytest.mark.parametrize("vocabulary", [CHOICE_BLOCK, 3 * CHOICE_BLOCK, 3 * CHOICE_BLOCK + 1])
-def test_of_equal_logits_the_first_is_the_choice(vocabulary: int) -> None:
-    import torch
-
-    torch.manual_seed(2)
-    logits = torch.randint(5, (60, vocabulary)).float()
-    choices = logits.argmax(1)
-    labels = torch.where(torch.arange(60) % 2 == 0, choices, torch.randint(vocabulary, (60,)))
-    labels[:5] = IGNORED
-    assert int(count_hits(logits, labels)) == int((choices == labels).sum()) >= 27
-    assert int(count_hits(logits[:0], labels[:0])) == 0
-
-
 def test_half_precision_loses_no_more_than_the_plain_path_does(tiny_base: Path) -> None:
     """There sizes are rounded up with tokens that nobody sees, and attention is in fp32."""
     import torch
@@ -453,6 +439,18 @@ def test_a_broken_kernel_gives_way_to_the_next(
     value.backward()
     assert value.item() == pytest.approx(expected, rel=0.02)
     assert set(calls) == ({used} if used else set())
+
+
+def test_a_whole_model_takes_no_kernel_since_its_gradients_are_not_compared(tiny_base: Path) -> None:
+    import torch
+
+    model = load_base(tiny_base, TrainingConfig(tuning="full"), "cpu", "fp32").to(torch.bfloat16)
+    calls: list[str] = []
+    said: list[str] = []
+    loss = choose_loss(model, rows(), said.append, {"half": counted("half", forward_only, calls)})
+    assert (loss.name, said) == ("packed", [])
+    loss(rows()).backward()
+    assert calls == []
 
 
 def counted(name: str, kernel: Any, calls: list[str]) -> Any:

@@ -1,6 +1,7 @@
 """Which kernels a run uses: a pure choice by chip, precision and what is installed. No torch on import.
 
-Whatever is chosen is exact: the loss proves itself on rows of the run before a step is taken.
+Whatever attention uses is exact: with adapters, the loss proves itself on rows of the run, forwards and
+backwards, before a step is taken. Where the whole model trains, it takes none of them (see loss_choice.py).
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ def choose_loss(
 ) -> LossFunction:
     """The fastest loss that proves equal to the plain one on the ends of two rows; else the plain one.
 
-    `kernels` are tried in their order for the packed one; without them, each row is attended to by itself.
+    `kernels` are tried in their order for the packed one where adapters train; without them, each row is
+    attended to by itself.
     """
     was_training = model.training
     model.eval()  # no dropout, which would differ
@@ -78,7 +79,9 @@ def _proven_loss(
         fused.undo()
     except NotFusableError:
         pass  # the usual case for other families and on GPUs
-    packed = _proven_packed(model, probes, plain, tolerance, report, kernels)
+    # Of a whole model no gradients are compared (see `_Measured`), so that no kernel would be proven.
+    provable = kernels if plain.gradient is not None else {}
+    packed = _proven_packed(model, probes, plain, tolerance, report, provable)
     if unfit:
         report(f"The fused path does not fit this model ({unfit}); training the packed way, which is slower.")
     return packed
