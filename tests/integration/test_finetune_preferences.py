@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from tests.integration.finetune_recorder import Recorder, adapter_weights
 
-from sage.tools.finetune import Evaluation, LoRATrainer, TrainingConfig
+from sage.tools.finetune import Evaluation, LoRATrainer, TrainingCallback, TrainingConfig
 from sage.tools.finetune.callbacks import GeneratedAnswer
 from sage_contracts.errors import InvalidDataError, InvalidRequestError, TrainingFailedError
 
@@ -284,6 +285,19 @@ def no_number_in_pass(number: int) -> Iterator[None]:
         hook.remove()
 
 
+class Trainers(TrainingCallback):
+    """How many trainers of TRL's there are on the way back."""
+
+    def __init__(self) -> None:
+        self.on_the_way: list[int] = []
+
+    def on_log(self, level: str, message: str) -> None:
+        from transformers import Trainer
+
+        if "Going back" in message:
+            self.on_the_way.append(sum(issubclass(type(thing), Trainer) for thing in gc.get_objects()))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_after_a_nan_a_run_begins_again_at_a_lower_rate(
     method: str, tiny_base: Path, data: Path, tmp_path: Path
@@ -292,9 +306,13 @@ def test_after_a_nan_a_run_begins_again_at_a_lower_rate(
     slow = settings(tiny_base, data, tmp_path / "a", learning_rate=0.3e-2, **changes)
     expected = LoRATrainer(slow, ()).train()
 
-    watcher = Recorder()
+    watcher, trainers = Recorder(), Trainers()
+    gc.collect()  # those of other runs
     with no_number_in_pass(5):  # the third step
-        result = LoRATrainer(settings(tiny_base, data, tmp_path / "b", **changes), [watcher]).train()
+        result = LoRATrainer(
+            settings(tiny_base, data, tmp_path / "b", **changes), [watcher, trainers]
+        ).train()
+    assert trainers.on_the_way == [0], "its rows and buffers are not to be there twice"
     assert [metrics.step for metrics in watcher.steps] == [1, 2, 1, 2, 3, 4, 5, 6]
     assert [metrics.lr for metrics in watcher.steps] == pytest.approx([1e-2] * 2 + [0.3e-2] * 6)
     warned = [text for level, text in watcher.logs if level == "warn"]
@@ -347,7 +365,6 @@ def test_whoever_resumes_a_run_knows_how_often_it_went_back(
 
 def test_a_loss_that_stays_high_is_a_failed_step() -> None:
     from sage.tools.finetune.batching import Schedule
-    from sage.tools.finetune.callbacks import TrainingCallback
     from sage.tools.finetune.checkpoints import Checkpoints, RunState
     from sage.tools.finetune.preferences.progress import Progress, StepFailed
 
@@ -371,7 +388,6 @@ def test_our_held_out_scores_are_those_of_trl(method: str, tiny_base: Path, tmp_
     from datasets import Dataset
 
     from sage.tools.finetune.batching import Schedule
-    from sage.tools.finetune.callbacks import TrainingCallback
     from sage.tools.finetune.checkpoints import Checkpoints, RunState
     from sage.tools.finetune.preferences.held_out import HeldOut
     from sage.tools.finetune.preferences.methods import make_trainer

@@ -54,16 +54,23 @@ class Steps:
             # It may have been stopped before its evaluation was done.
             progress.stopped = progress.evaluate_if_due()
         while not (progress.stopped or progress.has_ended_early or progress.is_done):
-            trainer = make_trainer(
-                self.config, self.parts, self.rows, self.schedule, self.checkpoints.folder, progress
-            )
-            try:
-                # A checkpoint of step 0 only says what became of earlier tries.
-                trainer.train(resume_from_checkpoint=str(newest) if newest and progress.state.step else None)
+            fault = self._go_on(newest)
+            if fault is None:
                 return
-            except StepFailed as failure:
-                fault = failure.fault
             newest = self._roll_back(fault)
+
+    def _go_on(self, newest: Path | None) -> Fault | None:
+        """Take the steps; what went wrong, if anything. Its trainer dies with it: never are two in memory."""
+        progress = self.progress
+        trainer = make_trainer(
+            self.config, self.parts, self.rows, self.schedule, self.checkpoints.folder, progress
+        )
+        try:
+            # A checkpoint of step 0 only says what became of earlier tries.
+            trainer.train(resume_from_checkpoint=str(newest) if newest and progress.state.step else None)
+        except StepFailed as failure:
+            return failure.fault
+        return None
 
     def _roll_back(self, fault: Fault) -> Path:
         """The checkpoint to go on from. Raises: TrainingFailedError, when that was done often enough."""
