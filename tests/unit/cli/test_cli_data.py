@@ -55,7 +55,7 @@ def test_a_folder_is_packed_with_its_own_sources_only(tree: Path) -> None:
 def test_what_git_ignores_is_left_out(tree: Path) -> None:
     subprocess.run(["git", "init", "-q", str(tree)], check=True, timeout=30)
     (tree / ".gitignore").write_text("made/\n")
-    names = [str(file.relative_to(tree)) for file in data.source_files(tree)]
+    names = [str(file.relative_to(tree)) for file in data.uploadable_sources(tree)]
     assert names == ["app.py", "lib/words.py"]
 
 

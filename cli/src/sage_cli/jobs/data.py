@@ -71,7 +71,7 @@ def packed(path: Path, task: Task, method: str = "sft") -> Iterator[DataFile]:
             yield DataFile(lines, lines.name)
             return
         archive = Path(folder) / f"{path.absolute().name or 'sources'}.zip"
-        root, files = (path, source_files(path)) if path.is_dir() else (path.parent, [path])
+        root, files = (path, uploadable_sources(path)) if path.is_dir() else (path.parent, [path])
         # Not strict: the format knows no time before 1980, which some files are from.
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as stream:
             for file in files:
@@ -79,7 +79,7 @@ def packed(path: Path, task: Task, method: str = "sft") -> Iterator[DataFile]:
         yield DataFile(archive, archive.name)
 
 
-def source_files(folder: Path) -> list[Path]:
+def uploadable_sources(folder: Path) -> list[Path]:
     """The sources below a folder, in order; without those that git ignores, where git can be asked."""
     found = sorted(trees.source_files(folder))
     listed = _listed_by_git(folder)
@@ -98,7 +98,7 @@ def _check_folder(path: Path, task: Task, method: str) -> None:
     if not _means_sources(path, task, method):
         _check_rows(path, method)
         return
-    sources = source_files(path)
+    sources = uploadable_sources(path)
     if not sources:
         raise InvalidDataError(
             f"{path} holds no source code ({', '.join(sorted(SOURCE_SUFFIXES))}). Give --data a folder with"
