@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import pytest
 
-from sage.tools.finetune.head_loss import IGNORED
+from sage.tools.finetune.head_loss import CHOICE_BLOCK, IGNORED
+from sage.tools.finetune.head_loss import hits_of as count_hits
 from sage.tools.finetune.kernels import varlen_attentions
 from sage.tools.finetune.loss_choice import choose_loss
 from sage.tools.finetune.losses import FusedLoss, PackedLoss, PlainLoss
@@ -317,6 +318,19 @@ def test_hits_are_the_labels_that_are_the_models_first_choice(tiny_base: Path, w
     value.backward()
     with torch.no_grad():
         assert loss.scores(samples) == (pytest.approx(value.item(), rel=1e-5), expected)
+
+
+@pytest.mark.parametrize("vocabulary", [CHOICE_BLOCK, 3 * CHOICE_BLOCK, 3 * CHOICE_BLOCK + 1])
+def test_of_equal_logits_the_first_is_the_choice(vocabulary: int) -> None:
+    import torch
+
+    torch.manual_seed(2)
+    logits = torch.randint(5, (60, vocabulary)).float()
+    choices = logits.argmax(1)
+    labels = torch.where(torch.arange(60) % 2 == 0, choices, torch.randint(vocabulary, (60,)))
+    labels[:5] = IGNORED
+    assert int(count_hits(logits, labels)) == int((choices == labels).sum()) >= 27
+    assert int(count_hits(logits[:0], labels[:0])) == 0
 
 
 def test_half_precision_loses_no_more_than_the_plain_path_does(tiny_base: Path) -> None:
