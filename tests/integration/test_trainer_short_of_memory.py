@@ -76,3 +76,5 @@ def test_a_real_limit_on_the_memory_is_met_and_kept(short: Rig, tmp_path: Path) 
     assert finish.outcome is Outcome.SUCCEEDED, finish.error_message
     assert "halve_batch" in finish.metrics.oom_rungs
     assert any("allocate memory" in text and "halve_batch" in text for text in job.messages)
+    # Not in the same process, whose heap is full of holes, but in a new one.
+    assert any("Going on with what was changed for lack of memory" in text for text in job.messages)

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from sage.tools.finetune.callbacks import CheckpointInfo, Evaluation, GeneratedAnswer, StepMetrics
+from sage.tools.finetune.ladder import Rung
 from sage_contracts.config import TrainingConfig
 from sage_contracts.home import Home
 from sage_contracts.jobs import JobMetrics
 from sage_contracts.workers import TrainClaim
-from sage_trainer.child import StopNow, Telling, last_words
+from sage_trainer.child import RestartNow, StopNow, Telling, last_words
 from sage_trainer.folders import (
     VersionResult,
     give_up_checkpoints,
@@ -46,9 +47,9 @@ def spec_of(home: Path, **fields: object) -> ChildSpec:
     return ChildSpec(home=str(home), device="cpu", claim=claim.model_copy(update=fields))
 
 
-def telling(home: Path) -> tuple[Telling, io.StringIO]:
+def telling(home: Path, device: str = "cpu") -> tuple[Telling, io.StringIO]:
     out = io.StringIO()
-    return Telling(out, Home(home)), out
+    return Telling(out, Home(home), device), out
 
 
 def said(out: io.StringIO) -> list[object]:
@@ -191,3 +192,10 @@ def test_sigterm_is_a_request_while_training_and_an_end_before(tmp_path: Path) -
         early.on_sigterm(signal.SIGTERM, None)
     with pytest.raises(StopNow):
         early.on_phase("base_model", "")
+
+
+def test_a_rung_is_left_to_a_new_process_unless_a_gpu_gives_its_memory_back(tmp_path: Path) -> None:
+    rung = Rung(name="halve_batch", change="per_device_train_batch_size 2 → 1", config=TrainingConfig())
+    with pytest.raises(RestartNow):
+        telling(tmp_path)[0].on_rung(rung)
+    telling(tmp_path, "cuda:0")[0].on_rung(rung)

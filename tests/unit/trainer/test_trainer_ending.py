@@ -7,7 +7,7 @@ import pytest
 from sage_contracts.jobs import JobMetrics
 from sage_contracts.workers import Outcome
 from sage_trainer.ending import LastWords, ending_of, stronger_order
-from sage_trainer.messages import DoneMessage, FailedMessage, StoppedMessage
+from sage_trainer.messages import DoneMessage, FailedMessage, RestartMessage, StoppedMessage
 
 DONE = DoneMessage(metrics=JobMetrics(), base_model="base", adapter_path="adapter")
 STOPPED = StoppedMessage(step=3)
@@ -32,6 +32,7 @@ def with_log(message: str) -> str:
         (PAUSED, STOPPED, 0, PAUSED),
         (PAUSED, DONE, 0, Outcome.SUCCEEDED),
         (PAUSED, None, -9, PAUSED),
+        (PAUSED, RestartMessage(), 0, PAUSED),
         (RELEASED, None, -15, RELEASED),
         (RELEASED, DONE, 0, Outcome.SUCCEEDED),
         (None, None, 0, Outcome.FAILED),

@@ -35,6 +35,7 @@ from sage_contracts.errors import SageError, TrainingFailedError
 from sage_contracts.home import Home
 from sage_contracts.jobs import EventLevel, JobMetrics
 from sage_servicekit.children import append_output_to, end_with_parent, take_stdout
+from sage_trainer.ending import LastWords
 from sage_trainer.folders import (
     VersionResult,
     give_up_checkpoints,
@@ -54,6 +55,7 @@ from sage_trainer.messages import (
     LogMessage,
     PhaseMessage,
     ReadyMessage,
+    RestartMessage,
     StepMessage,
     StoppedMessage,
 )
@@ -61,6 +63,7 @@ from sage_trainer.unpack import is_archive, unpack_tree
 
 if TYPE_CHECKING:
     from sage.tools.finetune import TrainResult
+    from sage.tools.finetune.ladder import Rung
 
 _SENTENCES = {
     "data": "Preparing data",
@@ -79,12 +82,17 @@ class StopNow(BaseException):
     """SIGTERM arrived while there is nothing to save. Not for `except Exception` to catch."""
 
 
+class RestartNow(BaseException):
+    """Memory did not suffice here; a new process has all of it. Not for `except Exception` to catch."""
+
+
 class Telling(TrainingCallback):
     """The engine's callbacks, said to the parent; and SIGTERM, said to the engine."""
 
-    def __init__(self, out: IO[str], home: Home) -> None:
+    def __init__(self, out: IO[str], home: Home, device: str) -> None:
         self._out = out
         self._home = home
+        self._device = device
         self._phase = "start"
         self._is_stopping = False
         self.checkpoint_step: int | None = None
@@ -153,6 +161,12 @@ class Telling(TrainingCallback):
         for one in answers:
             self.say(AnswerMessage(step=step, prompt=one.prompt, answer=one.answer))
 
+    def on_rung(self, rung: Rung) -> None:
+        # CUDA's allocator gives everything back. The C library's heap is full of holes by now: what a new
+        # process could load may not fit into this one again.
+        if self._device == "cpu":
+            raise RestartNow
+
     def on_log(self, level: Literal["info", "warn", "error"], message: str) -> None:
         print(message, file=sys.stderr, flush=True)
         self.say(LogMessage(level=EventLevel(level), message=message))
@@ -161,7 +175,7 @@ class Telling(TrainingCallback):
 def train(spec: ChildSpec, tell: Telling) -> DoneMessage | StoppedMessage:
     """Run the job of the spec to its end.
 
-    Raises: SageError; StopNow.
+    Raises: SageError; StopNow; RestartNow.
     """
     home, claim = Home(Path(spec.home)), spec.claim
     output_dir = home.resolve(claim.output_dir)
@@ -222,12 +236,14 @@ def _job_metrics(result: TrainResult) -> JobMetrics:
     return JobMetrics.model_validate({**known, "phase": "done", "eta_s": 0, "oom_rungs": rungs or None})
 
 
-def last_words(spec: ChildSpec, tell: Telling) -> DoneMessage | StoppedMessage | FailedMessage:
+def last_words(spec: ChildSpec, tell: Telling) -> LastWords:
     """`train`, with whatever goes wrong put into words."""
     try:
         return train(spec, tell)
     except StopNow:
         return StoppedMessage()
+    except RestartNow:
+        return RestartMessage()
     except SageError as error:
         traceback.print_exc()
         return FailedMessage(code=error.code, message=error.message, param=error.param, is_explained=True)
@@ -242,7 +258,7 @@ def main() -> int:
     spec = _awaited_spec(orders, out) if sys.argv[1] == "--wait" else _read_spec(Path(sys.argv[1]))
     # The worker knows what to do when memory runs out. A child that only waits holds none worth taking.
     die_first(_OOM_SCORE)
-    tell = Telling(out, Home(Path(spec.home)))
+    tell = Telling(out, Home(Path(spec.home)), spec.device)
     signal.signal(signal.SIGTERM, tell.on_sigterm)
     words = last_words(spec, tell)
     tell.say(words)

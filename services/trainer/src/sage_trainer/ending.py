@@ -8,9 +8,9 @@ from sage_contracts.errors import TrainingFailedError
 from sage_contracts.workers import Outcome
 from sage_servicekit.attempt import Ending
 from sage_servicekit.children import describe_exit
-from sage_trainer.messages import DoneMessage, FailedMessage, StoppedMessage
+from sage_trainer.messages import DoneMessage, FailedMessage, RestartMessage, StoppedMessage
 
-LastWords = DoneMessage | StoppedMessage | FailedMessage
+LastWords = DoneMessage | StoppedMessage | RestartMessage | FailedMessage
 
 
 def stronger_order(known: Outcome | None, new: Outcome) -> Outcome:

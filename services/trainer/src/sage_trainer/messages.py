@@ -119,6 +119,12 @@ class StoppedMessage(_Said):
     """The step of the checkpoint it saved."""
 
 
+class RestartMessage(_Said):
+    """Memory did not suffice, and a rung of the ladder was taken: the next child goes on from there."""
+
+    kind: Literal["restart"] = "restart"
+
+
 class FailedMessage(_Said):
     kind: Literal["failed"] = "failed"
     code: str
@@ -138,6 +144,7 @@ ChildMessage = Annotated[
     | LogMessage
     | DoneMessage
     | StoppedMessage
+    | RestartMessage
     | FailedMessage,
     Field(discriminator="kind"),
 ]

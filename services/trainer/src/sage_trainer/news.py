@@ -18,6 +18,7 @@ from sage_trainer.messages import (
     LogMessage,
     PhaseMessage,
     ReadyMessage,
+    RestartMessage,
     StepMessage,
     StoppedMessage,
 )
@@ -73,7 +74,7 @@ class News:
             case DoneMessage():
                 self.metrics = self.metrics.model_copy(update=message.metrics.model_dump(exclude_none=True))
                 self.last_words = message
-            case StoppedMessage() | FailedMessage():
+            case StoppedMessage() | RestartMessage() | FailedMessage():
                 self.last_words = message
             case _:
                 assert_never(message)

@@ -17,7 +17,7 @@ from sage_servicekit.children import Child, computing_env
 from sage_servicekit.machine import oom_kill_count
 from sage_trainer.child_deaths import ChildDeaths
 from sage_trainer.ending import ending_of, stronger_order
-from sage_trainer.messages import CHILD_MESSAGE, ChildMessage, ChildSpec, DoneMessage
+from sage_trainer.messages import CHILD_MESSAGE, ChildMessage, ChildSpec, DoneMessage, RestartMessage
 from sage_trainer.news import News
 from sage_trainer.settings import TrainerSettings
 from sage_trainer.spare import Spare
@@ -72,15 +72,18 @@ class TrainAttempt(Attempt[TrainClaim, ChildMessage]):
         self._ordered: Outcome | None = None
 
     def _work(self) -> Ending:
-        """One child after another, as long as they die for lack of memory and something can be changed."""
+        """One child after another, as long as memory does not suffice and something can be changed."""
         checkpoints = self._log_path.parent.parent / "checkpoints"
         deaths = ChildDeaths(self._claim, checkpoints, self._post.device.name, oom_kill_count)
         rungs: Sequence[OomRung] = ()
         while True:
             deaths.begin()
             exit_code = self._train(rungs)
-            ending = ending_of(self._ordered, self._news.last_words, exit_code, self._with_log)
-            if self._news.last_words is not None or self._ordered is not None or self._is_lost:
+            words, is_over = self._news.last_words, self._ordered is not None or self._is_lost
+            if isinstance(words, RestartMessage) and not is_over:
+                continue  # it has written down its rungs: the next one finds them
+            ending = ending_of(self._ordered, words, exit_code, self._with_log)
+            if words is not None or is_over:
                 return ending
             after = deaths.after(exit_code, self._log_tail())
             if after is None:
@@ -92,6 +95,7 @@ class TrainAttempt(Attempt[TrainClaim, ChildMessage]):
 
     def _train(self, rungs: Sequence[OomRung]) -> int:
         """One child that begins on these rungs. Returns its exit code."""
+        self._news.last_words = None
         home, device = self._post.settings.home, self._post.device.name
         spec = ChildSpec(home=str(home.root), device=device, claim=self._claim, rungs=list(rungs))
         end = self._run_child(spec)

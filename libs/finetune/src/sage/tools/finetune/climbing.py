@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sage.tools.finetune.callbacks import TrainingCallback
-from sage.tools.finetune.hardware import memory_errors, pick_device
+from sage.tools.finetune.hardware import give_back_memory, memory_errors, pick_device
 from sage.tools.finetune.ladder import RESTARTING, Rung, climbed, next_rung
 from sage.tools.finetune.storage import write_json
 from sage_contracts.config import OomRung, TrainingConfig
@@ -133,9 +133,10 @@ def forget_rungs(checkpoints: Path) -> None:
 
 
 def free_memory() -> None:
-    """Drop what only cycles hold, and give CUDA's cache back, so that the next try finds all there is."""
+    """Drop what only cycles hold, and give back what the allocators keep, for the next try to find it all."""
     import torch
 
     gc.collect()
+    give_back_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
