@@ -119,6 +119,16 @@ def test_a_run_ends_early_and_keeps_its_best(
     assert b"Number 1?" in next(run.glob("events.out.tfevents.*")).read_bytes()
 
 
+@pytest.mark.parametrize("last", [4, 5])
+def test_without_held_out_rows_the_prompts_are_answered_once_a_step(
+    tiny_base: Path, contradicting: tuple[Path, Path], tmp_path: Path, last: int
+) -> None:
+    changes = {"max_steps": last, "sample_prompts": ["Number 1?"], "validation_fraction": 0}
+    watcher = Watcher()
+    LoRATrainer(settings(tiny_base, contradicting[0], tmp_path, **changes), [watcher]).train()
+    assert [step for step, *_ in watcher.answers] == [0, 2, 4, 5][: last - 1]
+
+
 def test_without_keep_best_the_last_step_is_the_result(
     tiny_base: Path, contradicting: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -37,6 +37,8 @@ class RunState:
     stale_evaluations: int = 0
     """In a row, without becoming better."""
     has_ended_early: bool = False
+    answered_step: int | None = None
+    """The newest between steps whose answers to the sample prompts were told."""
     kept_step: int | None = None
     """Set at the end, when an earlier step than the last became the result."""
     good_step: int = 0

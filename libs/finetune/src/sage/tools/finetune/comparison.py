@@ -70,6 +70,6 @@ class Comparison:
             else:
                 told = f"The best checkpoint, of step {step}, is damaged; using the last"
                 held.callbacks.on_log("warn", told)
-        step, has_answered = state.kept_step or state.step, is_measured or state.kept_step is not None
-        held.tell("tuned", step, scores, has_answered=has_answered)
+        has_answered = state.answered_step == state.step or state.kept_step is not None
+        held.tell("tuned", state.kept_step or state.step, scores, has_answered=has_answered)
         return scores

@@ -118,6 +118,7 @@ class TrainingLoop:
             figures = {"token_accuracy": scores.token_accuracy}
             is_best = note_evaluation(state, scores.loss, self.config.early_stopping_patience, figures)
         self.held.tell("step", state.step, scores, is_best=is_best)
+        state.answered_step = state.step
         if state.has_ended_early:
             self.callbacks.on_log("info", early_end_text(state))
         return None

@@ -114,6 +114,7 @@ class Progress(Generic[StateT]):
         if found:
             self._take_in(found)
         self._answer(state.step)
+        state.answered_step = state.step
         if state.has_ended_early:
             self._callbacks.on_log("info", early_end_text(state))
         self._began = time.monotonic()  # that was no part of the next step

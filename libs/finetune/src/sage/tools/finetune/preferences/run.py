@@ -73,7 +73,7 @@ class PreferenceRun(Run):
                 tuned = self._settle(parts, checkpoints, state, held, told)
                 told.on_eval(Evaluation("tuned", state.kept_step or state.step, tuned.loss))
                 told.on_log("info", _comparison(state, tuned))
-            if not (_is_measured(state) or state.kept_step):  # else it has answered already
+            if not (state.answered_step == state.step or state.kept_step):  # else it has answered already
                 answer(state.step)
         tell.on_phase("saving", str(layout.adapter))
         metrics = self._scores(state, schedule, tuned, progress.last_metrics)
