@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_UNITS = ("B", "KB", "MB", "GB", "TB")
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def output() -> Console:
@@ -75,7 +75,7 @@ def _plain_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def bytes_text(count: int) -> str:
-    """1536 → `1.5 KB`."""
+    """1536 → `1.5 KiB`."""
     value = float(count)
     for unit in _UNITS:
         if value < 1024 or unit == _UNITS[-1]:

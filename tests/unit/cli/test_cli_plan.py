@@ -43,8 +43,8 @@ def shown(*changes: Change, **fields: Any) -> str:
 def test_what_could_not_be_tried_is_not_said_to_be_too_large() -> None:
     text = shown(EIGHT_BITS, HALF, SMALLER)
     assert "load_in_8bit: could not be tried: No card, no 8 bits." in text
-    assert "halve_batch: does not fit either (peak 3.0 GB). batch 2" in text
-    assert "--preset minimal: fits (peak 1.0 GB). max_length 512" in text
+    assert "halve_batch: does not fit either (peak 3.0 GiB). batch 2" in text
+    assert "--preset minimal: fits (peak 1.0 GiB). max_length 512" in text
     assert text.count("does not fit either") == 1
     assert "by itself" not in text  # the run takes rungs, and no other preset
     assert "by itself" in shown(HALF.model_copy(update={"fits": True}))
