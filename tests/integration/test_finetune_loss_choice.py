@@ -1,0 +1,199 @@
+"""Which loss and attention kernel a run takes, and what it does when one of them is broken or inexact."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.integration.test_finetune_losses_exact import adapted, rows
+
+from sage.tools.finetune.head_loss import IGNORED
+from sage.tools.finetune.kernels import varlen_attentions
+from sage.tools.finetune.loss_choice import choose_loss
+from sage.tools.finetune.losses import PlainLoss
+from sage.tools.finetune.modeling import load_base
+from sage.tools.finetune.rendering import Sample
+from sage_contracts.config import TrainingConfig
+
+
+def test_the_fastest_path_that_is_exact_is_chosen(tiny_base: Path) -> None:
+    said: list[str] = []
+    assert choose_loss(adapted(tiny_base), rows(), said.append).name == "fused"
+    trained_norms = adapted(tiny_base)
+    trained_norms.get_base_model().model.layers[0].input_layernorm.weight.requires_grad_(True)
+    assert choose_loss(trained_norms, rows(), said.append).name == "packed"
+    assert said == []
+
+
+def test_a_layer_that_only_looks_like_the_family_is_not_fused(tiny_base: Path) -> None:
+    model = adapted(tiny_base)
+    mlp = model.get_base_model().model.layers[1].mlp
+    mlp.register_forward_hook(lambda module, inputs, output: 1.5 * output)
+    said: list[str] = []
+    assert choose_loss(model, rows(), said.append).name == "packed"
+    assert "fused" in said[0]
+
+
+@pytest.mark.parametrize("error", [ImportError("undefined symbol"), RuntimeError("no kernel image")])
+def test_a_broken_kernel_falls_back_to_plain(tiny_base: Path, error: Exception) -> None:
+    model = failing_when_packed(adapted(tiny_base), error)
+    expected = PlainLoss(model)(rows()).item()
+    said: list[str] = []
+    loss = choose_loss(model, rows(), said.append)
+    assert loss.name == "plain"
+    assert str(error) in said[0]
+    assert loss(rows()).item() == pytest.approx(expected, rel=1e-5)
+
+
+def each_row_by_itself(
+    query: Any, key: Any, value: Any, lengths: list[int], scaling: float | None, window: int | None
+) -> Any:
+    """A kernel with variable lengths, as GPUs have them."""
+    from torch import cat
+    from torch.nn.functional import scaled_dot_product_attention
+
+    assert window is None
+    heads_first = (part.transpose(0, 1).split(lengths, 1) for part in (query, key, value))
+    attended = [
+        scaled_dot_product_attention(*row, is_causal=True, scale=scaling, enable_gqa=True)
+        for row in zip(*heads_first, strict=True)
+    ]
+    return cat(attended, dim=1).transpose(0, 1)
+
+
+def all_rows_as_one(query: Any, key: Any, value: Any, lengths: list[int], *rest: Any) -> Any:
+    return each_row_by_itself(query, key, value, [sum(lengths)], *rest)
+
+
+def no_number(*arguments: Any) -> Any:
+    return each_row_by_itself(*arguments) * float("nan")
+
+
+def forward_only(*arguments: Any) -> Any:
+    """As flash attention is for large heads on some chips."""
+    import torch
+
+    class ForwardOnly(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, attended: Any) -> Any:
+            return attended.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *upstream: Any) -> Any:
+            raise RuntimeError("head dimension > 192 has no backward pass here")
+
+    return ForwardOnly.apply(each_row_by_itself(*arguments))
+
+
+NEITHER_RUNS_HERE = varlen_attentions(("flash_attn", "torch_varlen"))
+
+
+@pytest.mark.parametrize(
+    ("kernels", "used", "words"),
+    [
+        ({"good": each_row_by_itself}, "good", ""),
+        (NEITHER_RUNS_HERE, "", r"flash_attn \(.+\), torch_varlen \(.+\); each row is attended to by itself"),
+        ({**NEITHER_RUNS_HERE, "good": each_row_by_itself}, "good", r"flash_attn .*; good is used instead"),
+        ({"half": forward_only, "good": each_row_by_itself}, "good", r"half \(head dimension > 192"),
+        ({"mixing": all_rows_as_one, "good": each_row_by_itself}, "good", r"mixing \(it gave"),
+        ({"nan": no_number}, "", r"nan \(it gave nan"),
+    ],
+)
+def test_a_broken_kernel_gives_way_to_the_next(
+    tiny_base: Path, kernels: dict[str, Any], used: str, words: str
+) -> None:
+    model = adapted(tiny_base, "bf16")
+    model.get_base_model().model.layers[0].input_layernorm.weight.requires_grad_(True)  # not to be fused
+    expected = PlainLoss(model)(rows()).item()
+    calls: list[str] = []
+    said: list[str] = []
+    loss = choose_loss(model, rows(), said.append, {n: counted(n, k, calls) for n, k in kernels.items()})
+    assert loss.name == "packed"
+    assert len(said) == bool(words)
+    assert re.search(words, "".join(said))
+    calls.clear()
+    value = loss(rows())
+    value.backward()
+    assert value.item() == pytest.approx(expected, rel=0.02)
+    assert set(calls) == ({used} if used else set())
+
+
+def test_a_whole_model_takes_no_kernel_since_its_gradients_are_not_compared(tiny_base: Path) -> None:
+    import torch
+
+    model = load_base(tiny_base, TrainingConfig(tuning="full"), "cpu", "fp32").to(torch.bfloat16)
+    calls: list[str] = []
+    said: list[str] = []
+    loss = choose_loss(model, rows(), said.append, {"half": counted("half", forward_only, calls)})
+    assert (loss.name, said) == ("packed", [])
+    loss(rows()).backward()
+    assert calls == []
+
+
+def counted(name: str, kernel: Any, calls: list[str]) -> Any:
+    def attend(*arguments: Any) -> Any:
+        calls.append(name)
+        return kernel(*arguments)
+
+    return attend
+
+
+def test_a_model_that_no_kernel_fits_is_trained_the_plain_way(tiny_base: Path) -> None:
+    model = failing_when_packed(adapted(tiny_base, "bf16"), NotImplementedError("softcap"))
+    said: list[str] = []
+    assert choose_loss(model, rows(), said.append, {"good": each_row_by_itself}).name == "plain"
+    assert len(said) == 1
+    assert "softcap" in said[0]
+
+
+def test_a_lack_of_memory_is_no_broken_kernel(tiny_base: Path) -> None:
+    import torch
+
+    model = failing_when_packed(adapted(tiny_base), torch.OutOfMemoryError("CUDA out of memory."))
+    with pytest.raises(torch.OutOfMemoryError):
+        choose_loss(model, rows(), print)
+    with pytest.raises(torch.OutOfMemoryError):
+        choose_loss(model, rows(), print, {"good": each_row_by_itself})
+
+
+def failing_when_packed(model: Any, error: Exception) -> Any:
+    def fail(module: Any, arguments: Any, options: dict[str, Any]) -> None:
+        if "row_lengths" in options:
+            raise error
+
+    model.get_base_model().get_decoder().register_forward_pre_hook(fail, with_kwargs=True)
+    return model
+
+
+def test_a_model_that_does_more_than_its_head_falls_back_to_plain(tiny_base: Path) -> None:
+    import torch
+
+    model = adapted(tiny_base)
+    causal = model.get_base_model()
+
+    def cap(module: Any, inputs: Any, output: Any) -> Any:
+        output.logits = 3 * torch.tanh(output.logits / 3)
+        return output
+
+    causal.register_forward_hook(cap)
+    said: list[str] = []
+    loss = choose_loss(model, rows(), said.append)
+    assert loss.name == "plain"
+    assert "row by row" in said[0]
+    samples = rows(2)
+    expected, _ = plain_gradients_of_capped(model, samples)
+    assert loss(samples).item() == pytest.approx(expected, rel=1e-4)
+
+
+def plain_gradients_of_capped(model: Any, samples: list[Sample]) -> tuple[float, None]:
+    import torch
+
+    total = 0.0
+    for sample in samples:
+        logits = model(input_ids=torch.tensor([sample.ids])).logits[0, :-1]
+        total += torch.nn.functional.cross_entropy(
+            logits, torch.tensor(sample.labels[1:]), ignore_index=IGNORED, reduction="sum"
+        ).item()
+    return total, None
