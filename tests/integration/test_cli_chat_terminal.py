@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -38,6 +39,11 @@ def gateway() -> Iterator[str]:
         thread.join(timeout=TIMEOUT_S)
 
 
+def _as_at_a_login() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # the terminal's Ctrl-C goes to whoever it controls
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests in a shell's background have it ignored
+
+
 class Terminal:
     """`sage …` with a terminal of its own."""
 
@@ -50,8 +56,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            # The terminal's Ctrl-C goes to whoever it controls.
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_as_at_a_login,
         )
         os.close(slave)
         self.screen = ""
