@@ -122,6 +122,8 @@ class TrainingConfig(_HumanInput):
     """How strongly DPO and KTO hold the model to its base; the weight of ORPO's odds ratio."""
     tuning: Literal["lora", "full"] = "lora"
     """`full` trains every weight: for small models."""
+    trainer: str = "lora"
+    """Of those that are registered where the job runs; `lora` is ours."""
 
     num_train_epochs: Annotated[float, Field(gt=0)] = 3
     max_steps: Annotated[int, Field(ge=-1)] = -1

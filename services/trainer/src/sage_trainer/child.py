@@ -31,7 +31,7 @@ from sage.tools.finetune.callbacks import (
     evaluation_text,
 )
 from sage.tools.finetune.lifeline import die_first
-from sage_contracts.errors import SageError, TrainingFailedError
+from sage_contracts.errors import InvalidRequestError, SageError, TrainingFailedError
 from sage_contracts.home import Home
 from sage_contracts.jobs import EventLevel, JobMetrics
 from sage_servicekit.children import append_output_to, end_with_parent, take_stdout
@@ -214,12 +214,17 @@ def _run_engine(spec: ChildSpec, tell: Telling, output_dir: Path, source_dir: Pa
     if training_path is not None and is_archive(training_path):
         tell.on_phase("data", "")
         training_path = unpack_tree(training_path, source_dir)
-    from sage.tools.finetune import LoRATrainer
+    from sage.tools.finetune.callbacks import CALLBACKS
+    from sage.tools.finetune.trainer import TRAINERS
 
     config = claim.config.model_copy(update={"output_dir": str(output_dir)})
-    return LoRATrainer(
+    try:
+        trainer = TRAINERS.get(config.trainer)
+    except KeyError as error:
+        raise InvalidRequestError(f"{error.args[0]} (where this job runs)", param="trainer") from error
+    return trainer(
         config,
-        [tell],
+        [tell, *(make() for _, make in CALLBACKS)],
         home=home.root,
         training_path=training_path,
         validation_path=home.resolve(claim.validation_path) if claim.validation_path else None,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp
 from pathlib import Path
 from typing import Literal, TextIO
 
 from sage.tools.finetune.ladder import Rung
+from sage.tools.finetune.registry import Registry
 
 StopMode = Literal["save_and_stop", "stop"]
 LogLevel = Literal["info", "warn", "error"]
@@ -103,6 +104,10 @@ class TrainingCallback:
     def should_stop(self) -> StopMode | None:
         """Asked between forward passes: write a checkpoint and stop, stop at once, or None to go on."""
         return None
+
+
+CALLBACKS: Registry[Callable[[], TrainingCallback]] = Registry("callback", "sage.finetune.callbacks")
+"""Name -> what makes a callback for each job of the stack. From Python they are given to the trainer."""
 
 
 class CallbackList(TrainingCallback):

@@ -51,6 +51,7 @@ class TrainResult:
 
 
 TRAINERS: Registry[type[LoRATrainer]] = Registry("trainer", "sage.finetune.trainers")
+"""What `config.trainer` names, for jobs of the stack."""
 
 
 @TRAINERS.register("lora")
