@@ -24,11 +24,11 @@ compile() { # NAME DIR...: the third-party closure of the given local distributi
 base=(libs/contracts libs/servicekit)
 compile orchestrator "${base[@]}" libs/finetune services/orchestrator
 compile gateway "${base[@]}" libs/chat libs/retrieval services/gateway
-compile trainer "${base[@]}" 'libs/finetune[train]' services/trainer
-compile merger "${base[@]}" 'libs/finetune[train]' services/merger
+compile trainer "${base[@]}" 'libs/finetune[train,wandb]' services/trainer
+compile merger "${base[@]}" 'libs/finetune[train,wandb]' services/merger # as the trainer's: one image layer for both
 compile inference "${base[@]}" services/inference
 compile cli libs/contracts libs/finetune cli
-compile embedded "${base[@]}" 'libs/finetune[train]' libs/chat libs/retrieval services/orchestrator services/trainer \
+compile embedded "${base[@]}" 'libs/finetune[train,wandb]' libs/chat libs/retrieval services/orchestrator services/trainer \
     services/merger 'services/inference[transformers]' services/gateway cli
 
 for group in dev:dev tensorboard:tensorboard build:build; do

@@ -56,7 +56,7 @@ def _require_packages(spec: dict[str, Any]) -> None:
     if missing:
         raise ServiceUnavailableError(
             f"Planning runs a real training step, and {', '.join(missing)} is not installed beside this "
-            "command. Install it with `pip install 'sage-finetune[train]'`, or plan inside the trainer's "
+            "command. Install it (`make install` in the source tree), or plan inside the trainer's "
             f"container: docker compose exec trainer python -m {PROGRAM} SPEC.json (docs/out-of-memory.md)."
         )
 

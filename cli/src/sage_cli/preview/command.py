@@ -114,6 +114,6 @@ def _failure(answer: bytes, tail: list[str]) -> SageError:
     if "No module named" in last:
         return ServiceUnavailableError(
             f"Rendering needs the training packages, which this Python lacks ({last}). "
-            "Install them: pip install 'sage-finetune[train]'."
+            "Install them: `make install` in the source tree."
         )
     return SageError(f"The preview failed: {last}")

@@ -193,7 +193,7 @@ def require_home(home: Home) -> None:
         )
     if free < _MIN_FREE_BYTES:
         raise StorageFullError(
-            f"Only {free // 2**20} MB are free at {home.root}; a stack needs {_MIN_FREE_BYTES // 2**20} MB"
+            f"Only {free // 2**20} MiB are free at {home.root}; a stack needs {_MIN_FREE_BYTES // 2**20} MiB"
             " and a base model 0.3 to 3 GB besides. Free some space, or point SAGE_HOME at a larger disk."
         )
 

@@ -172,7 +172,7 @@ def _nothing_usable(source: Path, files: Sequence[Path], kinds: Sequence[CodeKin
     if missing:
         return (
             f"{source} holds {', '.join(missing)}, which needs tree-sitter and its grammar. "
-            "Install them: pip install 'sage-finetune[train]'."
+            "Install them: `make install` in the source tree."
         )
     looked = {0: "no source file", 1: "one source file"}.get(len(files), f"{len(files)} source files")
     documented = "" if {"signature_body", "fill_middle"} & set(kinds) else "documentation and "
