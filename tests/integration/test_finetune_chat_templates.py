@@ -122,6 +122,21 @@ def test_a_template_with_markers_gives_the_same_masks(name: str) -> None:
         assert learned_turns(marked, row) == learned_turns(tokenizer_of(name), row)
 
 
+@pytest.mark.parametrize("tools", [None, [WEATHER]])
+@pytest.mark.parametrize("name", ["chatml", "llama3", "phi4", "qwen25", "llama31"])
+def test_a_turn_that_only_calls_is_refused_where_the_template_leaves_calls_out(name: str, tools: Any) -> None:
+    row = Conversation(TOOL_TALK, "row 7 of rows.jsonl", tools)
+    if FAMILIES[name].has_tools:
+        assert any("weather" in said for _, said in learned_turns(tokenizer_of(name), row))
+        return
+    with pytest.raises(
+        InvalidDataError, match=r"row 7 of rows\.jsonl: .*leaves tool calls out.*choose another"
+    ):
+        tokenised(tokenizer_of(name), row)
+    answered: list[Any] = [TOOL_TALK[0], TOOL_TALK[1] | {"weight": 0}, *TOOL_TALK[2:]]
+    assert tokenised(tokenizer_of(name), Conversation(answered, "row 7", tools))
+
+
 # Special tokens in people's text are theirs to avoid; the text of one would end a turn within it.
 words = st.text(min_size=1, max_size=20).filter(
     lambda text: text.strip() and "<" not in text and "[" not in text

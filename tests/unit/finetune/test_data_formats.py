@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -80,6 +81,63 @@ def test_an_opening_greeting_of_the_assistant_is_left_out() -> None:
         ]
     }
     assert turns(row) == [("system", "S"), ("user", "a"), ("assistant", "b")]
+
+
+TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion"),
+    [
+        (TURNS[:1], TURNS[1:]),
+        (json.dumps(TURNS[:1]), json.dumps(TURNS[1:])),
+        (json.dumps(TURNS[:1], indent=1), "\n[ " + json.dumps(TURNS[1]) + "]"),
+        ("q", json.dumps([{"from": "gpt", "value": "a"}])),
+        (TURNS[:1], "a"),
+    ],
+)
+def test_turns_on_either_side_of_a_prompt_and_completion_are_turns(prompt: Any, completion: Any) -> None:
+    assert turns({"prompt": prompt, "completion": completion}) == [("user", "q"), ("assistant", "a")]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "[1, 2]",
+        "[]",
+        "[{",
+        '[{"from": "ZRH", "to": "BSL"}]',
+        '[{"role": "admin", "name": "Ada"}]',
+        "[{'role': 'admin'}]",
+        "[x for x in {}]",
+        '[{"role": "user", "content": "q"}, 1]',
+    ],
+)
+def test_an_answer_in_json_or_python_that_is_no_list_of_turns_stays_text(answer: str) -> None:
+    assert turns({"prompt": "q", "completion": answer}) == [("user", "q"), ("assistant", answer)]
+
+
+@pytest.mark.parametrize(
+    ("completion", "field", "reason"),
+    [
+        ('[{"role": "asistant", "content": "a"}]', "completion[0].role", "'asistant'"),
+        ('[{"role": "assistant", "content": ""}]', "completion[0].content", "empty"),
+        ('[{"role": "assistant"}]', "completion[0].content", "missing"),
+        ("[{'role': 'assistant', 'content': 'a'}]", "completion", "json.dumps"),
+        ("[{'from': 'gpt',\n 'value': 'a'}]", "completion", "json.dumps"),
+        # As pandas writes an array of turns: without commas.
+        (
+            "[{'content': 'a', 'role': 'assistant'}\n {'content': 'b', 'role': 'user'}]",
+            "completion",
+            "Python's",
+        ),
+    ],
+)
+def test_a_faulty_list_of_turns_is_not_learned_as_text(completion: str, field: str, reason: str) -> None:
+    with pytest.raises(RowError) as caught:
+        to_messages({"prompt": "q", "completion": completion})
+    assert caught.value.field == field
+    assert reason in caught.value.reason
 
 
 def test_weight_is_kept() -> None:

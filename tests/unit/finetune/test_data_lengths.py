@@ -121,6 +121,47 @@ def test_what_the_template_refuses_in_either_answer_of_a_pair_is_told(tmp_path: 
     assert sum(bar.rows for bar in report.tokens.histogram) == len(rows)
 
 
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {}}}
+ASKED, CALLS = (
+    {"role": "user", "content": "Is the weather fine?"},
+    {"role": "assistant", "tool_calls": [CALL]},
+)
+RESULT, SAYS = {"role": "tool", "content": "weather: fine"}, {"role": "assistant", "content": "Yes."}
+
+
+@pytest.mark.parametrize(
+    ("row", "method", "refused"),
+    [
+        ({"messages": [ASKED, CALLS]}, None, True),
+        ({"messages": [ASKED, CALLS, RESULT, SAYS]}, None, True),
+        ({"messages": [ASKED, CALLS | {"weight": 0}, RESULT, SAYS]}, None, False),
+        ({"messages": [ASKED, CALLS | {"content": "I look."}, RESULT, SAYS]}, None, False),
+        ({"prompt": [ASKED], "chosen": [CALLS], "rejected": [SAYS]}, "dpo", True),
+        ({"prompt": [ASKED, CALLS, RESULT], "chosen": "Yes.", "rejected": "No."}, "dpo", False),
+        ({"prompt": [ASKED, CALLS, RESULT], "completion": "Yes.", "label": True}, "kto", False),
+    ],
+)
+def test_a_template_that_leaves_calls_out_refuses_rows_that_would_teach_silence(
+    tmp_path: Path, row: Any, method: str | None, refused: bool
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row | {"tools": [CALL]}) + "\n")
+
+    def silent(messages: Sequence[Any], tools: Any) -> str:
+        return template(messages, tools) + json.dumps(tools)
+
+    def telling(messages: Sequence[Any], tools: Any) -> str:
+        shown = [m | {"content": m["content"] + str(m.get("tool_calls", ""))} for m in messages]
+        return silent(shown, tools)
+
+    notes = [
+        validate_file(path, method=method, lengths=LengthCounter(Characters(), Frames(one), 900)).notes
+        for one in (silent, telling)
+    ]
+    assert notes[1] == []
+    assert ["leaves tool calls out" in note for note in notes[0]] == [True] * refused
+
+
 def test_tools_are_counted_wherever_the_row_has_them(tmp_path: Path) -> None:
     def with_tools(messages: Sequence[Any], tools: Any) -> str:
         return template(messages, tools) + json.dumps(tools)

@@ -15,6 +15,7 @@ from sage.tools.finetune.data import (
     load_conversations,
     load_preferences,
     load_rated_answers,
+    validate_file,
 )
 from sage.tools.finetune.data.preferences import to_preference
 from sage_contracts.errors import InvalidDataError
@@ -30,6 +31,8 @@ def says(text: str) -> dict[str, Any]:
 
 SYSTEM = {"role": "system", "content": "S"}
 TEXT = {"prompt": "p", "chosen": "good", "rejected": "bad"}
+EMPTY = json.dumps([says("")])
+MISSPELT = json.dumps([{"role": "asistant", "content": "a"}])
 OPENAI = {
     "input": {"messages": [user("p")], "tools": [], "parallel_tool_calls": True},
     "preferred_output": [says("good")],
@@ -54,6 +57,11 @@ OPENAI = {
             "rejected": {"from": "gpt", "value": "bad"},
         },
         {"prompt": "p", "chosen": json.dumps([says("good")]), "rejected": json.dumps([says("bad")])},
+        {
+            "prompt": json.dumps([user("p")], indent=1),
+            "chosen": "\n" + json.dumps([says("good")], indent=1),
+            "rejected": "[ " + json.dumps(says("bad")) + " ]",
+        },
     ],
 )
 def test_a_pair_in_any_shape_is_the_same_pair(row: dict[str, Any]) -> None:
@@ -100,6 +108,17 @@ def test_a_rated_answer_is_wanted_or_not(label: Any, is_desirable: bool) -> None
         ({"prompt": "p", "completion": "a", "label": "maybe"}, "label", "use true"),
         ({"prompt": "p", "completion": "a"}, "row", "use method=sft"),
         ({"question": "p", "answer": "a"}, "row", "use method=sft"),
+        ({"prompt": "p", "completion": "a", "label": None}, "label", "missing"),
+        ({"prompt": "p", "completion": "", "label": False}, "completion", "empty"),
+        ({"prompt": "p", "completion": None, "label": True}, "completion", "missing"),
+        ({"prompt": None, "completion": "a", "label": True}, "prompt", "missing"),
+        ({"question": "p", "completion": "", "label": True}, "completion", "empty"),
+        ({"prompt": "p", "chosen": "", "rejected": ""}, "chosen", "empty"),
+        ({"question": "p", "answer": "a", "chosen": "", "rejected": ""}, "row", "format qa, which says no"),
+        ({"prompt": "p", "chosen": EMPTY, "rejected": "b"}, "chosen[0].content", "empty"),
+        ({"prompt": "p", "chosen": MISSPELT, "rejected": "b"}, "chosen[0].role", "'asistant'"),
+        ({"prompt": "p", "chosen": str([says("a")]), "rejected": "b"}, "chosen", "json.dumps"),
+        ({"prompt": str([user("p")]), "chosen": "a", "rejected": "b"}, "prompt", "json.dumps"),
     ],
 )
 def test_an_unusable_preference_names_field_and_reason(row: Any, field: str, reason: str) -> None:
@@ -107,6 +126,29 @@ def test_an_unusable_preference_names_field_and_reason(row: Any, field: str, rea
         to_preference(row, "row 1")
     assert caught.value.field == field
     assert reason in caught.value.reason
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        {"prompt": "p"},
+        {"question": "p"},
+        {"instruction": "p", "input": ""},
+        {"messages": [user("p")]},
+        {"conversations": json.dumps([user("p")])},
+    ],
+)
+def test_whatever_may_stand_for_the_prompt_of_a_pair_may_for_that_of_a_rated_answer(prompt: Any) -> None:
+    expected = RatedAnswer([user("p")], [says("a")], True, "row 1")  # type: ignore[list-item]
+    assert to_preference({**prompt, "completion": "a", "label": "true"}, "row 1") == expected
+
+
+def test_empty_answers_of_every_method_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "rated.csv"
+    path.write_text("prompt,completion,label\na,b,true\nc,,false\nd,e,\n")
+    report = validate_file(path, method="kto")
+    assert [(bad.row, bad.field) for bad in report.bad] == [(2, "completion"), (3, "label")]
+    assert report.empty_answers == 1
 
 
 def test_files_of_pairs_serve_every_preference_method_and_no_other(tmp_path: Path) -> None:

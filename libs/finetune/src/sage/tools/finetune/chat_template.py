@@ -14,6 +14,7 @@ from hashlib import sha256
 from typing import Any
 
 from sage.tools.finetune.data import Conversation, Message
+from sage.tools.finetune.data.conversation import CALLS_LEFT_OUT, functions_called
 from sage_contracts.errors import InvalidDataError
 
 Span = tuple[int, int]
@@ -158,6 +159,9 @@ class _Row:
             upto = whole if turn == turns[-1] else self._template.text(self._row, turn + 1)
             start = self._turn_start(turn, upto)
             end = self._template.turn_end(self._row, turn, upto, start)
+            names = functions_called(messages[turn])
+            if names and not any(name in upto[start : end[0]] for name in names):
+                raise refused(self._row.origin, CALLS_LEFT_OUT)
             if whole.startswith(upto[: end[1]]):
                 shared.append(((start, end[1]), end))
             else:

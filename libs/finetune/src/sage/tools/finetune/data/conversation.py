@@ -21,6 +21,19 @@ class Message(TypedDict):
     tool_call_id: NotRequired[str]
 
 
+CALLS_LEFT_OUT = (
+    "this model's chat template leaves tool calls out, so that an empty answer would be learned: choose "
+    "another base model or leave such rows out"
+)
+
+
+def functions_called(message: Message) -> list[str]:
+    """The functions' names of a learned turn that only calls; of any other none."""
+    if message["role"] != "assistant" or not message.get("weight", 1) or message["content"].strip():
+        return []
+    return [call["function"]["name"] for call in message.get("tool_calls") or ()]
+
+
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """One row as chat messages, and where it came from, for messages about it."""

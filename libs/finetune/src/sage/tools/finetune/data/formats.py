@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from sage.tools.finetune.data.conversation import Conversation, Message, RowError
 from sage.tools.finetune.data.fields import kind_of, optional_text, required_text, tools_of
-from sage.tools.finetune.data.turns import conversation, with_system
+from sage.tools.finetune.data.turns import conversation, holds_turns, learnable, parse_turns, with_system
 from sage.tools.finetune.registry import Registry
 
 Fields = Mapping[str, Any]
@@ -108,16 +108,24 @@ class PlainText:
 
 @FORMATS.register("prompt_completion")
 class PromptCompletion:
-    """{"prompt", "completion"}: text, or messages on both sides."""
+    """{"prompt", "completion"}: text or turns (in tables: as JSON text)."""
 
     def matches(self, row: Fields) -> bool:
         return "prompt" in row
 
     def to_messages(self, row: Fields) -> list[Message]:
-        if isinstance(row["prompt"], list) and isinstance(row.get("completion"), list):
-            return with_system(conversation([*row["prompt"], *row["completion"]], "completion"), row)
+        prompt, completion = row["prompt"], row.get("completion")
+        if holds_turns(prompt, "prompt") or holds_turns(completion, "completion"):
+            turns = [*_turns(row, "prompt", "user"), *_turns(row, "completion", "assistant")]
+            return with_system(learnable(turns, "completion"), row)
         prompt = required_text(row, "prompt")
         return _pair(prompt, required_text(row, "completion", is_answer=True), optional_text(row, "system"))
+
+
+def _turns(row: Fields, field: str, role: str) -> list[Message]:
+    if holds_turns(row.get(field), field):
+        return parse_turns(row[field], field)
+    return [{"role": role, "content": required_text(row, field, is_answer=role == "assistant")}]
 
 
 @FORMATS.register("qa")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from sage.tools.finetune.data.conversation import Message
+from sage.tools.finetune.data.conversation import CALLS_LEFT_OUT, Message, functions_called
 
 Span = tuple[int, int]
 """First character, and one past the last."""
@@ -54,6 +54,8 @@ class Frames:
         self._template = template
         self._is_choosy = is_choosy
         self._frames: dict[tuple[str, ...], Frame | None] = {}
+        self._shows_calls: set[bool] = set()
+        """Whether rows had tools, of those where the template was seen to show a call."""
         self.refused = 0
         """Conversations rendered that the template refuses: those have the signs of ChatML."""
         self.first_refused = ""
@@ -113,12 +115,27 @@ class Frames:
         return Frame(slots, rest) if is_plain else None
 
     def _render_whole(self, messages: Sequence[Message], tools: Any, origin: str) -> str:
+        text: str | None = None
         try:
-            return self._template(messages, tools)
+            text = self._template(messages, tools)
+            self._require_calls(messages, tools)
         except Exception as error:
             self.refused += 1
             self.first_refused = self.first_refused or f"{origin} ({error})"
-            return plain_frame(messages, tools) + str(tools or "")
+        return plain_frame(messages, tools) + str(tools or "") if text is None else text
+
+    def _require_calls(self, messages: Sequence[Message], tools: Any) -> None:
+        """A template that showed one row's calls shows those of the next as well."""
+        for turn, message in enumerate(messages):
+            if bool(tools) in self._shows_calls:
+                return
+            names = functions_called(message)
+            if not names:
+                continue
+            before, upto = self._template(messages[:turn], tools), self._template(messages[: turn + 1], tools)
+            if not any(upto.count(name) > before.count(name) for name in names):
+                raise ValueError(CALLS_LEFT_OUT)
+            self._shows_calls.add(bool(tools))
 
 
 def _is_special(messages: Sequence[Message]) -> bool:

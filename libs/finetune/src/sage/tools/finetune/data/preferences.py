@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 
 from sage.tools.finetune.data.conversation import Message, RowError
 from sage.tools.finetune.data.fields import json_in, kind_of, optional_text, required_text, tools_of
-from sage.tools.finetune.data.formats import FORMATS, Fields, asked, match
-from sage.tools.finetune.data.turns import parse_turn, parse_turns, with_system
+from sage.tools.finetune.data.formats import FORMATS, Fields, RowFormat, asked, match
+from sage.tools.finetune.data.turns import holds_turns, parse_turn, parse_turns, with_system
 
 Tools = list[dict[str, Any]]
 
@@ -40,6 +40,7 @@ class RatedAnswer:
 
 
 Preference = PreferencePair | RatedAnswer
+_PROMPTS = ("prompt", "instruction", "question", "messages", "conversations")
 
 
 class PreferenceFormat(ABC):
@@ -59,9 +60,22 @@ class PreferenceFormat(ABC):
 def to_preference(row: Any, origin: str) -> Preference:
     """The preference in a row, by the row's own format. Raises: RowError."""
     name, row_format, fields = match(row)
-    if not isinstance(row_format, PreferenceFormat):
-        raise RowError("row", f"is of the format {name}, which says no preference: use method=sft")
-    return row_format.to_preference(fields, origin)
+    if isinstance(row_format, PreferenceFormat):
+        return row_format.to_preference(fields, origin)
+    if name == "prompt_completion" or not _is_whole(row_format, fields):
+        for _, meant in FORMATS.latest_first():
+            # Empty fields made the row another's: the format that they belong to says which is empty.
+            if isinstance(meant, PreferenceFormat) and meant.matches(row):
+                return meant.to_preference(row, origin)
+    raise RowError("row", f"is of the format {name}, which says no preference: use method=sft")
+
+
+def _is_whole(row_format: RowFormat, fields: Fields) -> bool:
+    try:
+        row_format.to_messages(fields)
+    except RowError:
+        return False
+    return True
 
 
 def to_pair(row: Any, origin: str) -> PreferencePair:
@@ -137,10 +151,11 @@ class OpenAIPairs(PreferenceFormat):
 
 @FORMATS.register("rated")
 class Rated(PreferenceFormat):
-    """{"prompt", "completion", "label": true or false}, as KTO takes it."""
+    """{"prompt", "completion", "label": true or false}, as KTO takes it; instead of `prompt` also the others
+    that pairs may have."""
 
     def matches(self, row: Fields) -> bool:
-        return "label" in row and "completion" in row and "prompt" in row
+        return "label" in row and "completion" in row and any(name in row for name in _PROMPTS)
 
     def to_preference(self, row: Fields, origin: str) -> RatedAnswer:
         answer = _turns(row, "completion")
@@ -154,6 +169,8 @@ def _label(value: Any) -> bool:
         return words[value.strip().lower()]
     if isinstance(value, bool) or value in (0, 1):
         return bool(value)
+    if value is None or value == "":
+        raise RowError("label", "is missing; use true for a wanted answer, false for an unwanted one")
     raise RowError("label", f"is {value!r}; use true for a wanted answer, false for an unwanted one")
 
 
@@ -162,24 +179,14 @@ def _turns(row: Fields, field: str) -> list[Message]:
     value = row.get(field)
     if isinstance(value, Mapping):
         return [parse_turn(value, field)]
-    if isinstance(value, list) or _holds_turns(value):
+    if holds_turns(value, field):
         return parse_turns(value, field)
     return [{"role": "assistant", "content": required_text(row, field, is_answer=True)}]
 
 
-def _holds_turns(value: Any) -> bool:
-    if not isinstance(value, str) or not value.startswith("[{"):
-        return False
-    try:
-        parse_turns(value, "")
-    except RowError:
-        return False
-    return True
-
-
 def _prompt(row: Fields) -> list[Message]:
     field = next((name for name in ("prompt", "messages", "conversations") if row.get(name)), "")
-    if field and (field != "prompt" or isinstance(row[field], list) or _holds_turns(row[field])):
+    if field and (field != "prompt" or holds_turns(row[field], field)):
         prompt = parse_turns(row[field], field)
         _require_prompt(prompt, field)
     else:

@@ -118,7 +118,7 @@ def validate_file(
         try:
             format_name, row_format, fields = match(row.content())
             formats[format_name] += 1
-            found = read(row_format, fields)
+            found = read(row_format, fields, row.value)
         except RowError as error:
             bad_count += 1
             empty_answers += error.is_empty_answer
@@ -203,7 +203,7 @@ class Duplicates:
         return sum(len(part) - len(set(part)) for part in self._parts)
 
 
-def _reader(method: str | None, sample: Iterable[Row]) -> Callable[[Any, Any], ReadRow]:
+def _reader(method: str | None, sample: Iterable[Row]) -> Callable[[Any, Any, Any], ReadRow]:
     if method is None:
         method = "kto" if _are_preferences(sample) else "sft"
     return {"sft": _read_conversation, "kto": _read_preference}.get(method, _read_pair)
@@ -219,22 +219,23 @@ def _are_preferences(sample: Iterable[Row]) -> bool:
     return votes[True] > votes[False]
 
 
-def _read_conversation(row_format: Any, fields: Any) -> ReadRow:
+def _read_conversation(row_format: Any, fields: Any, row: Any) -> ReadRow:
     messages, tools = row_format.to_messages(fields), tools_of(fields)
     return ReadRow(messages, tools, row_key(messages, tools))
 
 
-def _read_pair(row_format: Any, fields: Any) -> ReadRow:
-    return _longer(to_pair(fields, ""))
+def _read_pair(row_format: Any, fields: Any, row: Any) -> ReadRow:
+    return _longer(to_pair(row, ""))
 
 
-def _read_preference(row_format: Any, fields: Any) -> ReadRow:
-    preference = to_preference(fields, "")
+def _read_preference(row_format: Any, fields: Any, row: Any) -> ReadRow:
+    preference = to_preference(row, "")
     if isinstance(preference, PreferencePair):
         return _longer(preference)
-    said = [*preference.prompt_messages, *preference.answer]
-    key = row_key([{"role": str(preference.is_desirable), "content": ""}, *said], preference.tools)
-    return ReadRow(said, preference.tools, key)
+    prompt, answer = preference.prompt_messages, preference.answer
+    rating: Message = {"role": str(preference.is_desirable), "content": ""}
+    key = row_key([rating, *prompt, *answer], preference.tools)
+    return ReadRow([*_unlearned(prompt), *answer], preference.tools, key)
 
 
 def _longer(pair: PreferencePair) -> ReadRow:
@@ -244,7 +245,13 @@ def _longer(pair: PreferencePair) -> ReadRow:
     )
     prompt = pair.prompt_messages
     key = row_key([*prompt, *pair.chosen, *pair.rejected], pair.tools)
+    prompt = _unlearned(prompt)
     return ReadRow([*prompt, *longer], pair.tools, key, [*prompt, *shorter])
+
+
+def _unlearned(prompt: list[Message]) -> list[Message]:
+    """As preferences are trained: what the assistant said in the prompt carries no loss."""
+    return [{**turn, "weight": 0} if turn["role"] == "assistant" else turn for turn in prompt]
 
 
 def bad_row(row: Row, error: RowError, name: str) -> BadRow:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+import orjson
 
 from sage.tools.finetune.data.conversation import Message, RowError
 from sage.tools.finetune.data.fields import NO_ANSWER, json_in, kind_of, optional_text
@@ -25,11 +28,17 @@ _ROLES = {
 }
 _CALL_IN_TEXT = "function_call"
 """ShareGPT's role of a turn whose text is the call itself, as JSON."""
+_LIST = re.compile(r"\s*\[\s*\{")
+_PYTHON_LIST = re.compile(r"\s*\[\s*\{\s*'(?:role|content|from|value)'\s*:")
 
 
 def conversation(turns: Any, field: str) -> list[Message]:
     """Turns with something to learn: an assistant's after a user's. Raises: RowError."""
-    messages = parse_turns(turns, field)
+    return learnable(parse_turns(turns, field), field)
+
+
+def learnable(messages: list[Message], field: str) -> list[Message]:
+    """The same of messages already parsed. Raises: RowError."""
     # Logs often open with the assistant's greeting; no template can render an answer to nothing.
     start = next((i for i, message in enumerate(messages) if message["role"] == "user"), None)
     if start is None:
@@ -51,9 +60,40 @@ def with_system(messages: list[Message], row: Mapping[str, Any]) -> list[Message
     return [{"role": "system", "content": system}, *messages]
 
 
+def holds_turns(value: Any, field: str) -> bool:
+    """Whether a field is a list of turns, or such a list as text, even if turns in it are then found wanting.
+    Other lists in JSON or Python, as an answer may be, are text. Raises: RowError for Python's spelling."""
+    if not isinstance(value, str):
+        return isinstance(value, list)
+    if not _LIST.match(value):
+        return False
+    _refuse_python(value, field)
+    try:
+        turns = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return False
+    return all(isinstance(turn, dict) and _means_turn(turn) for turn in turns)
+
+
+def _means_turn(turn: Mapping[str, Any]) -> bool:
+    """Data may have a `role` or a `from` of its own: a person's rights, where a flight starts."""
+    if "role" not in turn:
+        return "from" in turn and "value" in turn
+    is_role = isinstance(turn["role"], str) and turn["role"].lower() in _ROLES
+    return is_role or "content" in turn or "tool_calls" in turn
+
+
+def _refuse_python(text: str, field: str) -> None:
+    if _PYTHON_LIST.match(text) and (
+        ("'role'" in text and "'content'" in text) or ("'from'" in text and "'value'" in text)
+    ):
+        raise RowError(field, "is Python's spelling of a list, not JSON: write it with json.dumps")
+
+
 def parse_turns(turns: Any, field: str) -> list[Message]:
     """Every turn as a message. Raises: RowError."""
     if isinstance(turns, str) and turns.lstrip().startswith("["):
+        _refuse_python(turns, field)
         turns = json_in(turns, field)  # in CSV and in some Parquet files the list is text
     if not isinstance(turns, list) or not turns:
         raise RowError(field, "must be a list of turns with at least one in it")
