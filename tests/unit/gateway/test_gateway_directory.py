@@ -6,7 +6,9 @@ import pytest
 
 from sage_chat.backend import BackendName, ChatCall, Reply
 from sage_chat.mock import MockBackend
+from sage_chat.routing import Route
 from sage_contracts.errors import ModelNotFoundError, ServiceUnavailableError
+from sage_contracts.jobs import name_fault
 from sage_contracts.models import ModelCard
 from sage_gateway.directory import ModelDirectory
 
@@ -73,6 +75,20 @@ async def test_a_model_that_was_just_trained_is_found_at_once() -> None:
 async def test_default_and_nothing_mean_the_default_model() -> None:
     directory = Stack().directory
     assert (await directory.route("")).model == (await directory.route("default")).model == "code"
+
+
+@pytest.mark.parametrize("name", [*BackendName, "default", "code"])
+async def test_a_name_that_would_be_routed_elsewhere_is_refused_to_tuned_models(name: str) -> None:
+    stack = Stack()
+    stack.tuned.names = [str(name), "other"]
+    directory = ModelDirectory(
+        {BackendName.FINETUNE: stack.tuned, BackendName.MOCK: MockBackend()},
+        default_model="other",
+        tuned_cache_s=60,
+        served_cache_s=60,
+    )
+    reached = await directory.route(name) == Route(BackendName.FINETUNE, name)
+    assert reached is (name_fault(name) is None)
 
 
 async def test_a_silent_backend_hides_no_other() -> None:

@@ -18,6 +18,7 @@ from tests.fakes.orchestrator_rig import Rig, open_rig, rows
 
 from sage_contracts.home import Home
 from sage_contracts.jobs import CreateJobRequest, JobStatus
+from sage_orchestrator.jobs import repository as jobs
 from sage_orchestrator.jobs.service import JobService
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -150,6 +151,48 @@ def test_the_validation_file_is_checked_too(rig: Rig) -> None:
 def test_a_wrong_request_is_explained(rig: Rig, body: dict[str, Any], status: int, said: str) -> None:
     assert said in rig.post(JOBS, body, status=status)["error"]["message"]
     assert rig.get(JOBS)["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "said"),
+    [
+        ({"hyperparameters": {"n_epochs": 1.5}}, "hyperparameters.n_epochs", 'or "auto" (given: 1.5)'),
+        ({"hyperparameters": {"batch_size": 0}}, "hyperparameters.batch_size", "greater than or equal to 1"),
+        (
+            {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": -1}}}},
+            "method.dpo.hyperparameters.beta",
+            'greater than 0, or "auto" (given: -1)',
+        ),
+        ({"sage": {"task": "code", "config": {"oom_ladder": 3}}}, "sage.config", "a valid list, or"),
+        ({"suffix": "a b"}, "suffix", "'a b' cannot be a model's name: use up to 64 letters, digits"),
+        ({"suffix": "mock"}, "suffix", "go to the backend that needs no model"),
+        ({"sage": {"task": "code", "name": "default"}}, "sage.name", "go to the gateway's default model"),
+        ({"seed": -1}, "seed", "greater than or equal to 0"),
+        ({"seed": 2**32}, "seed", "less than or equal to 4294967295"),
+        ({"sage": {"task": "code", "config": {"seed": -1}}}, "sage.config", "sage.config.seed: Input should"),
+    ],
+)
+def test_a_wrong_value_is_explained_at_its_field(
+    rig: Rig, fields: dict[str, Any], param: str, said: str
+) -> None:
+    body = {"model": "smollm2-135m", "sage": {"task": "code"}} | fields
+    error = rig.post(JOBS, body, status=400)["error"]
+    assert error["param"] == param
+    assert said in error["message"] and "[" not in error["message"]
+    assert rig.get(JOBS)["data"] == []
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+def test_a_seed_that_every_generator_takes_is_kept(rig: Rig, seed: int) -> None:
+    assert rig.job(rig.create_job(seed=seed)["id"])["seed"] == seed
+
+
+def test_a_job_that_was_stored_with_a_negative_seed_can_still_be_read(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    with rig.parts.database.write() as session:
+        row = jobs.get(session, job_id)
+        row.config = {**row.config, "seed": -1}
+    assert rig.job(job_id)["seed"] == -1 == rig.get(JOBS)["data"][0]["seed"]
 
 
 def test_base_models_can_be_named_in_every_way(rig: Rig) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.testclient import TestClient
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from sage_contracts import errors
 from sage_contracts.workers import INTERNAL_TOKEN_HEADER
@@ -44,6 +45,9 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     count: int
+    share: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+    mode: Literal["fast", "exact"] = "fast"
+    labels: dict[str, str] = Field(default_factory=dict)
 
 
 def build(token: str | None) -> FastAPI:
@@ -121,6 +125,42 @@ def test_a_wrong_body_names_its_field(client: TestClient, body: dict[str, int], 
     response = client.post("/echo", json=body)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "param"),
+    [
+        (
+            {"count": 1, "share": 0},
+            'share: Input should be greater than 0, or "auto" (given: 0)',
+            "share",
+        ),
+        (
+            {"count": 1, "share": "lots", "mode": "slow"},
+            'share: Input should be a valid number, unable to parse string as a number, or "auto"'
+            ' (given: "lots") (1 more)',
+            "share",
+        ),
+        ({"count": 1, "mode": "slow"}, "mode: Input should be 'fast' or 'exact'", "mode"),
+        (
+            {"count": 1, "labels": {"constrained": 1}},
+            "labels.constrained: Input should be a valid string",
+            "labels.constrained",
+        ),
+    ],
+)
+def test_of_a_word_or_a_number_the_number_is_explained(
+    client: TestClient, body: dict[str, object], message: str, param: str
+) -> None:
+    error = client.post("/echo", json=body).json()["error"]
+    assert (error["message"], error["param"]) == (message, param)
+
+
+def test_a_body_that_is_no_json_is_called_so(client: TestClient) -> None:
+    response = client.post("/echo", content=b"{", headers={"content-type": "application/json"})
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert error["message"].startswith("The body is not JSON: ") and error["param"] is None
 
 
 def test_an_unknown_route_answers_in_the_same_shape(client: TestClient) -> None:

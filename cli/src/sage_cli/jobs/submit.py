@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -14,9 +13,7 @@ from sage_cli.jobs import data as job_data
 from sage_cli.jobs import settings_file
 from sage_contracts.config import PresetName, Task, preset_fields
 from sage_contracts.errors import InvalidRequestError, SageError
-from sage_contracts.jobs import CreateJobRequest, FineTuningJob, SageJobOptions
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+from sage_contracts.jobs import CreateJobRequest, FineTuningJob, SageJobOptions, name_fault
 
 
 @dataclass(frozen=True)
@@ -67,12 +64,8 @@ def check(wish: JobWish) -> CheckedWish:
     data = wish.data or _data_in_settings(fields)
     if wish.preset is not None:
         preset_fields(wish.preset)
-    if wish.name is not None and not _NAME.fullmatch(wish.name):
-        raise InvalidRequestError(
-            f"--name {wish.name!r} cannot be a model's name: use up to 64 letters, digits, dots, dashes and"
-            " underscores, beginning with a letter or a digit.",
-            param="name",
-        )
+    if wish.name is not None and (fault := name_fault(wish.name)):
+        raise InvalidRequestError(f"--name {fault}", param="name")
     method = fields.get("method", "sft")
     if data is None and task is Task.CUSTOM and method == "sft":
         raise InvalidRequestError(

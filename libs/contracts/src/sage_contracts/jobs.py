@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from sage_contracts.config import Method, OomRung, PresetName, Task, TrainingConfig
 
-ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+# A tuned model of such a name could be asked for by its version only.
+_TAKEN_NAMES = {
+    "mock": "chat requests for it go to the backend that needs no model",
+    "default": "chat requests for it go to the gateway's default model",
+}
+
+
+def name_fault(name: str) -> str | None:
+    """Why this cannot be a model's name; None when it can."""
+    if name in _TAKEN_NAMES:
+        return f"{name!r} cannot be a model's name, because {_TAKEN_NAMES[name]}: choose another one."
+    if re.fullmatch(_NAME, name):
+        return None
+    return (
+        f"{name!r} cannot be a model's name: use up to 64 letters, digits, dots, dashes and underscores, "
+        "beginning with a letter or a digit."
+    )
+
+
+def _require_name(name: str) -> str:
+    if fault := name_fault(name):
+        raise PydanticCustomError("model_name", "{fault}", {"fault": fault})
+    return name
+
+
+ModelName = Annotated[str, AfterValidator(_require_name), Field(json_schema_extra={"pattern": f"^{_NAME}$"})]
 """A name users give to a tuned model: also a folder name, so no separators and no leading dot."""
+
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+"""What every random generator takes: the preference methods seed numpy too, which takes no other."""
 
 
 class JobStatus(StrEnum):
@@ -124,7 +155,7 @@ class CreateJobRequest(BaseModel):
     training_file: str | None = None
     validation_file: str | None = None
     suffix: ModelName | None = None
-    seed: int | None = None
+    seed: Seed | None = None
     hyperparameters: Hyperparameters | None = None
     method: JobMethod | None = None
     metadata: dict[str, str] | None = None

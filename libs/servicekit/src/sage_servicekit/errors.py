@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from sage_contracts import errors
+from sage_servicekit.validation import describe_validation
 
 logger = logging.getLogger(__name__)
 
@@ -50,14 +51,6 @@ def error_response(error: errors.SageError, source: str) -> JSONResponse:
     return JSONResponse(error.to_body(source).model_dump(), status_of(error), headers_of(error))
 
 
-def describe_validation(problems: list[dict[str, object]]) -> errors.InvalidRequestError:
-    """The first problem as a sentence, with the field it is about."""
-    first = problems[0]
-    where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))  # type: ignore[attr-defined]
-    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
-    return errors.InvalidRequestError(f"{where or 'body'}: {first['msg']}{more}", param=where or None)
-
-
 def install(app: FastAPI, source: str) -> None:
     """Register the handlers: every error leaves in one shape."""
 
@@ -67,11 +60,11 @@ def install(app: FastAPI, source: str) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _request(_: Request, error: RequestValidationError) -> JSONResponse:
-        return error_response(describe_validation(list(error.errors())), source)
+        return error_response(describe_validation(error.errors()), source)
 
     @app.exception_handler(ValidationError)
     async def _model(_: Request, error: ValidationError) -> JSONResponse:
-        return error_response(describe_validation([dict(item) for item in error.errors()]), source)
+        return error_response(describe_validation(error.errors()), source)
 
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> JSONResponse:

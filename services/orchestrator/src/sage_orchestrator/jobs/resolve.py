@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from sage_contracts.config import Method, PresetName, Task, TrainingConfig, overlay, preset_fields
 from sage_contracts.errors import InvalidRequestError
@@ -14,9 +14,12 @@ from sage_contracts.jobs import (
     JobMethod,
     PreferenceHyperparameters,
     PreferenceMethod,
+    Seed,
     SupervisedMethod,
 )
+from sage_servicekit.validation import first_problem
 
+_SEED = TypeAdapter(Seed)
 # Said elsewhere in the request, so that there is one place for each.
 _SAID_ELSEWHERE = {
     "model_name": "`model` of the request",
@@ -101,14 +104,22 @@ def resolve_config(
     fields = overlay(fields, request.sage.config)
     fields |= {"task": task, "preset": preset, "model_name": model, "output_dir": output_dir}
     try:
-        return TrainingConfig.model_validate(fields)
+        config = TrainingConfig.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InvalidRequestError(
-            f"sage.config.{where}: {first['msg']}" if where else f"sage.config: {first['msg']}",
-            param="sage.config",
-        ) from None
+        where, sentence = first_problem(error.errors())
+        field = f"sage.config.{where}" if where else "sage.config"
+        raise InvalidRequestError(f"{field}: {sentence}", param="sage.config") from None
+    _require_seed(config.seed)
+    return config
+
+
+def _require_seed(seed: int) -> None:
+    # Not a bound of the field itself: jobs were stored with others, which plain fine-tuning could use.
+    try:
+        _SEED.validate_python(seed)
+    except ValidationError as error:
+        _, sentence = first_problem(error.errors())
+        raise InvalidRequestError(f"sage.config.seed: {sentence}", param="sage.config") from None
 
 
 def _fields_of(asked: Hyperparameters, base: TrainingConfig) -> dict[str, Any]:

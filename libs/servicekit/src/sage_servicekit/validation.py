@@ -1,0 +1,46 @@
+"""What pydantic found wrong, as one sentence about one field."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sage_contracts import errors
+
+_SOURCES = ("body", "query", "path", "header")
+# How pydantic names the members of a union inside a place: no field of ours, and nothing that a client wrote.
+_MEMBER = re.compile(r"literal\[.*\]|constrained-\w+|function-[\w-]+\[.*\]|(list|dict|tuple|set)\[.*\]")
+
+
+def describe_validation(problems: Sequence[Mapping[str, Any]]) -> errors.InvalidRequestError:
+    """The first field that is wrong as a sentence, and how many more there are."""
+    first = problems[0]
+    if first["type"] == "json_invalid":
+        why = first.get("ctx", {}).get("error", first["msg"])
+        return errors.InvalidRequestError(f"The body is not JSON: {why}.")
+    where, sentence = first_problem(problems)
+    others = len({_place(problem) for problem in problems}) - 1
+    more = f" ({others} more)" if others else ""
+    return errors.InvalidRequestError(f"{where or 'body'}: {sentence}{more}", param=where or None)
+
+
+def first_problem(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """(the first field that is wrong or "", what is wrong with it)."""
+    place = _place(problems[0])
+    about = [problem for problem in problems if _place(problem) == place]
+    literals = [problem for problem in about if problem["type"] == "literal_error"]
+    # Of a field that takes a word or a number, what is wrong with the number says more.
+    told = next((problem for problem in about if problem not in literals), about[0])
+    sentence = str(told["msg"]).removeprefix("Value error, ")
+    if literals and told not in literals:
+        words = " or ".join(str(problem["ctx"]["expected"]) for problem in literals).replace("'", '"')
+        given = json.dumps(told["input"], ensure_ascii=False, default=str)
+        sentence += f", or {words} (given: {given if len(given) <= 60 else given[:59] + '…'})"
+    return ".".join(place), sentence
+
+
+def _place(problem: Mapping[str, Any]) -> tuple[str, ...]:
+    parts = problem["loc"][1:] if problem["loc"][:1] and problem["loc"][0] in _SOURCES else problem["loc"]
+    return tuple(str(part) for part in parts if not (isinstance(part, str) and _MEMBER.fullmatch(part)))
