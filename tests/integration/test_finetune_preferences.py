@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.fakes.no_numbers import no_number_when
 from tests.integration.finetune_recorder import Recorder, adapter_weights
 
 from sage.tools.finetune import Evaluation, LoRATrainer, TrainingCallback, TrainingConfig
@@ -263,26 +265,10 @@ def test_a_diverging_run_fails_with_advice(tiny_base: Path, data: Path, tmp_path
         LoRATrainer(config, ()).train()
 
 
-@contextmanager
-def no_number_in_pass(number: int) -> Iterator[None]:
+def no_number_in_pass(number: int) -> AbstractContextManager[None]:
     """A machine that once, in its n-th pass of training, computes nonsense."""
-    import torch
-    from torch.nn.modules.module import register_module_forward_hook
-
-    passes = 0
-
-    def spoil(module: Any, arguments: Any, output: Any) -> Any:
-        nonlocal passes
-        if not isinstance(module, torch.nn.Embedding) or not torch.is_grad_enabled():
-            return None
-        passes += 1
-        return output * float("nan") if passes == number else None
-
-    hook = register_module_forward_hook(spoil)
-    try:
-        yield
-    finally:
-        hook.remove()
+    passes = count(1)
+    return no_number_when(lambda: next(passes) == number)
 
 
 class Trainers(TrainingCallback):

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -115,6 +115,47 @@ def test_a_run_killed_twice_ends_with_the_weights_of_the_uninterrupted_one(
     assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-6
     assert resumed.eval_loss == pytest.approx(whole.eval_loss, rel=1e-6)
     assert resumed.base_eval_loss == whole.base_eval_loss
+
+
+class Pausing(Watcher):
+    """Wants to save and stop once it has been asked for the fourth time since this step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self._step = step
+        self._asked = 0
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        super().on_step(metrics)
+        self._asked = 0
+
+    def should_stop(self) -> Literal["save_and_stop"] | None:
+        self._asked += 1
+        done = self.steps[-1] if self.steps else 0
+        return "save_and_stop" if done == self._step and self._asked >= 4 else None
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_pause_in_the_middle_of_a_step_is_obeyed_then_and_costs_no_step(
+    tiny_base: Path, rows_file: Path, tmp_path: Path, step: int
+) -> None:
+    """What the step had begun is forgotten, dropout's random numbers too: it is taken again as it was."""
+    many_passes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "max_steps": 4}
+    config = settings(tiny_base, rows_file, tmp_path / "whole", save_steps=50, **many_passes)
+    whole = LoRATrainer(config, ()).train()
+
+    config = settings(tiny_base, rows_file, tmp_path / "paused", save_steps=50, **many_passes)
+    paused = Pausing(step)
+    assert LoRATrainer(config, [paused], run_id="job").train().stopped == "save_and_stop"
+    assert paused.steps == [*range(1, step + 1)]
+    watcher = Watcher()
+    resumed = LoRATrainer(config, [watcher], run_id="job", resume=True).train()
+
+    assert watcher.steps == [*range(step + 1, 5)]
+    assert whole.adapter_dir and resumed.adapter_dir
+    expected, found = weights(whole.adapter_dir), weights(resumed.adapter_dir)
+    assert all(bool((found[name] == expected[name]).all()) for name in expected)
+    assert resumed.metrics["trained_tokens"] == whole.metrics["trained_tokens"]
 
 
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.pt", "state.json", "manifest.json"])

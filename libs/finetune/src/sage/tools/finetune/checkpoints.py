@@ -50,6 +50,11 @@ class RunState:
     """What rollbacks have left of the learning rate."""
     rollbacks: list[dict[str, Any]] = field(default_factory=list)
 
+    def keep_base_of(self, before: RunState) -> None:
+        """The base's scores are the run's, whatever becomes of its steps."""
+        self.base_eval_loss = before.base_eval_loss
+        self.base_token_accuracy = before.base_token_accuracy
+
 
 State = TypeVar("State", bound=RunState)
 

@@ -17,8 +17,9 @@ from sage.tools.finetune.evaluation import HeldOut, RunStopped
 from sage.tools.finetune.hardware import peak_memory_bytes
 from sage.tools.finetune.learning_rate import rate_factor
 from sage.tools.finetune.losses import LossFunction
+from sage.tools.finetune.random_numbers import RandomNumbers
 from sage.tools.finetune.rendering import Sample
-from sage.tools.finetune.rollback import judge, note_rollback, propose, wanted_steps
+from sage.tools.finetune.rollback import forget_lost_best, judge, note_rollback, propose, wanted_steps
 from sage.tools.finetune.watchdog import Fault
 from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import TrainingFailedError
@@ -67,7 +68,15 @@ class TrainingLoop:
         # A resumed run may have been stopped before its evaluation was done.
         wish = self._evaluate_if_due()
         while not (wish or self._is_done):
-            fault = self._step()
+            before = RandomNumbers.now()
+            try:
+                fault = self._step()
+            except RunStopped as stop:
+                if stop.mode == "stop":
+                    raise
+                self._give_up_step(before)
+                wish = stop.mode
+                break
             if fault:
                 self._roll_back(fault)
                 continue
@@ -77,6 +86,13 @@ class TrainingLoop:
             if wish or self._is_done or self._is_best_now or self._is_save_due:
                 self._save()
         return None if self._is_done else wish
+
+    def _give_up_step(self, before: RandomNumbers) -> None:
+        """Save as of the last step that was done: the end of this one may be minutes away."""
+        self.optimizer.zero_grad(set_to_none=True)
+        before.put_back()
+        if self.state.step > self._saved_step:
+            self._save()
 
     def _measure_base(self) -> StopMode | None:
         """What interrupted it, when something did; it is done after the next step then."""
@@ -124,7 +140,7 @@ class TrainingLoop:
         return None
 
     def _step(self) -> Fault | None:
-        """One optimiser step; what is wrong with it, if something is."""
+        """One optimiser step; what is wrong with it, if something is. Raises: RunStopped, half-way."""
         began = time.monotonic()
         rows = [self.samples[index] for index in self.schedule.rows_of(self.state.step)]
         tokens = sum(len(row.ids) for row in rows)
@@ -134,8 +150,8 @@ class TrainingLoop:
         lengths = [len(row.ids) for row in rows]
         summed, hits = 0.0, 0
         for group in self.team.share(micro_batches(lengths, self.token_budget, self.rows_at_once), lengths):
-            if self.callbacks.should_stop() == "stop":
-                raise RunStopped("stop")
+            if wish := self.callbacks.should_stop():
+                raise RunStopped(wish)
             if not group:
                 self.team.idle(lambda: self.loss(rows[:1]))
                 continue
@@ -205,9 +221,8 @@ class TrainingLoop:
             self.state = self.checkpoints.restore(target, self.model, self.optimizer, self.scaler)
         else:
             self.restart()
-            self.state = RunState(
-                base_eval_loss=state.base_eval_loss, base_token_accuracy=state.base_token_accuracy
-            )
+            self.state = RunState()
+        forget_lost_best(self.state, self.checkpoints, keep_best=self.config.keep_best)
         self._warn(note_rollback(self.state, state, fault).text(self.config.learning_rate))
         self.team.total(0.0)  # nobody deletes what another still reads
         self.checkpoints.drop_after(self.state.step)

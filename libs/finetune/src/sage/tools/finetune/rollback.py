@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from sage.tools.finetune.checkpoints import RunState
+from sage.tools.finetune.checkpoints import Checkpoints, RunState
 from sage.tools.finetune.watchdog import PROVEN_AFTER, Fault, Rollback, Verdict
 
 
@@ -31,9 +31,19 @@ def wanted_steps(state: RunState, *, keep_best: bool) -> list[int]:
     return [*([int(state.best["step"])] if state.best and keep_best else []), *proving]
 
 
+def forget_lost_best(state: RunState, checkpoints: Checkpoints, *, keep_best: bool) -> None:
+    """The best of a state gone back to may have been deleted since, for a better one that is gone as well.
+
+    Without its weights it would only keep every later one from becoming the best.
+    """
+    if state.best and keep_best and not checkpoints.is_whole(int(state.best["step"])):
+        state.best = None
+
+
 def note_rollback(state: RunState, before: RunState, fault: Fault) -> Rollback:
     """Enter into `state`, of the step gone back to, how `before` ended; the learning rate is lower now."""
     made = fault.rollback(state.step, before.rate_scale)
+    state.keep_base_of(before)
     state.good_step = state.step
     state.rate_scale = made.rate_scale
     state.rollbacks = [*before.rollbacks, asdict(made)]

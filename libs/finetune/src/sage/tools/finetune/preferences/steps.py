@@ -13,7 +13,7 @@ from sage.tools.finetune.preferences.methods import make_trainer
 from sage.tools.finetune.preferences.progress import Progress, StepFailed
 from sage.tools.finetune.preferences.samples import PairSample, RatedSample
 from sage.tools.finetune.preferences.scoring import Scores
-from sage.tools.finetune.rollback import note_rollback
+from sage.tools.finetune.rollback import forget_lost_best, note_rollback
 from sage.tools.finetune.run_parts import RunParts
 from sage.tools.finetune.watchdog import Fault
 from sage_contracts.config import TrainingConfig
@@ -31,6 +31,12 @@ class PreferenceState(RunState):
         self.base_eval_loss = scores.loss
         self.base_reward_accuracy = scores.reward_accuracy
         self.base_reward_margin = scores.reward_margin
+
+    def keep_base_of(self, before: RunState) -> None:
+        super().keep_base_of(before)
+        if isinstance(before, PreferenceState):
+            self.base_reward_accuracy = before.base_reward_accuracy
+            self.base_reward_margin = before.base_reward_margin
 
 
 @dataclass(frozen=True)
@@ -84,11 +90,8 @@ class Steps:
             load_weights(self.parts.model, target)
             state = self.checkpoints.read_state(target, PreferenceState)
         else:
-            state = PreferenceState(
-                base_eval_loss=before.base_eval_loss,
-                base_reward_accuracy=before.base_reward_accuracy,
-                base_reward_margin=before.base_reward_margin,
-            )
+            state = PreferenceState()
+        forget_lost_best(state, self.checkpoints, keep_best=config.keep_best)
         self._warn(note_rollback(state, before, fault).text(config.learning_rate))
         self.checkpoints.drop_after(state.step)
         self.progress.state = state
