@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -166,6 +167,25 @@ def test_the_steps_of_a_job_are_a_file_of_its_own(gateway: Process, sdk: openai.
         {"step": 2, "total_steps": 2, "train_loss": 1.5},
         {"step": 1, "total_steps": 2, "train_loss": 2.0},
     ]
+
+
+def test_the_models_list_follows_jobs_and_deletions_at_once(gateway: Process, sdk: openai.OpenAI) -> None:
+    def names() -> list[str]:
+        return [model.id for model in sdk.models.list() if model.id.startswith("brief")]
+
+    job = sdk.fine_tuning.jobs.create(
+        model="smollm2-135m", training_file=None, suffix="brief", extra_body={"sage": {"task": "code"}}
+    )
+    assert names() == []
+    work_on(gateway, job.id, 1.5)
+    assert names() == ["brief", "brief@1"]
+    hello: Any = {"messages": [{"role": "user", "content": "Hello"}], "model": "brief"}
+    with pytest.raises(openai.NotFoundError, match="The model `brief` does not exist"):
+        sdk.chat.completions.create(**hello)  # so the fake host has been asked
+    sdk.models.delete("brief")
+    with pytest.raises(openai.NotFoundError, match="There is no model 'brief'"):
+        sdk.chat.completions.create(**hello)
+    assert names() == []
 
 
 def test_a_sweep_through_the_gateway(gateway: Process, sdk: openai.OpenAI) -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import asyncio
 
+import httpx
 import pytest
+from fastapi import FastAPI
 
 from sage_chat.backend import BackendName, ChatCall, Reply
 from sage_chat.mock import MockBackend
@@ -11,6 +13,8 @@ from sage_contracts.errors import ModelNotFoundError, ServiceUnavailableError
 from sage_contracts.jobs import name_fault
 from sage_contracts.models import ModelCard
 from sage_gateway.directory import ModelDirectory
+from sage_gateway.models import make_router
+from sage_gateway.proxy import Proxy
 
 
 class Listed:
@@ -20,13 +24,18 @@ class Listed:
         self.name = name
         self.names: list[str] | None = list(models)
         self.asked = 0
+        self.is_asked = asyncio.Event()
+        self.gate: asyncio.Event | None = None
+        """An answer, which is that of the moment it was asked in, waits for it."""
 
     async def models(self) -> list[ModelCard]:
         self.asked += 1
-        await asyncio.sleep(0)
-        if self.names is None:
+        self.is_asked.set()
+        names = self.names
+        await (self.gate.wait() if self.gate else asyncio.sleep(0))
+        if names is None:
             raise ServiceUnavailableError("gone")
-        return [ModelCard(id=name, created=0) for name in self.names]
+        return [ModelCard(id=name, created=0) for name in names]
 
     async def stream(self, call: ChatCall) -> Reply:
         raise NotImplementedError
@@ -70,6 +79,48 @@ async def test_a_model_that_was_just_trained_is_found_at_once() -> None:
     assert stack.tuned.names is not None
     stack.tuned.names.append("qa")
     assert (await stack.directory.route("qa")).backend is BackendName.FINETUNE
+
+
+async def test_the_list_is_never_of_before() -> None:
+    stack = Stack()
+    await stack.directory.listing()
+    stack.tuned.names = ["code", "code@1", "qa", "qa@1"]
+    assert {"qa", "qa@1"} <= {card.id for card in await stack.directory.listing()}
+    assert stack.vllm.asked == 1
+
+
+async def test_a_list_that_was_asked_for_before_does_not_answer_a_later_question() -> None:
+    stack = Stack()
+    stack.tuned.gate = asyncio.Event()
+    early = asyncio.create_task(stack.directory.listing())
+    await stack.tuned.is_asked.wait()
+    late = asyncio.create_task(stack.directory.listing())
+    await asyncio.sleep(0)
+    stack.tuned.names = ["qa"]
+    stack.tuned.gate.set()
+    assert "qa" not in {card.id for card in await early}
+    assert "qa" in {card.id for card in await late}
+
+
+async def test_a_deleted_model_is_gone_at_once() -> None:
+    stack, orchestrator, app = Stack(), FastAPI(), FastAPI()
+
+    @orchestrator.delete("/v1/models/{name}")
+    def delete(name: str) -> dict[str, str]:
+        stack.tuned.names = []
+        return {"id": name}
+
+    async with (
+        httpx.AsyncClient(transport=httpx.ASGITransport(orchestrator)) as to_orchestrator,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client,
+    ):
+        app.include_router(
+            make_router(stack.directory, Proxy(to_orchestrator, "orchestrator", "http://part"))
+        )
+        await stack.directory.route("code")
+        assert (await client.delete("/v1/models/code")).json() == {"id": "code"}
+    with pytest.raises(ModelNotFoundError):
+        await stack.directory.route("code")
 
 
 async def test_default_and_nothing_mean_the_default_model() -> None:

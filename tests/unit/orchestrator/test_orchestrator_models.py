@@ -98,6 +98,18 @@ def test_a_wrong_name_lists_the_right_ones(rig: Rig, wrong: str) -> None:
         assert answer["message"].split("There are: ")[1].startswith(close)
 
 
+@pytest.mark.parametrize("digits", ["99999999999999999999999", "9999999999", "9" * 5000, "٣"])
+def test_a_version_that_no_database_could_hold_is_unknown_like_any_other(rig: Rig, digits: str) -> None:
+    rig.train()
+    wrong = f"code@{digits}"
+    for answer in (
+        rig.http.get(f"/v1/models/{wrong}"),
+        rig.http.delete(f"/v1/models/{wrong}"),
+        rig.http.post(f"/v1/sage/models/{wrong}/merge", json={}),
+    ):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
 def test_without_models_the_way_to_one_is_said(rig: Rig) -> None:
     assert "sage finetune quickstart" in rig.get("/v1/models/code", status=404)["error"]["message"]
 

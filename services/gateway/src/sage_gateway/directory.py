@@ -23,6 +23,8 @@ class _Entry:
     cards: list[ModelCard] | None = None
     """None: the backend did not answer."""
     asked_at: float = float("-inf")
+    """When the question began that `cards` answer: what they say may be as old as that."""
+    answered_at: float = float("-inf")
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -57,8 +59,9 @@ class ModelDirectory:
 
     async def listing(self) -> list[ModelCard]:
         """Every model that a request may name: tuned ones as they are called, others with their prefix."""
+        # Whoever asks for the list has perhaps just heard that a job is done: ours cost little to ask for.
         tuned, *others = await asyncio.gather(
-            self._cards(BackendName.FINETUNE), *(self._cards(name) for name in _OTHERS)
+            self._cards(BackendName.FINETUNE, is_fresh=True), *(self._cards(name) for name in _OTHERS)
         )
         prefixed = [
             card.model_copy(update={"id": f"{name}/{card.id}"})
@@ -67,22 +70,30 @@ class ModelDirectory:
         ]
         return [*(tuned or []), *prefixed, *await self._backends[BackendName.MOCK].models()]
 
+    async def forget_tuned(self) -> None:
+        """The tuned models have changed: whoever asks next is not answered from before."""
+        entry = self._entries[BackendName.FINETUNE]
+        async with entry.lock:  # a question that is under way may be answered from before, too
+            entry.answered_at = float("-inf")
+
     async def _names(self, backend: BackendName, *, is_fresh: bool = False) -> set[str] | None:
         cards = await self._cards(backend, is_fresh=is_fresh)
         return None if cards is None else {card.id for card in cards}
 
     async def _cards(self, backend: BackendName, *, is_fresh: bool = False) -> list[ModelCard] | None:
         entry = self._entries[backend]
-        asked_at = time.monotonic()
+        wanted_at = time.monotonic()
         async with entry.lock:
-            # An answer that arrived while we waited for the lock is fresh enough for everybody.
-            not_before = asked_at if is_fresh else asked_at - self._ttl_s[backend]
-            if entry.asked_at >= not_before:
+            # While we waited for the lock somebody else may have asked what we would ask now.
+            is_new = entry.asked_at >= wanted_at
+            is_recent = not is_fresh and entry.answered_at >= wanted_at - self._ttl_s[backend]
+            if is_new or is_recent:
                 return entry.cards
+            asked_at = time.monotonic()
             try:
                 entry.cards = await self._backends[backend].models()
             except SageError as error:
                 logger.debug("%s does not list its models: %s", backend, error)
                 entry.cards = None
-            entry.asked_at = time.monotonic()
+            entry.asked_at, entry.answered_at = asked_at, time.monotonic()
             return entry.cards

@@ -35,6 +35,10 @@ def make_router(directory: ModelDirectory, orchestrator: Proxy) -> APIRouter:
     async def delete(name: str, request: Request) -> Response:
         route = explicit_route(name)
         bare = route.model if route and route.backend is BackendName.FINETUNE else name
-        return await orchestrator.forward(request, f"/v1/models/{bare}")
+        try:
+            return await orchestrator.forward(request, f"/v1/models/{bare}")
+        finally:
+            # Also after a failure: it may have been deleted before its answer was lost.
+            await directory.forget_tuned()
 
     return router

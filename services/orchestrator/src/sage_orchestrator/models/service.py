@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from sqlalchemy.orm import Session
 
 from sage_contracts.config import Task
@@ -16,6 +18,8 @@ from sage_orchestrator.models import repository as models
 from sage_orchestrator.rows import VersionRow
 
 _BASE = "base:"
+# More digits than this do not fit into the database's column.
+_VERSION = re.compile(r"[0-9]{1,9}")
 # What vLLM accepts as its largest rank; small adapters share one value so that they share one engine.
 _SERVED_RANKS = (16, 32, 64, 128, 256, 320, 512)
 
@@ -81,7 +85,7 @@ class ModelService:
         """The version a name means, inside the caller's transaction. Raises: ModelNotFoundError."""
         name, at, given = model.partition("@")
         version = models.alias_version(session, name) if not at else None
-        if given.isdecimal():
+        if _VERSION.fullmatch(given):
             version = int(given)
         row = None if version is None else models.get_version(session, name, version)
         if row is None:
