@@ -75,7 +75,30 @@ def test_a_cancelled_job_stops_its_child(stack: Rig) -> None:
     assert not is_alive(pid)
 
 
+@pytest.mark.parametrize(("name", "order"), [("crash", None), ("steady", Order.CANCEL)])
+def test_a_job_that_cannot_be_resumed_gives_up_its_checkpoints(
+    folders: Rig, name: str, order: Order | None
+) -> None:
+    """Kept for nobody, they would take the place of a paused job's."""
+    checkpoints = folders.home / "finetune_output" / name / "checkpoints"
+    (checkpoints / "checkpoint-5").mkdir(parents=True)
+    (checkpoints / "job_id").write_text("job-1")
+    job = folders.records.add_job("job-1", name)
+    folders.start_worker()
+    folders.ring("job-1")
+    if order:
+        folders.records.wait_for(lambda: job.reports)
+        job.order = order
+
+    folders.records.wait_for(lambda: job.finishes)
+    wait_until(lambda: not (checkpoints / "job_id").exists(), "they are nobody's", timeout_s=5)
+    assert (checkpoints / "checkpoint-5").exists(), "to be looked at"
+
+
 def test_a_paused_job_resumes_from_its_checkpoint_and_the_worker_takes_the_next_one(stack: Rig) -> None:
+    owner = stack.home / "finetune_output/steady/checkpoints/job_id"
+    owner.parent.mkdir(parents=True)
+    owner.write_text("job-1")
     job = stack.records.add_job("job-1", "steady")
     stack.start_worker()
     stack.ring("job-1")
@@ -89,6 +112,7 @@ def test_a_paused_job_resumes_from_its_checkpoint_and_the_worker_takes_the_next_
     other = stack.records.add_job("job-2", "quick")
     stack.ring("job-2")
     stack.records.wait_for(lambda: other.finishes)
+    assert owner.read_text() == "job-1", "its checkpoints are still its own"
 
     stack.records.requeue("job-1")
     stack.ring("job-1")

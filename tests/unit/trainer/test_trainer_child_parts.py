@@ -68,7 +68,8 @@ def test_checkpoints_are_of_one_job_and_a_paused_one_finds_its_own_again(tmp_pat
     take_checkpoints(tmp_path, "other")
     assert not (checkpoints / "checkpoint-5").exists()
     (checkpoints / "checkpoint-7").mkdir()
-    give_up_checkpoints(tmp_path)
+    give_up_checkpoints(tmp_path, "somebody else")
+    give_up_checkpoints(tmp_path, "other")
     assert (checkpoints / "checkpoint-7").exists()
 
     take_checkpoints(tmp_path, "paused")
@@ -81,6 +82,21 @@ def test_few_put_aside_checkpoints_are_kept(tmp_path: Path) -> None:
     for number in range(6):
         take_checkpoints(tmp_path, f"job-{number}")
     assert len(list(tmp_path.glob(".checkpoints-*"))) == 2
+
+
+def test_jobs_that_ended_take_no_place_from_a_paused_one(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    for job_id in ("paused", "failed-1", "failed-2", "failed-3"):
+        take_checkpoints(tmp_path, job_id)
+        (checkpoints / f"checkpoint-{len(job_id)}").mkdir()
+        if job_id == "failed-3":
+            take_checkpoints(tmp_path, "next")  # it was faster
+        if job_id.startswith("failed"):
+            give_up_checkpoints(tmp_path, job_id)
+    assert (checkpoints / "job_id").read_text() == "next"
+    assert [path.name for path in tmp_path.glob(".checkpoints-*")] == [".checkpoints-paused"]
+    take_checkpoints(tmp_path, "paused")
+    assert (checkpoints / "checkpoint-6").exists()
 
 
 def test_what_a_killed_attempt_had_begun_is_removed(tmp_path: Path) -> None:

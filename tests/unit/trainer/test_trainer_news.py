@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from math import nan
+
 import pytest
 
 from sage_contracts.jobs import JobMetrics
 from sage_trainer.messages import (
+    CHILD_MESSAGE,
     CheckpointMessage,
     DoneMessage,
     EvalMessage,
@@ -54,6 +57,15 @@ def test_a_measurement_is_urgent_and_known_by_what_was_measured(news: News, of: 
     assert news.spool.is_urgent
     assert news.metrics.model_dump(exclude_none=True) == {name: 1.5}
     assert texts(news) == [f"Held-out loss of the {of} model: 1.5000"]
+
+
+def test_a_loss_that_is_no_number_is_told(news: News) -> None:
+    line = EvalMessage(of="step", step=4, loss=nan).model_dump_json()
+    said = CHILD_MESSAGE.validate_json(line)
+    assert isinstance(said, EvalMessage)
+    news.take_in(said)
+    assert texts(news) == ["Held-out loss of the step model: no number"]
+    assert news.metrics.eval_loss is None
 
 
 def test_a_saved_checkpoint_is_told_twice_to_people_and_to_the_record(news: News) -> None:

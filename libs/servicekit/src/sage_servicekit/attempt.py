@@ -242,9 +242,10 @@ class Attempt(ABC, Generic[Claim, Message]):
         """Let the child end for this reason, in its grace. Asked again and again while the reason holds."""
         child.stop(self._stop_grace_s)
 
-    def _finish(self, ending: Ending) -> None:
+    def _finish(self, ending: Ending) -> bool:
+        """Whether the orchestrator knows of the end."""
         finish = self._finish_of(ending)
-        self._deliver(
+        return self._deliver(
             lambda: self._post.link.tell(f"{self._path}/finish", finish), f"the finish of {self._work_id}"
         )
 

@@ -204,7 +204,7 @@ def train(spec: ChildSpec, tell: Telling) -> DoneMessage | StoppedMessage:
     weights = result.adapter_dir or result.model_dir
     assert weights is not None  # it did not stop
     write_version(weights, version_dir, VersionResult(job_id=claim.job_id, done=done))
-    give_up_checkpoints(output_dir)
+    give_up_checkpoints(output_dir, claim.job_id)
     return done
 
 

@@ -32,7 +32,7 @@ def take_checkpoints(output_dir: Path, job_id: str) -> None:
     """
     folder = output_dir / "checkpoints"
     owner_file = folder / _OWNER_FILE
-    owner = owner_file.read_text() if owner_file.exists() else ""
+    owner = _owner_of(owner_file)
     if owner == job_id:
         return
     if owner:
@@ -49,9 +49,19 @@ def take_checkpoints(output_dir: Path, job_id: str) -> None:
         shutil.rmtree(oldest, ignore_errors=True)
 
 
-def give_up_checkpoints(output_dir: Path) -> None:
-    """The job is done: its checkpoints stay to be looked at, until the next one starts."""
-    (output_dir / "checkpoints" / _OWNER_FILE).unlink(missing_ok=True)
+def give_up_checkpoints(output_dir: Path, job_id: str) -> None:
+    """The job has ended for good: its checkpoints stay to be looked at, until the next one starts.
+
+    Should that one have started already, they lie aside and go, and its own are left alone.
+    """
+    owner_file = output_dir / "checkpoints" / _OWNER_FILE
+    if _owner_of(owner_file) == job_id:
+        owner_file.unlink(missing_ok=True)
+    shutil.rmtree(output_dir / f".checkpoints-{job_id}", ignore_errors=True)
+
+
+def _owner_of(owner_file: Path) -> str:
+    return owner_file.read_text() if owner_file.exists() else ""
 
 
 class VersionResult(BaseModel):

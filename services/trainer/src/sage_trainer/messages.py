@@ -69,7 +69,8 @@ class EvalMessage(_Said):
     kind: Literal["eval"] = "eval"
     of: Literal["base", "step", "tuned"]
     step: int = 0
-    loss: float
+    loss: float | None
+    """None where it is no number, which JSON cannot say."""
     perplexity: float | None = None
     token_accuracy: float | None = None
     text: str = ""

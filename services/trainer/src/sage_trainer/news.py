@@ -87,7 +87,8 @@ class News:
             f"{prefix}token_accuracy": measured.token_accuracy,
         }
         self.metrics = self.metrics.model_copy(update=known)
-        text = measured.text or f"Held-out loss of the {measured.of} model: {measured.loss:.4f}"
+        loss = "no number" if measured.loss is None else f"{measured.loss:.4f}"
+        text = measured.text or f"Held-out loss of the {measured.of} model: {loss}"
         # The names of OpenAI's own metrics events.
         data = {
             "step": measured.step,

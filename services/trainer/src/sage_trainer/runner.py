@@ -17,6 +17,7 @@ from sage_servicekit.children import Child, computing_env
 from sage_servicekit.machine import oom_kill_count
 from sage_trainer.child_deaths import ChildDeaths
 from sage_trainer.ending import ending_of, stronger_order
+from sage_trainer.folders import give_up_checkpoints
 from sage_trainer.messages import CHILD_MESSAGE, ChildMessage, ChildSpec, DoneMessage, RestartMessage
 from sage_trainer.news import News
 from sage_trainer.settings import TrainerSettings
@@ -25,6 +26,7 @@ from sage_trainer.spool import Spool
 
 logger = logging.getLogger(__name__)
 
+_NEVER_RESUMED = (Outcome.FAILED, Outcome.CANCELLED)
 _OUTCOMES = {Order.CANCEL: Outcome.CANCELLED, Order.PAUSE: Outcome.PAUSED}
 
 
@@ -145,12 +147,16 @@ class TrainAttempt(Attempt[TrainClaim, ChildMessage]):
     def _take_in(self, message: ChildMessage) -> None:
         self._news.take_in(message)
 
-    def _finish(self, ending: Ending) -> None:
+    def _finish(self, ending: Ending) -> bool:
         # The news first: after the finish nobody takes it.
         while len(self._news.spool):
             if not self._deliver(self._send_news, "news"):
                 break
-        super()._finish(ending)
+        is_known = super()._finish(ending)
+        if is_known and ending.outcome in _NEVER_RESUMED:
+            # Not before it is known: until then the job may be given to somebody who goes on from them.
+            give_up_checkpoints(self._post.settings.home.resolve(self._claim.output_dir), self._work_id)
+        return is_known
 
     def _finish_of(self, ending: Ending) -> Finish:
         words = self._news.last_words

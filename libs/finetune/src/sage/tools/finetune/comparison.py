@@ -56,7 +56,8 @@ class Comparison:
         held, last, best = self.held, state.evaluation, state.best
         is_measured = last is not None and last["step"] == state.step
         scores = Scores(last["loss"], last["token_accuracy"]) if last and is_measured else held.measure()
-        is_behind = best is not None and scores is not None and best["loss"] < scores.loss
+        # A last loss that is no number is behind, too.
+        is_behind = best is not None and scores is not None and not scores.loss <= best["loss"]
         if is_behind and self.config.keep_best and not held.team.can_restore:
             held.callbacks.on_log("warn", "A model in shards keeps the weights of its last step")
         elif best and is_behind and self.config.keep_best:

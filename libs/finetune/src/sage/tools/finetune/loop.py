@@ -268,7 +268,8 @@ class TrainingLoop:
 def note_evaluation(state: RunState, loss: float, patience: int, figures: Mapping[str, float]) -> bool:
     """Enter an evaluation between steps into the state; whether it is the best so far."""
     state.evaluation = {"step": state.step, "loss": loss, **figures}
-    is_best = state.best is None or loss < state.best["loss"]
+    # What is no number is no better than nothing, and nothing would ever be better than it.
+    is_best = isfinite(loss) and (state.best is None or loss < state.best["loss"])
     if is_best:
         state.best, state.stale_evaluations = state.evaluation, 0
     else:
@@ -278,7 +279,7 @@ def note_evaluation(state: RunState, loss: float, patience: int, figures: Mappin
 
 
 def early_end_text(state: RunState) -> str:
-    return (
-        f"Stopping early after step {state.step}: {state.stale_evaluations} evaluations in a row "
-        f"were no better than {(state.best or {})['loss']:.4f}"
-    )
+    told = f"Stopping early after step {state.step}: {state.stale_evaluations} evaluations in a row"
+    if state.best is None:
+        return f"{told} gave a loss that is no number"
+    return f"{told} were no better than {state.best['loss']:.4f}"

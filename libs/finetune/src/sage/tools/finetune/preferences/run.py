@@ -134,7 +134,7 @@ class PreferenceRun(Run):
         """
         last, best = state.evaluation, state.best
         scores = _scores_of(last) if last and _is_measured(state) else held.tuned(told)
-        if not (self._config.keep_best and best and best["loss"] < scores.loss):
+        if not (self._config.keep_best and best and not scores.loss <= best["loss"]):
             return scores
         step = int(best["step"])
         if not checkpoints.is_whole(step):
