@@ -14,6 +14,11 @@ SERVED = {
 }
 
 
+def test_a_checkpoint_is_said_to_answer_nobody() -> None:
+    with pytest.raises(ModelNotFoundError, match=r"A checkpoint is .* ask for 'code@1', the job's result"):
+        choose("code@1:ckpt-step-2", TUNED, SERVED)
+
+
 @pytest.mark.parametrize(
     ("name", "backend", "model"),
     [

@@ -327,9 +327,39 @@ def test_checkpoints_are_listed_once_per_step(rig: Rig) -> None:
     rig.report(job_id, checkpoints=[{"step": 20, "path": "c/20", "train_loss": 1.0, "eval_loss": 1.1}])
     listed = rig.get(f"{JOBS}/{job_id}/checkpoints")["data"]
     assert [item["step_number"] for item in listed] == [20, 10]
-    assert listed[0]["metrics"] == {"step": 20, "train_loss": 1.0, "full_valid_loss": 1.1}
+    assert {name: value for name, value in listed[0]["metrics"].items() if value is not None} == {
+        "step": 20,
+        "train_loss": 1.0,
+        "full_valid_loss": 1.1,
+    }
     assert listed[1]["metrics"]["train_loss"] == 1.5
     assert listed[0]["fine_tuned_model_checkpoint"] == "code@1:ckpt-step-20"
+
+
+def test_a_checkpoint_has_what_was_measured_at_its_step(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    rig.claim(job_id)
+
+    def tell(seq: int, kind: str, **data: Any) -> dict[str, Any]:
+        return {"seq": seq, "created_at": 5.0, "message": "news", "type": kind, "data": data}
+
+    events = [
+        tell(1, "metrics", step=2, train_loss=3.0, train_mean_token_accuracy=0.1),
+        tell(2, "metrics", step=4, train_loss=2.0, train_mean_token_accuracy=0.5),
+        tell(3, "message", step=4, full_valid_loss=1.25, full_valid_mean_token_accuracy=0.75),
+        tell(4, "message", step=4, prompt="And?", answer="Yes."),
+        tell(5, "metrics", step=2, train_loss=2.5, train_mean_token_accuracy=0.2),  # repeated after a resume
+    ]
+    rig.report(job_id, events=events, checkpoints=[{"step": step, "path": f"c/{step}"} for step in (2, 3, 4)])
+    listed = rig.get(f"{JOBS}/{job_id}/checkpoints")["data"]
+    fourth = {"step": 4, "train_loss": 2.0, "train_mean_token_accuracy": 0.5}
+    assert listed[0]["metrics"] == {
+        **fourth,
+        "full_valid_loss": 1.25,
+        "full_valid_mean_token_accuracy": 0.75,
+    }
+    assert {value for name, value in listed[1]["metrics"].items() if name != "step"} == {None}
+    assert [listed[2]["metrics"][name] for name in ("train_loss", "train_mean_token_accuracy")] == [2.5, 0.2]
 
 
 def test_unknown_jobs_are_not_found(rig: Rig) -> None:

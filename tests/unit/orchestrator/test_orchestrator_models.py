@@ -110,6 +110,12 @@ def test_a_version_that_no_database_could_hold_is_unknown_like_any_other(rig: Ri
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
 
 
+def test_a_checkpoint_is_said_to_answer_nobody(rig: Rig) -> None:
+    rig.train()
+    error = rig.get("/internal/models/resolve", name="code@1:ckpt-step-2", status=404)["error"]
+    assert "A checkpoint is" in error["message"] and "ask for 'code@1'" in error["message"]
+
+
 def test_without_models_the_way_to_one_is_said(rig: Rig) -> None:
     assert "sage finetune quickstart" in rig.get("/v1/models/code", status=404)["error"]["message"]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sage_chat.backend import BackendName
 from sage_contracts.errors import ModelNotFoundError, ServiceUnavailableError
+from sage_contracts.models import checkpoint_hint
 
 BASE_PREFIX = "base:"
 _MAX_LISTED = 30
@@ -75,7 +76,7 @@ def not_found(
     offered = [f"{backend}/{model}" for backend, names in (served or {}).items() for model in sorted(names)]
     right = [*sorted(tuned), *offered, str(BackendName.MOCK)]
     near = difflib.get_close_matches(name.rpartition("/")[2], right, n=1, cutoff=0.6)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = checkpoint_hint(name) or (f" Did you mean {near[0]!r}?" if near else "")
     more = f", … ({len(right)} in all)" if len(right) > _MAX_LISTED else ""
     shown = ", ".join(right[:_MAX_LISTED]) + more
     none_yet = "" if tuned else " None is tuned yet: `sage finetune quickstart code` makes one."

@@ -262,7 +262,9 @@ class JobEvent(BaseModel):
 class CheckpointMetrics(BaseModel):
     step: int | None = None
     train_loss: float | None = None
+    train_mean_token_accuracy: float | None = None
     full_valid_loss: float | None = None
+    full_valid_mean_token_accuracy: float | None = None
 
 
 class JobCheckpoint(BaseModel):

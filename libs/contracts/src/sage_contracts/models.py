@@ -9,6 +9,24 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sage_contracts.config import Task
 
+_CHECKPOINT_MARK = ":ckpt-step-"
+
+
+def checkpoint_name(version: str, step: int) -> str:
+    """What a checkpoint of the job that makes this version is called."""
+    return f"{version}{_CHECKPOINT_MARK}{step}"
+
+
+def checkpoint_hint(name: str) -> str:
+    """For an error about a name that is a checkpoint's, a sentence with a space before it; else nothing."""
+    version, mark, _ = name.partition(_CHECKPOINT_MARK)
+    if not mark:
+        return ""
+    return (
+        " A checkpoint is what its job goes on from after an interruption, and answers nobody: "
+        f"ask for {version!r}, the job's result."
+    )
+
 
 class ModelCard(BaseModel):
     """OpenAI's model object with our additions."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from sage_contracts.config import PresetName, Task, TrainingConfig
 from sage_contracts.jobs import (
     CheckpointMetrics,
@@ -16,6 +19,7 @@ from sage_contracts.jobs import (
     JobStatus,
     SageJobInfo,
 )
+from sage_contracts.models import checkpoint_name
 from sage_orchestrator.rows import CheckpointRow, EventRow, JobRow
 
 
@@ -71,12 +75,19 @@ def to_event(row: EventRow) -> JobEvent:
     )
 
 
-def to_checkpoint(row: CheckpointRow, job: JobRow) -> JobCheckpoint:
+def to_checkpoint(row: CheckpointRow, job: JobRow, figures: Mapping[str, Any]) -> JobCheckpoint:
+    """`figures` are those of its step's events, under the names that these have for them."""
     return JobCheckpoint(
         id=row.id,
         created_at=int(row.created_at),
         fine_tuning_job_id=row.job_id,
-        fine_tuned_model_checkpoint=f"{job.name}@{job.version}:ckpt-step-{row.step}",
+        fine_tuned_model_checkpoint=checkpoint_name(f"{job.name}@{job.version}", row.step),
         step_number=row.step,
-        metrics=CheckpointMetrics(step=row.step, train_loss=row.train_loss, full_valid_loss=row.eval_loss),
+        metrics=CheckpointMetrics(
+            step=row.step,
+            train_loss=figures.get("train_loss") if row.train_loss is None else row.train_loss,
+            train_mean_token_accuracy=figures.get("train_mean_token_accuracy"),
+            full_valid_loss=figures.get("full_valid_loss") if row.eval_loss is None else row.eval_loss,
+            full_valid_mean_token_accuracy=figures.get("full_valid_mean_token_accuracy"),
+        ),
     )

@@ -83,6 +83,19 @@ def event_data(session: Session, job_id: str) -> Iterator[dict[str, Any]]:
     return (data for data in session.scalars(query.execution_options(yield_per=1000)) if data)
 
 
+def figures_at(session: Session, job_id: str, steps: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """What the events of each of these steps measured; of a repeated step the later figures count."""
+    query = select(EventRow.data).where(
+        EventRow.job_id == job_id, EventRow.data["step"].as_integer().in_(steps)
+    )
+    figures: dict[int, dict[str, Any]] = {step: {} for step in steps}
+    for data in session.scalars(query.order_by(EventRow.seq)):
+        if data:
+            known = {key: value for key, value in data.items() if value is not None}
+            figures[data["step"]].update(known)
+    return figures
+
+
 def checkpoint_page(
     session: Session, job_id: str, *, after: str | None, limit: int
 ) -> tuple[Sequence[CheckpointRow], bool]:

@@ -142,7 +142,8 @@ class JobService:
         with self._database.read() as session:
             job = jobs.get(session, job_id)
             rows, has_more = jobs.checkpoint_page(session, job_id, after=after, limit=limit)
-            return list_page([to_checkpoint(row, job) for row in rows], has_more)
+            figures = jobs.figures_at(session, job_id, [row.step for row in rows])
+            return list_page([to_checkpoint(row, job, figures[row.step]) for row in rows], has_more)
 
     def cancel(self, job_id: str) -> FineTuningJob:
         """At once if nobody works on it; otherwise the worker is told with its next report.

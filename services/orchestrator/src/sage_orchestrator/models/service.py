@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from sage_contracts.config import Task
 from sage_contracts.errors import ConflictError, ModelNotFoundError
 from sage_contracts.home import Home
-from sage_contracts.models import ModelCard, ModelInfo, ResolvedModel
+from sage_contracts.models import ModelCard, ModelInfo, ResolvedModel, checkpoint_hint
 from sage_contracts.paging import Deleted
 from sage_orchestrator import bases
 from sage_orchestrator.database import Database
@@ -101,7 +101,9 @@ class ModelService:
         ]
         there = ", ".join(bases.closest_first(model, known)[:20])
         hint = f"There are: {there}." if known else "None yet: `sage finetune quickstart` trains one."
-        return ModelNotFoundError(f"There is no model {model!r}. {hint}", param="model")
+        return ModelNotFoundError(
+            f"There is no model {model!r}.{checkpoint_hint(model)} {hint}", param="model"
+        )
 
     def _resolve_base(self, model: str) -> ResolvedModel:
         name = model.removeprefix(_BASE)
