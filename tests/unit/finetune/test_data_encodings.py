@@ -96,3 +96,53 @@ def test_a_broken_character_is_a_fault_of_its_row_and_not_another_encoding(tmp_p
     report = validate_file(path)
     assert [(bad.row, bad.field) for bad in report.bad] == [(3, "row")]
     assert (report.good, report.notes) == (4, [])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize(
+    "text", ['{{"text": "{}"}}\n{{"text": "b"}}\n', '[{{"text": "{}"}}]', "text\n{}\nb\n"]
+)
+def test_unicode_without_a_mark_is_told_by_its_first_character(
+    tmp_path: Path, encoding: str, text: str
+) -> None:
+    path = tmp_path / "rows"
+    path.write_bytes(text.format("网关").encode(encoding))
+    assert load_conversations(path)[0].messages[1]["content"] == "网关"
+
+
+@pytest.mark.parametrize("is_table", [True, False])
+@pytest.mark.parametrize(
+    ("encoding", "mark", "length"),
+    [
+        ("utf-8", b"", 1),
+        ("utf-8", b"\xef\xbb\xbf", 1),
+        # Only behind its beginning: there such a byte makes the file no GB18030.
+        ("gb18030", b"", 300),
+        ("utf-8", b"", 300),
+    ],
+)
+def test_a_byte_that_is_no_character_is_a_fault_of_its_row(
+    tmp_path: Path, encoding: str, mark: bytes, length: int, is_table: bool
+) -> None:
+    row = "什么是{}？,{}\n" if is_table else '{{"question": "什么是{}？", "answer": "{}"}},\n'
+    rows = [row.format(number, "网关是所有请求的入口。" * length).encode(encoding) for number in range(400)]
+    rows[299] = rows[299].replace("入".encode(encoding), b"\xff", 1)
+    text = b"".join(rows)
+    path = tmp_path / "rows"
+    path.write_bytes(mark + (b"question,answer\n" + text if is_table else b"[" + text[:-2] + b"]"))
+    report = validate_file(path)
+    assert [(bad.row, bad.field) for bad in report.bad] == [(300, "answer")]
+    assert f"holds bytes that are not {encoding.upper()}" in report.bad[0].reason
+    assert (report.rows, report.good) == (400, 399)
+
+
+def test_a_zero_in_text_does_not_make_it_another_encoding(tmp_path: Path) -> None:
+    table, lines = tmp_path / "rows.csv", tmp_path / "rows.jsonl"
+    table.write_text("question,answer\na,b\nc\0,d\n")
+    assert [row.messages[0]["content"] for row in load_conversations(table)] == ["a", "c\0"]
+    lines.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a\0", "completion": "b"}\n')
+    (bad,) = validate_file(lines).bad
+    assert (bad.row, "is not valid JSON" in bad.reason) == (2, True)
+    (tmp_path / "zeros").write_bytes(bytes(4000))
+    with pytest.raises(InvalidDataError, match="not UTF-8 text"):
+        validate_file(tmp_path / "zeros")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -155,3 +157,85 @@ def test_values_that_only_parquet_has_can_be_arguments_of_calls(tmp_path: Path) 
     report = validate_file(path)
     assert (report.good, report.duplicates) == (2, 1)
     assert prepare(TrainingConfig(data_path=str(path))).fingerprint()
+
+
+def write_parquet(path: Path, **columns: Any) -> None:
+    from pyarrow import parquet, table
+
+    parquet.write_table(table(columns), path, compression="none")
+
+
+def test_a_value_that_python_cannot_hold_makes_its_row_bad(tmp_path: Path) -> None:
+    from pyarrow import array, int64, string, timestamp
+
+    path = tmp_path / "rows.parquet"
+    long_ago = array([0, 10**18, 0], int64()).cast(timestamp("ms"))
+    text = array([b"a", b"b", b"caf\xe9"]).cast("binary").view(string())
+    write_parquet(path, question=text, answer=["x", "y", "z"], at=long_ago)
+    report = validate_file(path)
+    assert [(bad.row, bad.field) for bad in report.bad] == [(2, "at"), (3, "question")]
+    assert all("cannot be read" in bad.reason for bad in report.bad)
+
+
+def test_a_damaged_page_names_the_file(tmp_path: Path) -> None:
+    from pyarrow import parquet, table
+
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(
+        table({"question": ["a" * 99] * 99, "answer": ["b"] * 99}), path, compression="snappy"
+    )
+    whole = path.read_bytes()
+    path.write_bytes(whole[:30] + bytes(byte ^ 255 for byte in whole[30:90]) + whole[90:])
+    with pytest.raises(InvalidDataError, match=r"rows\.parquet cannot be read as Parquet"):
+        validate_file(path)
+
+
+def test_what_only_parquet_has_is_called_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    write_parquet(path, question=[b"a", b"b"], answer=["x", "y"])
+    assert {bad.reason for bad in validate_file(path).bad} == {"is bytes, not text"}
+    write_parquet(path, question=["a"], answer=[date(2020, 1, 1)])
+    assert [bad.reason for bad in validate_file(path).bad] == ["is a date, not text"]
+
+
+@pytest.mark.parametrize("field", ["tools", "tool_calls", "arguments"])
+def test_what_is_nested_too_deeply_makes_its_row_bad(tmp_path: Path, field: str) -> None:
+    deep: Any = {}
+    for _ in range(300):
+        deep = {"p": deep}
+    function: dict[str, Any] = {"name": "f", "parameters": deep}
+    if field != "tools":
+        function = {"name": "f", "arguments": deep if field == "tool_calls" else json.dumps(deep)}
+    call = {"type": "function", "function": function}
+    says = {"role": "assistant", "content": "a", **({} if field == "tools" else {"tool_calls": [call]})}
+    row = {
+        "messages": [{"role": "user", "content": "q"}, says],
+        **({"tools": [call]} if field == "tools" else {}),
+    }
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{json.dumps(row)}\n{json.dumps(QA)}\n")
+    (bad,) = validate_file(path).bad
+    assert (bad.row, "cannot be written as JSON" in bad.reason) == (1, True)
+    with pytest.raises(InvalidDataError, match="row 1"):
+        load_conversations(path)
+
+
+@pytest.mark.parametrize("first", ["\n", "\n\r\n", "  \n", ",\n"])
+def test_the_header_is_the_first_line_that_is_not_blank(tmp_path: Path, first: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"{first}question,answer\na,b\n\nc,d\n")
+    assert [row.messages[1]["content"] for row in load_conversations(path)] == ["b", "d"]
+
+
+def test_a_quotation_mark_that_is_never_closed_is_told_where_its_row_begins(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('question,answer\na,"two\nlines"\nb,"c\nd,e\n' + "f,g\n" * 50)
+    (bad,) = validate_file(path).bad
+    assert (bad.row, "begins in line 4 is never closed" in bad.reason) == (2, True)
+    assert "what follows was not read" in bad.reason
+
+
+def test_rows_that_differ_in_white_space_are_no_exact_duplicates(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": "p", "completion": f"c{end}"}) for end in ("", "\n", "")))
+    assert validate_file(path).duplicates == 1

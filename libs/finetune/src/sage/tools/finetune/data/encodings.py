@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from typing import Any, cast
 
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -13,8 +14,12 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _LEGACY = ("gb18030", "big5", "cp932", "cp949", "cp1252", "cp1251", "latin_1")
+_FAULT = "\udcff"
 _SAMPLE_BYTES = 1 << 16
 _RIGHT_PER_FAULT = 4
+_LEAST_CHARS_PER_ZERO = 8
+_WIDE = (("utf-32-le", 4, 0), ("utf-32-be", 4, 3), ("utf-16-le", 2, 0), ("utf-16-be", 2, 1))
+"""Codec, bytes of a character, and which of them holds an ASCII one."""
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 # Two bytes of GB 2312's first level: the 3,755 characters of everyday Chinese, and its punctuation.
 _EVERYDAY_CHINESE = re.compile(rb"[\xa1-\xa3\xb0-\xd7][\xa1-\xfe]")
@@ -28,18 +33,26 @@ def detect_encoding(head: bytes, *, is_whole: bool) -> str | None:
         if head.startswith(mark):
             return encoding
     if b"\0" in head:
-        return _utf16_without_mark(head)
+        return _wide_without_mark(head) or _utf8_with_zeros(head, is_whole)
     if _can_read(head, "utf-8", is_whole) or _is_utf8_with_faults(head):
         return "utf-8"
     return _legacy(head, is_whole)
 
 
-def _utf16_without_mark(head: bytes) -> str | None:
-    for encoding, zero_at in (("utf-16-le", 1), ("utf-16-be", 0)):
+def _wide_without_mark(head: bytes) -> str | None:
+    """UTF-32 or UTF-16, told by the first character's zeros."""
+    for encoding, width, at in _WIDE:
         # Every format starts with ASCII: a bracket, a brace, a quotation mark or a column's name.
-        if len(head) > 1 and head[zero_at] == 0 and head[1 - zero_at] and _can_read(head, encoding, False):
+        others = head[:at] + head[at + 1 : width]
+        if head[at : at + 1].strip(b"\0") and others == bytes(width - 1) and _can_read(head, encoding, False):
             return encoding
     return None
+
+
+def _utf8_with_zeros(head: bytes, is_whole: bool) -> str | None:
+    """Text in which a program left some zeros. Where there are many the file is no text."""
+    is_text = head.count(0) * _LEAST_CHARS_PER_ZERO < len(head) and not _CONTROL.match(head.decode("latin_1"))
+    return "utf-8" if is_text and _can_read(head, "utf-8", is_whole) else None
 
 
 def _is_utf8_with_faults(head: bytes) -> bool:
@@ -74,3 +87,18 @@ def _can_read(head: bytes, encoding: str, is_whole: bool) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def marked_faults() -> str:
+    """The name of an error handler that puts a mark, half a character, where bytes stand for nothing."""
+    codecs.register_error("sage-mark", lambda error: (_FAULT, cast(UnicodeDecodeError, error).end))
+    return "sage-mark"
+
+
+def has_fault(value: Any) -> bool:
+    """Whether such a mark is anywhere in a row's value."""
+    if isinstance(value, str):
+        return _FAULT in value
+    if isinstance(value, dict):
+        return any(map(has_fault, value)) or any(map(has_fault, value.values()))
+    return isinstance(value, list) and any(map(has_fault, value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date, datetime, time, timedelta
 from typing import Any
 
 import orjson
@@ -13,9 +14,16 @@ NO_ANSWER = ": the row has no answer to learn"
 
 
 def kind_of(value: Any) -> str:
-    """`value`'s JSON type, for people."""
+    """`value`'s JSON type, or what only Parquet has, for people."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+    more = {
+        bytes: "bytes",
+        date: "a date",
+        datetime: "a date and time",
+        time: "a time",
+        timedelta: "a duration",
+    }
+    return names.get(type(value)) or more.get(type(value), "a number")
 
 
 def required_text(row: Mapping[str, Any], field: str, *, is_answer: bool = False) -> str:
@@ -56,7 +64,16 @@ def tools_of(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         function = tool["function"]
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise RowError(f"{field}[{index}]", "has no function with a name")
+    require_shallow(tools, field)
     return tools or None
+
+
+def require_shallow(value: Any, field: str) -> None:
+    """Raises: RowError where something is nested deeper than can be written again (254 times)."""
+    try:
+        orjson.dumps(value, default=str)
+    except orjson.JSONEncodeError as error:
+        raise RowError(field, f"cannot be written as JSON ({error})") from error
 
 
 def json_in(text: str, field: str) -> Any:

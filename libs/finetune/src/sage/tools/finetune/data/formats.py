@@ -30,16 +30,23 @@ class RowFormat(Protocol):
 FORMATS: Registry[RowFormat] = Registry("format", "sage.finetune.formats", keeps_instances=True)
 
 
-def match(row: Any) -> tuple[str, RowFormat, Fields]:
-    """The row's format, and the row as that format is to see it. Raises: RowError when it has none."""
+Match = tuple[str, RowFormat, Fields]
+"""A row's format with its name, and the row as that format is to see it."""
+
+
+def match(row: Any, *, is_probe: bool = False) -> Match:
+    """A probe is a row made up to ask for its format: one that fails on it does not claim it.
+
+    Raises: RowError when there is none, or when one fails.
+    """
     if not isinstance(row, Mapping):
         raise RowError("row", f"is {kind_of(row)}, not an object with named fields")
-    claimed = _claimant(row)
+    claimed = _claimant(row, is_probe)
     values = row.values()
     if None in values or "" in values:
         # Tables that hold several formats leave the other formats' columns empty.
         filled = {key: value for key, value in row.items() if value is not None and value != ""}
-        other = _claimant(filled)
+        other = _claimant(filled, is_probe)
         if other is not None and (claimed is None or other[0] != claimed[0]):
             return (*other, filled)
     if claimed is None:
@@ -52,17 +59,26 @@ def match(row: Any) -> tuple[str, RowFormat, Fields]:
     return (*claimed, row)
 
 
-def _claimant(row: Fields) -> tuple[str, RowFormat] | None:
+def _claimant(row: Fields, is_probe: bool) -> tuple[str, RowFormat] | None:
     for pair in FORMATS.latest_first():
-        if pair[1].matches(row):
-            return pair
+        try:
+            if pair[1].matches(row):
+                return pair
+        except Exception as error:  # a format of one's own raises what its author overlooked
+            if not is_probe:
+                raise failed(pair[0], error) from error
     return None
+
+
+def failed(format_name: str, error: Exception) -> RowError:
+    """What is said of a row on which a format's own code fails."""
+    return RowError("row", f"the format {format_name} failed on it ({type(error).__name__}: {error})")
 
 
 def format_name(row: Any) -> str | None:
     """The first format that claims the row; None when none does."""
     try:
-        return match(row)[0]
+        return match(row, is_probe=True)[0]
     except RowError:
         return None
 
@@ -75,14 +91,29 @@ def detect_format(rows: Iterable[Any]) -> str | None:
 
 def to_messages(row: Any) -> list[Message]:
     """The conversation in a row, by the row's own format. Raises: RowError."""
-    _, row_format, fields = match(row)
-    return row_format.to_messages(fields)
+    return messages_of(match(row))
 
 
 def to_conversation(row: Any, origin: str) -> Conversation:
     """The same, with the tools the row offers. Raises: RowError."""
-    _, row_format, fields = match(row)
-    return Conversation(row_format.to_messages(fields), origin, tools_of(fields))
+    matched = match(row)
+    return Conversation(messages_of(matched), origin, tools_of(matched[2]))
+
+
+def messages_of(matched: Match) -> list[Message]:
+    """What the format makes of the row. Raises: RowError, also where the format's own code fails."""
+    name, row_format, fields = matched
+    try:
+        messages = row_format.to_messages(fields)
+        for message in messages:
+            if not isinstance(message["content"], str):
+                said = f"the format {name} made a turn of it whose content is {kind_of(message['content'])}"
+                raise RowError("row", f"{said}, not text")
+    except RowError:
+        raise
+    except Exception as error:
+        raise failed(name, error) from error
+    return messages
 
 
 def asked(question: str, material: str) -> str:

@@ -54,7 +54,7 @@ class Frames:
         self._template = template
         self._is_choosy = is_choosy
         self._frames: dict[tuple[str, ...], Frame | None] = {}
-        self._shows_calls: set[bool] = set()
+        self._shows_calls = {True, False} if template is plain_frame else set[bool]()
         """Whether rows had tools, of those where the template was seen to show a call."""
         self.refused = 0
         """Conversations rendered that the template refuses: those have the signs of ChatML."""

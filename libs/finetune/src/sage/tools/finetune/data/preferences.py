@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from sage.tools.finetune.data.conversation import Message, RowError
 from sage.tools.finetune.data.fields import json_in, kind_of, optional_text, required_text, tools_of
-from sage.tools.finetune.data.formats import FORMATS, Fields, RowFormat, asked, match
+from sage.tools.finetune.data.formats import FORMATS, Fields, Match, asked, failed, match, messages_of
 from sage.tools.finetune.data.turns import holds_turns, parse_turn, parse_turns, with_system
 
 Tools = list[dict[str, Any]]
@@ -61,8 +61,13 @@ def to_preference(row: Any, origin: str) -> Preference:
     """The preference in a row, by the row's own format. Raises: RowError."""
     name, row_format, fields = match(row)
     if isinstance(row_format, PreferenceFormat):
-        return row_format.to_preference(fields, origin)
-    if name == "prompt_completion" or not _is_whole(row_format, fields):
+        try:
+            return row_format.to_preference(fields, origin)
+        except RowError:
+            raise
+        except Exception as error:
+            raise failed(name, error) from error
+    if name == "prompt_completion" or not _is_whole((name, row_format, fields)):
         for _, meant in FORMATS.latest_first():
             # Empty fields made the row another's: the format that they belong to says which is empty.
             if isinstance(meant, PreferenceFormat) and meant.matches(row):
@@ -70,9 +75,9 @@ def to_preference(row: Any, origin: str) -> Preference:
     raise RowError("row", f"is of the format {name}, which says no preference: use method=sft")
 
 
-def _is_whole(row_format: RowFormat, fields: Fields) -> bool:
+def _is_whole(matched: Match) -> bool:
     try:
-        row_format.to_messages(fields)
+        messages_of(matched)
     except RowError:
         return False
     return True

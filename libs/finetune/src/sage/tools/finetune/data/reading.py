@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import orjson
 
 from sage.tools.finetune.data.conversation import RowError
-from sage.tools.finetune.data.encodings import detect_encoding
+from sage.tools.finetune.data.encodings import detect_encoding, has_fault, marked_faults
 from sage.tools.finetune.data.formats import format_name
 from sage.tools.finetune.data.json_rows import Found, document_rows, line_rows, list_rows
 from sage.tools.finetune.data.opening import HEAD_BYTES, PARQUET, head_of, open_plain
@@ -138,19 +138,35 @@ def _read_lines(path: Path, name: str, encoding: str) -> Iterator[Found]:
 
 
 def _read_text(path: Path, name: str, encoding: str, rows_of: Any) -> Iterator[Found]:
-    with open_plain(path, name) as stream, _as_text(stream, encoding) as text:
-        try:
-            yield from rows_of(text)
-        except UnicodeDecodeError as error:
-            raise InvalidDataError(
-                f"{name} begins as {encoding.upper()}, but is not so everywhere ({error.reason}). "
-                "Save it as UTF-8."
-            ) from error
+    read = 0
+    try:
+        with open_plain(path, name) as stream, _as_text(stream, encoding) as text:
+            for value in rows_of(text):
+                read += 1
+                yield value
+        return
+    except UnicodeDecodeError:
+        pass
+    # Once more from the start, with marks where bytes are wrong: to look for marks in every row of every
+    # file would cost all of them.
+    with open_plain(path, name) as stream, _as_text(stream, encoding, marked_faults()) as text:
+        for value in islice(rows_of(text), read, None):
+            yield _faultless(value, encoding)
 
 
-def _as_text(stream: BinaryIO, encoding: str) -> io.TextIOWrapper:
+def _faultless(value: Found, encoding: str) -> Found:
+    what = f"holds bytes that are not {encoding.removesuffix('-sig').upper().replace('_', '-')}"
+    if not isinstance(value, dict):
+        return RowError("row", what) if has_fault(value) else value
+    if has_fault(list(value)):
+        return RowError("row", f"has a field whose name {what}")
+    field = next((field for field in value if has_fault(value[field])), None)
+    return value if field is None else RowError(field, what)
+
+
+def _as_text(stream: BinaryIO, encoding: str, errors: str = "strict") -> io.TextIOWrapper:
     # Universal newlines would change what is inside quoted cells.
-    return io.TextIOWrapper(cast(Any, stream), encoding=encoding, newline="")
+    return io.TextIOWrapper(cast(Any, stream), encoding=encoding, errors=errors, newline="")
 
 
 def _is_lines(head: str) -> bool:

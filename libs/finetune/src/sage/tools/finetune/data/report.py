@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sage.tools.finetune.data.conversation import Conversation, Message, RowError
 from sage.tools.finetune.data.fields import tools_of
-from sage.tools.finetune.data.formats import match, to_conversation
+from sage.tools.finetune.data.formats import Match, match, messages_of, to_conversation
 from sage.tools.finetune.data.lengths import LengthCounter, TokenReport
 from sage.tools.finetune.data.preferences import (
     PreferenceFormat,
@@ -116,9 +116,9 @@ def validate_file(
         if count % _SAMPLED_ROWS == 0:
             on_rows(count)
         try:
-            format_name, row_format, fields = match(row.content())
-            formats[format_name] += 1
-            found = read(row_format, fields, row.value)
+            matched = match(row.content())
+            formats[matched[0]] += 1
+            found = read(matched, row.value)
         except RowError as error:
             bad_count += 1
             empty_answers += error.is_empty_answer
@@ -169,8 +169,9 @@ def load_each(path: Path, read: Callable[[Any, str], T], display_name: str | Non
 
 
 def conversation_key(messages: Sequence[Message]) -> bytes:
-    """Equal for conversations that say the same; 16 bytes, so that a million of them fit in memory."""
-    return _digest(_said(messages))
+    """Equal for conversations that say the same, white space at the ends of turns aside; 16 bytes, so that a
+    million of them fit in memory."""
+    return _digest([_said([{**message, "content": message["content"].strip()} for message in messages])])
 
 
 def row_key(messages: Sequence[Message], tools: Tools | None) -> bytes:
@@ -181,13 +182,17 @@ def row_key(messages: Sequence[Message], tools: Tools | None) -> bytes:
 def _said(messages: Sequence[Message]) -> list[Any]:
     said: list[Any] = []
     for message in messages:
-        said += (message["role"], message["content"].strip(), message.get("tool_calls"))
+        said += (message["role"], message["content"], message.get("tool_calls"))
     return said
 
 
 def _digest(content: list[Any]) -> bytes:
-    # Calls and tools of a Parquet file hold what JSON has not, such as decimals: there their text counts.
-    return blake2b(orjson.dumps(content, default=str), digest_size=16).digest()
+    try:
+        # Calls and tools of a Parquet file hold what JSON has not, such as decimals: there their text counts.
+        written = orjson.dumps(content, default=str)
+    except orjson.JSONEncodeError as error:
+        raise RowError("row", f"holds what cannot be written as JSON ({error})") from error
+    return blake2b(written, digest_size=16).digest()
 
 
 class Duplicates:
@@ -203,7 +208,7 @@ class Duplicates:
         return sum(len(part) - len(set(part)) for part in self._parts)
 
 
-def _reader(method: str | None, sample: Iterable[Row]) -> Callable[[Any, Any, Any], ReadRow]:
+def _reader(method: str | None, sample: Iterable[Row]) -> Callable[[Match, Any], ReadRow]:
     if method is None:
         method = "kto" if _are_preferences(sample) else "sft"
     return {"sft": _read_conversation, "kto": _read_preference}.get(method, _read_pair)
@@ -219,16 +224,16 @@ def _are_preferences(sample: Iterable[Row]) -> bool:
     return votes[True] > votes[False]
 
 
-def _read_conversation(row_format: Any, fields: Any, row: Any) -> ReadRow:
-    messages, tools = row_format.to_messages(fields), tools_of(fields)
+def _read_conversation(matched: Match, row: Any) -> ReadRow:
+    messages, tools = messages_of(matched), tools_of(matched[2])
     return ReadRow(messages, tools, row_key(messages, tools))
 
 
-def _read_pair(row_format: Any, fields: Any, row: Any) -> ReadRow:
+def _read_pair(matched: Match, row: Any) -> ReadRow:
     return _longer(to_pair(row, ""))
 
 
-def _read_preference(row_format: Any, fields: Any, row: Any) -> ReadRow:
+def _read_preference(matched: Match, row: Any) -> ReadRow:
     preference = to_preference(row, "")
     if isinstance(preference, PreferencePair):
         return _longer(preference)

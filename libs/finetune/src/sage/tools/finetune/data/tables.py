@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, TextIO
+from typing import IO, Any, TextIO
 
 from sage.tools.finetune.data.conversation import RowError
 from sage.tools.finetune.data.formats import format_name
@@ -17,11 +17,14 @@ from sage.tools.finetune.data.opening import PARQUET, open_plain
 from sage_contracts.errors import InvalidDataError
 
 _DELIMITERS = ",\t;|"
-NO_DELIMITER = "\0"
-"""Of a table with one column, whose header cannot tell what would separate others: no text file has it."""
+NO_DELIMITER = "\uffff"
+"""Of a table with one column, whose header cannot tell what would separate others: no character at all."""
 _MAX_CELL_CHARS = 64 << 20
+_HEADER_LINES = 20
 _BATCH_ROWS = 1024
 _PIECE_BYTES = 1 << 16
+_UNREADABLE = (ValueError, OverflowError, OSError)
+"""Of a value that is no UTF-8 or out of Python's range, and of a damaged page."""
 
 
 def find_delimiter(head: str) -> str | None:
@@ -33,22 +36,31 @@ def find_delimiter(head: str) -> str | None:
 
 
 def table_rows(text: TextIO, delimiter: str) -> Iterator[Found]:
-    """The rows below the header. A row with more or fewer cells than the header is wrong."""
+    """The rows below the header, the first line that is not blank. A row with more or fewer cells than the
+    header is wrong."""
     csv.field_size_limit(_MAX_CELL_CHARS)
     reader = csv.reader(text, delimiter=delimiter, strict=True)
-    columns = _names(next(reader, []))
+    columns = _names(_first_record(reader))
     while True:
+        lines_before = reader.line_num
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield RowError("row", f"is not valid CSV: {error}, near line {reader.line_num}")
+            yield _broken(error, lines_before + 1, reader.line_num)
             continue
         if len(cells) == len(columns):
             yield dict(zip(columns, cells, strict=True))
         elif cells:
             yield RowError("row", f"has {len(cells)} cells where the header has {len(columns)}")
+
+
+def _broken(error: csv.Error, first_line: int, last_line: int) -> RowError:
+    if str(error) == "unexpected end of data":
+        what = f"a quotation mark in the row that begins in line {first_line} is never closed"
+        return RowError("row", f"is not valid CSV: {what}; what follows was not read")
+    return RowError("row", f"is not valid CSV: {error}, near line {last_line}")
 
 
 def parquet_rows(path: Path, name: str) -> Iterator[Found]:
@@ -66,9 +78,26 @@ def parquet_rows(path: Path, name: str) -> Iterator[Found]:
             # In small pieces: by default a whole row group, often the whole file, is held in memory.
             file = ParquetFile(stream, buffer_size=_PIECE_BYTES, pre_buffer=False)
             for batch in file.iter_batches(_BATCH_ROWS):
-                yield from batch.to_pylist()
-        except ArrowException as error:
+                yield from _values(batch)
+        except (ArrowException, *_UNREADABLE) as error:
             raise InvalidDataError(f"{name} cannot be read as Parquet: {error}") from error
+
+
+def _values(batch: Any) -> list[Found]:
+    """A batch's rows; those with a value that Python cannot hold, such as the year 10000, as errors."""
+    try:
+        return list(batch.to_pylist())
+    except _UNREADABLE:
+        return [_value(batch.slice(row, 1)) for row in range(batch.num_rows)]
+
+
+def _value(single: Any) -> Found:
+    for field, column in zip(single.schema.names, single.columns, strict=True):
+        try:
+            column.to_pylist()
+        except _UNREADABLE as error:
+            return RowError(field, f"cannot be read ({error})")
+    return single.to_pylist()[0]
 
 
 @contextmanager
@@ -86,9 +115,14 @@ def _seekable(path: Path, name: str) -> Iterator[IO[bytes]]:
 
 def _header(head: str, delimiter: str) -> list[str]:
     try:
-        return _names(next(csv.reader(head.splitlines(keepends=True)[:20], delimiter=delimiter), []))
+        lines = head.splitlines(keepends=True)[:_HEADER_LINES]
+        return _names(_first_record(csv.reader(lines, delimiter=delimiter, strict=True)))
     except csv.Error:
         return []
+
+
+def _first_record(reader: Iterator[list[str]]) -> list[str]:
+    return next((cells for cells in reader if any(cell.strip() for cell in cells)), [])
 
 
 def _names(cells: list[str]) -> list[str]:

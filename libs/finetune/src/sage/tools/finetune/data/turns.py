@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from sage.tools.finetune.data.conversation import Message, RowError
-from sage.tools.finetune.data.fields import NO_ANSWER, json_in, kind_of, optional_text
+from sage.tools.finetune.data.fields import NO_ANSWER, json_in, kind_of, optional_text, require_shallow
 
 _ROLES = {
     "system": "system",
@@ -177,6 +177,7 @@ def _call(call: Any, field: str) -> dict[str, Any]:
         arguments = json_in(arguments, f"{field}.function.arguments")
     if not isinstance(arguments, Mapping):
         raise RowError(f"{field}.function.arguments", f"is {kind_of(arguments)}, not an object")
+    require_shallow(arguments, f"{field}.function.arguments")
     return {**call, "type": "function", "function": {**function, "arguments": arguments}}
 
 
