@@ -16,6 +16,7 @@ from tests.integration.finetune_recorder import Recorder, adapter_weights
 
 from sage.tools.finetune import Evaluation, LoRATrainer, TrainingCallback, TrainingConfig
 from sage.tools.finetune.callbacks import GeneratedAnswer
+from sage.tools.finetune.planning import plan
 from sage_contracts.errors import InvalidDataError, InvalidRequestError, TrainingFailedError
 
 METHODS = ("dpo", "orpo", "kto")
@@ -250,6 +251,14 @@ def test_single_rated_answers_are_for_kto_alone(tiny_base: Path, tmp_path: Path)
         LoRATrainer(config.model_copy(update={"data_path": str(only_wanted)}), ()).train()
     with pytest.raises(InvalidRequestError, match="two rows or more"):
         LoRATrainer(config.model_copy(update={"gradient_accumulation_steps": 1}), ()).train()
+
+
+def test_biases_that_train_are_no_reference(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    config = settings(tiny_base, data, tmp_path / "out", method="dpo", lora={"bias": "all"})
+    for begin in (LoRATrainer(config, ()).train, lambda: plan(config, home=tmp_path)):
+        with pytest.raises(InvalidRequestError, match=r"lora\.bias=all"):
+            begin()
+    assert not (tmp_path / "out").exists()
 
 
 def test_supervised_rows_say_no_preference(tiny_base: Path, tmp_path: Path) -> None:

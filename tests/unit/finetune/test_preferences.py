@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage.tools.finetune.data.preferences import PreferencePair, RatedAnswer, load_preferences
-from sage.tools.finetune.preferences.methods import batch_shape
+from sage.tools.finetune.preferences.methods import batch_shape, require_fixed_reference
 from sage.tools.finetune.preferences.planned import sampled_judged
 from sage.tools.finetune.preferences.samples import PairSample, RatedSample, mixed, swapped_answers
 from sage.tools.finetune.preferences.scoring import Answer, dpo_scores, kto_scores, orpo_scores
@@ -182,6 +182,18 @@ def test_kto_gets_batches_of_two_or_more_and_the_effective_batch_is_kept(at_once
     assert rows >= 2
     assert rows * accumulation == config.effective_batch_size
     assert batch_shape(config.model_copy(update={"method": "dpo"})) == (at_once, times)
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_a_reference_that_trains_along_is_refused(bias: str) -> None:
+    for method in ("dpo", "kto"):
+        config = TrainingConfig.model_validate({"method": method, "lora": {"bias": bias}})
+        with pytest.raises(InvalidRequestError, match=r"Set lora\.bias=none") as refused:
+            require_fixed_reference(config)
+        assert refused.value.param == "lora.bias"
+        require_fixed_reference(TrainingConfig.model_validate({"method": method}))
+    # It compares with nothing.
+    require_fixed_reference(TrainingConfig.model_validate({"method": "orpo", "lora": {"bias": bias}}))
 
 
 def test_quick_sizes_leave_the_learning_rate_of_preferences_alone() -> None:

@@ -27,6 +27,7 @@ from sage.tools.finetune.ladder import LEAST_HARM, climbed, next_rung, order_of
 from sage.tools.finetune.lifeline import end_with_parent
 from sage.tools.finetune.model_size import parameters_of
 from sage.tools.finetune.plan_types import Change, Plan, PlanSpec, SpreadPlan
+from sage.tools.finetune.preferences.methods import require_fixed_reference
 from sage.tools.finetune.preferences.planned import (
     Judged,
     count_judged,
@@ -75,6 +76,7 @@ def plan(
     wait_politely()
     home = home or Path(os.environ.get("SAGE_HOME", "~/.sage")).expanduser()
     report("Reading the rows")
+    require_fixed_reference(config)
     splits = prepare(config) if config.method == "sft" else prepare_preferences(config)
     base = resolve_base(config.model_name, home, report)
     counts, samples, schedule = _count(config, base, splits.train, report)

@@ -24,6 +24,18 @@ NEVER = 10**9
 """A number of steps that no run reaches."""
 
 
+def require_fixed_reference(config: TrainingConfig) -> None:
+    """DPO and KTO compare with the model as it was. Raises: InvalidRequestError, where that would move."""
+    if config.method not in ("dpo", "kto") or config.lora.bias == "none":
+        return
+    raise InvalidRequestError(
+        f"{config.method} compares with the base, which is the model with its adapters switched off; with "
+        f"lora.bias={config.lora.bias} the base's own biases train, and it would be compared with itself. "
+        "Set lora.bias=none, or use method=orpo, which has no reference.",
+        param="lora.bias",
+    )
+
+
 def batch_shape(config: TrainingConfig) -> tuple[int, int]:
     """(rows at once, accumulation) with the effective batch as asked.
 
