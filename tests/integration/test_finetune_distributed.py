@@ -121,18 +121,36 @@ def test_a_model_in_shards_finds_the_same_and_goes_on_whole(
 
 
 class Assassin(Recorder):
-    """Kills the second process after the first step."""
+    """Ends the second process by a signal after the first step, once."""
+
+    def __init__(self, weapon: signal.Signals) -> None:
+        super().__init__()
+        self._weapon = weapon
+        self.rungs: list[Rung] = []
 
     def on_step(self, metrics: StepMetrics) -> None:
         super().on_step(metrics)
-        if metrics.step == 1:
-            os.kill(max(living_children()), signal.SIGKILL)
+        if len(self.steps) == 1:
+            os.kill(max(living_children()), self._weapon)
+
+    def on_rung(self, rung: Rung) -> None:
+        self.rungs.append(rung)
 
 
 def test_the_death_of_one_ends_all(tiny_base: Path, data: Path, tmp_path: Path) -> None:
     config = settings(tiny_base, data, tmp_path / "out", max_steps=500, save_steps=1)
     with pytest.raises(TrainingFailedError, match=r"device 1 ended without a word.*resumed"):
-        LoRATrainer(config, [Assassin()]).train()
+        LoRATrainer(config, [Assassin(signal.SIGUSR1)]).train()
+    assert living_children() == []
+
+
+def test_one_that_the_kernel_kills_had_too_little_memory(tiny_base: Path, data: Path, tmp_path: Path) -> None:
+    assassin = Assassin(signal.SIGKILL)
+    config = settings(tiny_base, data, tmp_path / "out", save_steps=1)
+    result = LoRATrainer(config, [assassin]).train()
+    assert [rung.name for rung in assassin.rungs] == ["halve_batch"]
+    assert any("of device 1 was killed, probably because memory had run out" in t for _, t in assassin.logs)
+    assert result.metrics["steps"] == 4
     assert living_children() == []
 
 

@@ -113,6 +113,31 @@ def test_it_goes_on_from_the_last_checkpoint(tiny_base: Path, data: Path, tmp_pa
     assert result.metrics["steps"] == 6
 
 
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_shorter_rows_go_on_from_the_last_checkpoint_though_some_are_left_out(
+    tiny_base: Path, tmp_path: Path, method: str
+) -> None:
+    """Every third question leaves no room for its answer at half the length, so there are fewer steps."""
+    rows = [
+        {"prompt": f"Number {n}? " * (16 if n % 3 == 0 else 1), "chosen": "Yes please.", "rejected": "no NO"}
+        for n in range(40)
+    ]
+    if method == "sft":
+        rows = [{"question": row["prompt"], "answer": row["chosen"]} for row in rows]
+    data = tmp_path / "rows.json"
+    data.write_text(json.dumps(rows))
+    watcher = Watcher(fail_at=3)
+    config = settings(
+        tiny_base, data, tmp_path / "out", method=method, max_steps=-1, num_train_epochs=1, max_length=256,
+        oom_ladder=["halve_max_length"], oom_may_truncate=True,
+    )  # fmt: skip
+    LoRATrainer(config, [watcher]).train()
+    steps = [metrics.step for metrics in watcher.steps]
+    assert watcher.steps[-1].total_steps < watcher.steps[0].total_steps
+    assert "Resuming after step 2" in watcher.logs
+    assert steps == [1, 2, 3, *range(3, watcher.steps[-1].total_steps + 1)]
+
+
 @pytest.mark.parametrize("phase", ["data", "base_model", "loading"])
 def test_a_lack_of_memory_before_the_first_step_continues_no_earlier_run(
     tiny_base: Path, data: Path, tmp_path: Path, phase: str

@@ -174,6 +174,18 @@ def test_a_cpu_goes_below_the_budget_that_its_caches_set() -> None:
     assert token_budget(first.config, "cpu", ["halve_batch"]) == 1
 
 
+@pytest.mark.parametrize(("use_rslora", "alpha"), [(False, 8), (True, 16)])
+def test_a_smaller_rank_keeps_the_adapters_scale(use_rslora: bool, alpha: int) -> None:
+    lora = LoRAConfig(r=16, lora_alpha=32, use_rslora=use_rslora)
+    small, _ = climbed(TrainingConfig(lora=lora), ["smaller_rank"])
+    assert (small.lora.r, small.lora.lora_alpha) == (4, alpha)
+
+    def scale(of: LoRAConfig) -> float:
+        return of.lora_alpha / (of.r**0.5 if use_rslora else of.r)
+
+    assert scale(small.lora) == scale(lora)
+
+
 def test_the_ladder_can_be_off() -> None:
     assert whole_climb(TrainingConfig(oom_ladder="off"), "cuda") == []
     assert whole_climb(TrainingConfig(oom_ladder=[]), "cuda") == []

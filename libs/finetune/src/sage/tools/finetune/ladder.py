@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 from sage.tools.finetune.hardware import resolve_precision
@@ -145,8 +146,10 @@ def _smaller_rank(config: TrainingConfig, taken: Sequence[OomRung], device: str)
     lora = config.lora
     if lora.r <= SMALLEST_RANK:
         return None
-    # alpha / r is what the adapter's output is scaled by: the learning rate still fits when it stays.
-    alpha = max(1, round(lora.lora_alpha * SMALLEST_RANK / lora.r))
+    # What the adapter's output is scaled by (alpha / r; with rsLoRA alpha / √r): the learning rate still
+    # fits when it stays.
+    share = SMALLEST_RANK / lora.r
+    alpha = max(1, round(lora.lora_alpha * (sqrt(share) if lora.use_rslora else share)))
     return {"lora": {**lora.model_dump(), "r": SMALLEST_RANK, "lora_alpha": alpha}}
 
 

@@ -245,12 +245,15 @@ class Run:
         return state
 
     def _fingerprint(self, splits: Any, base: Path, schedule: Schedule) -> dict[str, Any]:
+        # Rows that lose their whole answer are left out, and the ladder goes on from the same checkpoints.
+        is_cut = "halve_max_length" in self._climb.taken
+        steps = {} if is_cut else {"total_steps": schedule.total_steps}
         return {
             "run_id": self._t._run_id,
             "data_sha256": splits.fingerprint(),
             "base": base.name,
             "batch_rows": schedule.batch_rows,
-            "total_steps": schedule.total_steps,
+            **steps,
             # As asked for: what the out-of-memory ladder changes goes on from the same checkpoints.
             "max_length": self._t._config.max_length,
             "seed": self._config.seed,

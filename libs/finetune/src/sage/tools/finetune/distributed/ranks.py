@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from sage.tools.finetune.distributed.messages import Cleared, Failed, RankSpec, 
 from sage.tools.finetune.hardware import has_cuda, physical_cores, resolve_precision
 from sage.tools.finetune.model_size import parameters_of
 from sage_contracts.config import TrainingConfig
-from sage_contracts.errors import TrainingFailedError, all_errors
+from sage_contracts.errors import OutOfMemoryError, TrainingFailedError, all_errors
 
 if TYPE_CHECKING:
     from sage.tools.finetune.climbing import Climb
@@ -51,7 +52,8 @@ def spread_here(config: TrainingConfig, home: Path) -> Spread:
 def run_ranks(spec: RankSpec, size: int, tell: TrainingCallback, climb: Climb) -> TrainResult:
     """Train in `size` processes; their result. None of them outlives this call.
 
-    Raises: what the run raises; TrainingFailedError when a process is lost.
+    Raises: what the run raises; OutOfMemoryError when a process is killed, TrainingFailedError when one is
+    lost otherwise.
     """
     port = _free_port()
     ranks: list[_Rank] = []
@@ -79,6 +81,13 @@ class _Rank:
         finally:
             theirs.close()
         self.pipe.send(spec)
+
+    def exit_code(self) -> int | None:
+        """Of a process whose pipe has closed: it is about to end."""
+        try:
+            return self.process.wait(timeout=_LAST_WORDS_S)
+        except subprocess.TimeoutExpired:
+            return None
 
     def end(self) -> None:
         """Its end of the pipe closes, which it does not survive; should it, it is killed."""
@@ -135,10 +144,16 @@ def _failure(failures: dict[int, Failed], lost: Sequence[int], ranks: Sequence[_
         return all_errors().get(first.code or "", TrainingFailedError)(first.message, param=first.param)
     silent = [rank for rank in lost if rank not in failures]
     if silent:
-        code = ranks[silent[0]].process.poll()
+        codes = {rank: ranks[rank].exit_code() for rank in silent}
+        killed = [rank for rank, code in codes.items() if code == -signal.SIGKILL]
+        if killed:
+            return OutOfMemoryError(
+                f"The training process of device {killed[0]} was killed, probably because memory had run out."
+            )
+        gone = silent[0]
         return TrainingFailedError(
-            f"The training process of device {silent[0]} ended without a word (exit code {code}), and so the "
-            "others were ended too. The run can be resumed from its last checkpoint."
+            f"The training process of device {gone} ended without a word (exit code {codes[gone]}), "
+            "and so the others were ended too. The run can be resumed from its last checkpoint."
         )
     message = failures[min(failures)].message if failures else "no reason was given"
     return TrainingFailedError(f"Training over {len(ranks)} devices failed: {message}")
