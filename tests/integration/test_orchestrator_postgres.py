@@ -77,6 +77,25 @@ def test_several_starters_upgrade_once(postgres: str, rig: Rig) -> None:
         database.close()
 
 
+def test_checkpoints_find_the_events_of_their_steps(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    rig.claim(job_id)
+    said = [{"step": 2, "train_loss": 3.0}, {"step": 4, "full_valid_loss": 1.25}, {"prompt": "?"}, None]
+    events = [
+        {"seq": seq, "created_at": 5.0, "message": "news", "data": data} for seq, data in enumerate(said, 1)
+    ]
+    rig.report(job_id, events=events, checkpoints=[{"step": step, "path": f"c/{step}"} for step in (2, 4)])
+    listed = rig.get(f"/v1/fine_tuning/jobs/{job_id}/checkpoints")["data"]
+    fourth, second = (item["metrics"] for item in listed)
+    assert (second["train_loss"], second["full_valid_loss"]) == (3.0, None)
+    assert (fourth["train_loss"], fourth["full_valid_loss"]) == (None, 1.25)
+
+
+def test_a_version_that_no_column_could_hold_is_unknown(rig: Rig) -> None:
+    for digits in ("999999999", "9999999999", "99999999999999999999"):
+        assert rig.get(f"/v1/models/code@{digits}", status=404)["error"]["code"] == "model_not_found"
+
+
 def test_a_job_from_file_to_model(rig: Rig) -> None:
     file_id = rig.upload(rows())
     job = rig.create_job(training_file=file_id, suffix="pg", metadata={"team": "a"})
