@@ -234,6 +234,19 @@ def test_requests_that_cannot_be_answered_say_why(tmp_path: Path) -> None:
         assert lost.status_code == 404 and "adapter_config.json is missing" in lost.json()["error"]["message"]
 
 
+def test_tools_need_a_parser_and_are_refused_before_an_engine_starts(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    with running(tmp_path) as rig:
+        for more in ({}, {"tool_choice": "auto"}, {"tool_choice": "required"}):
+            refused = rig.ask("code", tools=tools, **more)
+            assert refused.status_code == 400 and refused.json()["error"]["param"] == "tools"
+            assert "SAGE_TOOL_CALL_PARSER" in refused.json()["error"]["message"]
+        assert rig.engines() == []
+        assert rig.ask("code", tools=tools, tool_choice="none").status_code == 200
+    with running(tmp_path, tool_call_parser="hermes") as rig:
+        assert rig.ask("code", tools=tools).status_code == 200
+
+
 def test_models_and_beats(tmp_path: Path) -> None:
     with running(tmp_path) as rig:
         listed = rig.http.get("/v1/models").json()["data"]

@@ -19,6 +19,7 @@ from sage_inference.hardware import Device, find_device
 from sage_inference.models import locate
 from sage_inference.relay import Call
 from sage_inference.settings import InferenceSettings
+from sage_inference.transformers_engine.protocol import ChatCompletionRequest
 
 CPU = Device("cpu", 16 * 2**30)
 GPU = Device("cuda:1", 80 * 2**30)
@@ -71,6 +72,28 @@ def test_vllm_on_a_gpu(home: Home) -> None:
     assert "--enforce-eager" not in arguments and "--kv-cache-memory-bytes" not in arguments
     assert env["CUDA_VISIBLE_DEVICES"] == "1" and "OMP_NUM_THREADS" not in env
     assert needed_bytes == int(80 * 2**30 * 0.85)
+
+
+def test_vllm_reads_calls_of_tools_where_it_is_told_how_they_are_written(home: Home) -> None:
+    arguments, _, _ = command(home, "vllm", CPU, tool_call_parser="hermes")
+    assert option(arguments, "--tool-call-parser") == "hermes" and "--enable-auto-tool-choice" in arguments
+    without, _, _ = command(home, "vllm", CPU)
+    assert {"--tool-call-parser", "--enable-auto-tool-choice"}.isdisjoint(without)
+    ours, _, _ = command(home, "transformers", CPU, tool_call_parser="hermes")
+    assert "--tool-call-parser" not in ours
+
+
+def test_our_own_engine_refuses_tools_unless_none_may_be_called() -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "?"}], "tools": [{"type": "function"}]}
+    ChatCompletionRequest.model_validate(body | {"tool_choice": "none"}).require_supported()
+    for more in ({}, {"tool_choice": "auto"}, {"tool_choice": {"type": "function"}}):
+        with pytest.raises(
+            InvalidRequestError, match=r"install vLLM and set SAGE_TOOL_CALL_PARSER"
+        ) as caught:
+            ChatCompletionRequest.model_validate(body | more).require_supported()
+        assert caught.value.param == "tools"
+    with pytest.raises(InvalidRequestError, match=r"has no echo: leave it out, or install vLLM\.$"):
+        ChatCompletionRequest.model_validate(body | {"tool_choice": "none", "echo": True}).require_supported()
 
 
 def test_the_engine_of_our_own(home: Home) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
 
+from sage_contracts.errors import InvalidRequestError
 from sage_contracts.inference import HostStatus
 from sage_inference.finder import Finder
+from sage_inference.fit import Kind
 from sage_inference.host import Host
 from sage_inference.orchestrator import Orchestrator
 from sage_inference.relay import Answer, Call
@@ -33,12 +35,21 @@ class ReleaseSessionReply(BaseModel):
 
 
 def make_router(
-    host: Host, orchestrator: Orchestrator, finder: Finder, settings: InferenceSettings
+    host: Host, orchestrator: Orchestrator, finder: Finder, settings: InferenceSettings, kind: Kind
 ) -> APIRouter:
+    """`kind` is that of the host's engines."""
     router = APIRouter()
 
     async def answer(request: Request, path: str) -> Response:
         call = Call.parse(await request.body())
+        # Our own engine says for itself what it lacks.
+        if call.wants_tools and kind == "vllm" and not settings.tool_call_parser:
+            raise InvalidRequestError(
+                "tools: this host is not told how its models write calls of tools. Set SAGE_TOOL_CALL_PARSER "
+                "in its environment to the name of a parser of vLLM (hermes for Qwen2.5), or leave the tools "
+                'out, or send tool_choice "none".',
+                param="tools",
+            )
         session = request.headers.get(SESSION_HEADER, "")
         return Answer(host, finder, settings, path, call, await finder.find(call.model), session)
 

@@ -97,6 +97,8 @@ class EngineFactory:
     def _vllm_options(self, base: BaseModel, max_rank: int) -> list[str]:
         settings = self._settings
         options = ["--enable-lora", "--max-lora-rank", str(max_rank)]
+        if settings.tool_call_parser:
+            options += ["--enable-auto-tool-choice", "--tool-call-parser", settings.tool_call_parser]
         options += ["--max-loras", str(settings.max_loras)]
         options += ["--max-cpu-loras", str(max(settings.max_loras, settings.max_cpu_loras))]
         if self.device.is_cuda:

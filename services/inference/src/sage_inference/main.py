@@ -50,7 +50,7 @@ def build_app(settings: InferenceSettings) -> FastAPI:
 
     app = create_app("inference", settings, lifespan)
     finder = Finder(orchestrator, settings.home, factory.kind)
-    app.include_router(make_router(host, orchestrator, finder, settings))
+    app.include_router(make_router(host, orchestrator, finder, settings, factory.kind))
     return app
 
 

@@ -71,6 +71,11 @@ class Call:
             raise InvalidRequestError("model: name the model to ask, for example 'code'.", param="model")
         return cls(model.removeprefix(_PREFIX), fields.get("stream") is True, fields)
 
+    @property
+    def wants_tools(self) -> bool:
+        """Whether the answer may be a call of a tool."""
+        return bool(self.fields.get("tools")) and self.fields.get("tool_choice") != "none"
+
     def for_engine(self, model: str) -> bytes:
         """The same request with the name that the engine knows."""
         return json.dumps(self.fields | {"model": model}, ensure_ascii=False).encode()

@@ -17,6 +17,9 @@ class InferenceSettings(ServiceSettings):
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     vllm_command: str = ""
     """A command that stands in for `vllm`, split like a shell does; empty takes this interpreter's module."""
+    tool_call_parser: str = ""
+    """vLLM's name for the way in which the models write calls of tools (`hermes`); empty: no request may have
+    tools, since an engine that does not know it refuses them."""
     device: str = "auto"
     """`cpu`, `cuda:0`, …; auto takes the first NVIDIA device when there is one."""
 

@@ -68,12 +68,16 @@ class GenerationRequest(BaseModel):
 
     def require_supported(self) -> None:
         """Raises: InvalidRequestError, rather than an answer that ignored what was asked for."""
-        asked = [name for name in _UNSUPPORTED if (self.model_extra or {}).get(name)]
+        extra = self.model_extra or {}
+        asked = [name for name in _UNSUPPORTED if extra.get(name)]
+        if extra.get("tool_choice") == "none" and "tools" in asked:
+            asked.remove("tools")
         if self.response_format and self.response_format.get("type") != "text":
             asked.append("response_format")
         if asked:
+            parser = " and set SAGE_TOOL_CALL_PARSER: it takes tools only then" if "tools" in asked else ""
             raise InvalidRequestError(
-                f"The transformers engine has no {', '.join(asked)}: leave it out, or install vLLM.",
+                f"The transformers engine has no {', '.join(asked)}: leave it out, or install vLLM{parser}.",
                 param=asked[0],
             )
 
