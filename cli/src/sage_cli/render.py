@@ -41,8 +41,9 @@ def mark(state: str, console: Console) -> Text:
 
 
 def line(console: Console, state: str, text: str | Text) -> None:
-    """One marked line."""
-    console.print(mark(state, console), text, soft_wrap=not console.is_terminal)
+    """One marked line. Brackets in it, as file names may have them, are no markup."""
+    shown = Text(text) if isinstance(text, str) else text
+    console.print(mark(state, console), shown, soft_wrap=not console.is_terminal)
 
 
 def table(

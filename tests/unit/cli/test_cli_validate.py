@@ -27,6 +27,17 @@ def test_a_good_file_ends_with_0_and_needs_no_server(sage: Sage, tmp_path: Path)
     assert "Tokens, estimated from the text's length" in ran.stdout
 
 
+@pytest.mark.parametrize("name", ["a[/b]c", "we[bold]ird", "1 ["])
+def test_a_name_with_brackets_is_shown_as_it_is(sage: Sage, tmp_path: Path, name: str) -> None:
+    file = f"{name.partition('/')[2] or name}.json"
+    path = tmp_path / (name.partition("/")[0] if "/" in name else "plain")
+    path.mkdir()
+    (path / file).write_text(json.dumps({"data [/data]": [GOOD, {"question": "Q?"}]}))
+    ran = sage("finetune", "validate", str(path))
+    assert (ran.exit_code, "Traceback" in ran.output) == (2, False)
+    assert f"the rows of {path}/{file} are the list in its field 'data [/data]'" in ran.stdout
+
+
 def test_bad_rows_are_shown_with_number_field_and_reason(sage: Sage, tmp_path: Path) -> None:
     rows = [GOOD, {"question": "Q?", "answer": ""}, "{oops", {"question": "Q2", "answer": "word " * 2000}]
     ran = sage("finetune", "validate", write(tmp_path / "rows.jsonl", rows), "--max-length", "100")

@@ -84,6 +84,31 @@ def test_folders_without_code_are_refused(tmp_path: Path) -> None:
         build_code_pairs(tmp_path / "gone")
 
 
+@pytest.mark.parametrize(
+    ("first", "encoding"),
+    [
+        ("", "utf-8"),
+        ("", "utf-8-sig"),
+        ("# -*- coding: latin-1 -*-\n", "latin-1"),
+        ("#!/usr/bin/env python\n# coding=gbk\n", "gbk"),
+    ],
+)
+def test_sources_are_read_in_the_encoding_that_they_name(tmp_path: Path, first: str, encoding: str) -> None:
+    word = "总数" if encoding == "gbk" else "Summe, größer"
+    text = first + FUNCTION.format(name="double", factor=2).replace("a comment", word)
+    (tmp_path / "double.py").write_bytes(text.encode(encoding))
+    (pair,) = build_code_pairs(tmp_path)
+    assert word in pair.answer
+
+
+def test_sources_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        text = FUNCTION.format(name=name, factor=2).replace("a comment", "größer")
+        (tmp_path / f"{name}.py").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InvalidDataError, match=r"holds 2 source files \(2 of them are neither UTF-8 nor"):
+        build_code_pairs(tmp_path)
+
+
 def test_held_out_modules_are_unseen_and_always_the_same(tmp_path: Path) -> None:
     for index in range(20):
         write_module(tmp_path, f"module_{index}", index + 2)

@@ -10,7 +10,12 @@ from pathlib import Path
 
 from sage.tools.finetune.code_data.functions import SourceFunction, Wanted
 from sage.tools.finetune.code_data.python_source import python_functions
-from sage.tools.finetune.code_data.source_files import LANGUAGES, read_source, source_files
+from sage.tools.finetune.code_data.source_files import (
+    LANGUAGES,
+    UnreadableSourceError,
+    read_source,
+    source_files,
+)
 from sage.tools.finetune.code_data.tree_source import has_grammar, tree_functions
 from sage.tools.finetune.data import Conversation, Message
 from sage_contracts.config import CodeKind
@@ -55,15 +60,21 @@ def build_code_pairs(root: Path | None = None, kinds: Sequence[CodeKind] = ()) -
     files = sorted(source_files(source))
     pairs: list[CodePair] = []
     seen: set[str] = set()
+    unreadable = 0
     for path in files:
-        for function in _functions_of(path, _module_of(path, source, by_package=root is None), looked_for):
+        try:
+            functions = _functions_of(path, _module_of(path, source, by_package=root is None), looked_for)
+        except UnreadableSourceError:
+            unreadable += 1
+            continue
+        for function in functions:
             if function.body not in seen and len(function.body.strip()) >= MIN_BODY_CHARS:
                 found = [pair for kind in wanted if (pair := _MAKERS[kind](function, wanted)) is not None]
                 if found:
                     seen.add(function.body)
                     pairs += found
     if not pairs:
-        raise InvalidDataError(_nothing_usable(source, files, wanted))
+        raise InvalidDataError(_nothing_usable(source, files, wanted, unreadable))
     return pairs
 
 
@@ -166,7 +177,7 @@ def split_by_module(
     return [p for p in pairs if p.module not in held], [p for p in pairs if p.module in held]
 
 
-def _nothing_usable(source: Path, files: Sequence[Path], kinds: Sequence[CodeKind]) -> str:
+def _nothing_usable(source: Path, files: Sequence[Path], kinds: Sequence[CodeKind], unreadable: int) -> str:
     unread = sorted({LANGUAGES[path.suffix] for path in files} - {"Python"})
     missing = [language for language in unread if not has_grammar(language)]
     if missing:
@@ -175,6 +186,9 @@ def _nothing_usable(source: Path, files: Sequence[Path], kinds: Sequence[CodeKin
             "Install them: `make install` in the source tree."
         )
     looked = {0: "no source file", 1: "one source file"}.get(len(files), f"{len(files)} source files")
+    if unreadable:
+        are = "1 of them is" if unreadable == 1 else f"{unreadable} of them are"
+        looked += f" ({are} neither UTF-8 nor in an encoding named in the first lines)"
     documented = "" if {"signature_body", "fill_middle"} & set(kinds) else "documentation and "
     return (
         f"{source} holds {looked} and no function with {documented}a body of {MIN_BODY_CHARS} to "

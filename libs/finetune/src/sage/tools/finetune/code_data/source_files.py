@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
@@ -70,13 +71,30 @@ def _is_own_file(path: Path) -> bool:
         return False
 
 
+class UnreadableSourceError(Exception):
+    """Bytes that are text in no encoding that is known of them."""
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.suffix != ".py":
+            return path.read_text(encoding="utf-8-sig")
+        with tokenize.open(path) as stream:  # by its byte-order mark or its coding line, as Python does
+            return stream.read()
+    except (ValueError, SyntaxError, LookupError) as error:
+        raise UnreadableSourceError(f"{path.name}: {error}") from error
+
+
 def read_source(path: Path) -> str | None:
-    """The text of a file that a person wrote; None for anything else."""
+    """The text of a file that a person wrote; None for anything else.
+
+    Raises: UnreadableSourceError where its bytes are in neither UTF-8 nor the encoding that they name.
+    """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             return None
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
+        text = _text(path)
+    except OSError:
         return None
     if _GENERATED_HEAD.search(text, 0, _HEAD_CHARS):
         return None
