@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from tests.fakes.no_numbers import no_number_when
 from tests.integration.finetune_recorder import Recorder, adapter_weights
 
-from sage.tools.finetune import Evaluation, LoRATrainer, TrainingCallback, TrainingConfig
+from sage.tools.finetune import Evaluation, LoRATrainer, StepMetrics, TrainingCallback, TrainingConfig
 from sage.tools.finetune.callbacks import GeneratedAnswer
 from sage.tools.finetune.planning import plan
 from sage_contracts.errors import InvalidDataError, InvalidRequestError, TrainingFailedError
@@ -118,6 +118,38 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     expected = adapter_weights(whole)
     for name, weight in adapter_weights(second).items():
         assert (weight - expected[name]).abs().max() < 1e-5
+
+
+class Pausing(Recorder):
+    """Wants to save and stop in the middle of the fourth step, which has two passes."""
+
+    asked = 0
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        super().on_step(metrics)
+        self.asked = 0
+
+    def should_stop(self) -> Literal["save_and_stop"] | None:
+        self.asked += 1
+        return "save_and_stop" if len(self.steps) == 3 and self.asked >= 3 else None
+
+
+@pytest.mark.parametrize(("method", "rows"), [("dpo", 24), ("orpo", 24), ("kto", 24), ("dpo", 12)])
+def test_a_pause_in_the_middle_of_a_step_costs_no_step_before_it(
+    method: str, rows: int, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    """With 12 rows, the step that is given up is the first of an epoch."""
+    changes = {"method": method, "save_steps": 50, "max_train_rows": rows, "validation_fraction": 0}
+    whole = LoRATrainer(settings(tiny_base, data, tmp_path / "a", **changes), ()).train()
+    config = settings(tiny_base, data, tmp_path / "b", **changes)
+    pausing, rest = Pausing(), Recorder()
+    assert LoRATrainer(config, [pausing], run_id="job").train().stopped == "save_and_stop"
+    resumed = LoRATrainer(config, [rest], run_id="job", resume=True).train()
+    assert [metrics.step for metrics in (*pausing.steps, *rest.steps)] == [1, 2, 3, 4, 5, 6]
+    assert [checkpoint.step for checkpoint in pausing.checkpoints] == [3]
+    assert resumed.metrics["trained_tokens"] == whole.metrics["trained_tokens"]
+    expected = adapter_weights(whole)
+    assert all((expected[name] == weight).all() for name, weight in adapter_weights(resumed).items())
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])  # with orpo the chosen answers are learnt besides

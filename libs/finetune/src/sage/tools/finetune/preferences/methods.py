@@ -16,6 +16,7 @@ from sage.tools.finetune.head_loss import IGNORED
 from sage.tools.finetune.learning_rate import rate_factor
 from sage.tools.finetune.preferences.progress import Progress
 from sage.tools.finetune.preferences.samples import PairSample, RatedSample, mixed, swapped_answers
+from sage.tools.finetune.random_numbers import RandomNumbers
 from sage.tools.finetune.run_parts import RunParts
 from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import InvalidRequestError
@@ -93,6 +94,16 @@ def make_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.optimizer, trainer.lr_scheduler = parts.optimizer, rates
     return trainer
+
+
+def save_last_step(trainer: Any, progress: Progress[Any]) -> None:
+    """Give up the step that is under way, and save as of the one before, unless that is done."""
+    trainer.model.zero_grad(set_to_none=True)
+    if progress.random is None or progress.state.step <= progress.saved_step:
+        return
+    progress.random.put_back()
+    trainer._save_checkpoint(trainer.model, trial=None)
+    progress.saved(Path(trainer.args.output_dir) / f"checkpoint-{progress.state.step}")
 
 
 def _trl(method: str) -> tuple[Any, Any]:
@@ -223,6 +234,7 @@ def _callback(progress: Progress[Any], rates: Any) -> Any:
                 control.should_save = control.should_training_stop = True
             elif progress.is_best_now:
                 control.should_save = True
+            progress.random = RandomNumbers.now()
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             progress.saved(Path(args.output_dir) / f"checkpoint-{state.global_step}")

@@ -16,6 +16,7 @@ from sage.tools.finetune.evaluation import RunStopped
 from sage.tools.finetune.hardware import peak_memory_bytes
 from sage.tools.finetune.loop import RATE_WINDOW, early_end_text, note_evaluation
 from sage.tools.finetune.preferences.scoring import Scores
+from sage.tools.finetune.random_numbers import RandomNumbers
 from sage.tools.finetune.rollback import judge, propose, wanted_steps
 from sage.tools.finetune.watchdog import Fault
 from sage_contracts.config import TrainingConfig
@@ -55,6 +56,9 @@ class Progress(Generic[StateT]):
     ) -> None:
         self.last_metrics: StepMetrics | None = None
         self.stopped: StopMode | None = None
+        self.saved_step = state.step
+        self.random: RandomNumbers | None = None
+        """As the last step of this process left them."""
         self._config = config
         self._schedule = schedule
         self.state = state
@@ -73,8 +77,8 @@ class Progress(Generic[StateT]):
 
     def forward(self, batch: Mapping[str, Any]) -> None:
         """A micro-batch is about to be run. Raises: RunStopped."""
-        if self._callbacks.should_stop() == "stop":
-            raise RunStopped("stop")
+        if wish := self._callbacks.should_stop():
+            raise RunStopped(wish)
         self._tokens += sum(int(batch[name].sum()) for name in _MASKS if name in batch)
 
     def step_logged(self, step: int, logs: Mapping[str, float]) -> None:
@@ -150,6 +154,7 @@ class Progress(Generic[StateT]):
         if self._config.max_rollbacks:
             propose(self.state)
         self._checkpoints.seal(path, self.state)
+        self.saved_step = self.state.step
         wanted = wanted_steps(self.state, keep_best=self._config.keep_best)
         self._checkpoints.keep_newest(self._config.save_total_limit, besides=wanted)
         measured = self.state.evaluation

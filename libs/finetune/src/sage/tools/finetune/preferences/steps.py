@@ -8,8 +8,9 @@ from pathlib import Path
 from sage.tools.finetune.batching import Schedule
 from sage.tools.finetune.callbacks import TrainingCallback
 from sage.tools.finetune.checkpoints import Checkpoints, RunState
+from sage.tools.finetune.evaluation import RunStopped
 from sage.tools.finetune.modeling import load_weights
-from sage.tools.finetune.preferences.methods import make_trainer
+from sage.tools.finetune.preferences.methods import make_trainer, save_last_step
 from sage.tools.finetune.preferences.progress import Progress, StepFailed
 from sage.tools.finetune.preferences.samples import PairSample, RatedSample
 from sage.tools.finetune.preferences.scoring import Scores
@@ -76,6 +77,11 @@ class Steps:
             trainer.train(resume_from_checkpoint=str(newest) if newest and progress.state.step else None)
         except StepFailed as failure:
             return failure.fault
+        except RunStopped as stop:
+            if stop.mode == "stop":
+                raise
+            save_last_step(trainer, progress)
+            progress.stopped = stop.mode
         return None
 
     def _roll_back(self, fault: Fault) -> Path:
@@ -95,6 +101,7 @@ class Steps:
         self._warn(note_rollback(state, before, fault).text(config.learning_rate))
         self.checkpoints.drop_after(state.step)
         self.progress.state = state
+        self.progress.saved_step = state.step
         # Whoever resumes from here has to know of it.
         return self.checkpoints.save_state(state, self.parts.model, like=target)
 
