@@ -111,7 +111,7 @@ def test_a_rated_answer_is_wanted_or_not(label: Any, is_desirable: bool) -> None
         ({"prompt": "p", "completion": "a", "label": None}, "label", "missing"),
         ({"prompt": "p", "completion": "", "label": False}, "completion", "empty"),
         ({"prompt": "p", "completion": None, "label": True}, "completion", "missing"),
-        ({"prompt": None, "completion": "a", "label": True}, "prompt", "missing"),
+        ({"prompt": None, "completion": "a", "label": True}, "prompt", "is missing"),
         ({"question": "p", "completion": "", "label": True}, "completion", "empty"),
         ({"prompt": "p", "chosen": "", "rejected": ""}, "chosen", "empty"),
         ({"question": "p", "answer": "a", "chosen": "", "rejected": ""}, "row", "format qa, which says no"),
@@ -145,9 +145,10 @@ def test_whatever_may_stand_for_the_prompt_of_a_pair_may_for_that_of_a_rated_ans
 
 def test_empty_answers_of_every_method_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "rated.csv"
-    path.write_text("prompt,completion,label\na,b,true\nc,,false\nd,e,\n")
+    path.write_text("prompt,completion,label\na,b,true\nc,,false\nd,e,\n,f,true\n")
     report = validate_file(path, method="kto")
-    assert [(bad.row, bad.field) for bad in report.bad] == [(2, "completion"), (3, "label")]
+    assert "chosen" not in " ".join(bad.reason for bad in report.bad)
+    assert [(bad.row, bad.field) for bad in report.bad] == [(2, "completion"), (3, "label"), (4, "prompt")]
     assert report.empty_answers == 1
 
 

@@ -105,7 +105,7 @@ def messages_of(matched: Match) -> list[Message]:
     name, row_format, fields = matched
     try:
         messages = row_format.to_messages(fields)
-        for message in messages:
+        for message in () if type(row_format) in _OURS else messages:
             if not isinstance(message["content"], str):
                 said = f"the format {name} made a turn of it whose content is {kind_of(message['content'])}"
                 raise RowError("row", f"{said}, not text")
@@ -146,11 +146,18 @@ class PromptCompletion:
 
     def to_messages(self, row: Fields) -> list[Message]:
         prompt, completion = row["prompt"], row.get("completion")
-        if holds_turns(prompt, "prompt") or holds_turns(completion, "completion"):
+        if not (_is_plain(prompt) and _is_plain(completion)) and (
+            holds_turns(prompt, "prompt") or holds_turns(completion, "completion")
+        ):
             turns = [*_turns(row, "prompt", "user"), *_turns(row, "completion", "assistant")]
             return with_system(learnable(turns, "completion"), row)
         prompt = required_text(row, "prompt")
         return _pair(prompt, required_text(row, "completion", is_answer=True), optional_text(row, "system"))
+
+
+def _is_plain(value: Any) -> bool:
+    """Of most rows, at once: text whose first character begins no list."""
+    return type(value) is str and value[:1] not in "[ \t\r\n"
 
 
 def _turns(row: Fields, field: str, role: str) -> list[Message]:
@@ -206,3 +213,7 @@ class OpenAIMessages:
 
     def to_messages(self, row: Fields) -> list[Message]:
         return with_system(conversation(row["messages"], "messages"), row)
+
+
+_OURS = frozenset({PlainText, PromptCompletion, QuestionAnswer, Alpaca, Conversations, OpenAIMessages})
+"""Whose messages need no second look."""

@@ -205,7 +205,10 @@ def _question(row: Fields) -> str:
     if "question" in row:
         return asked(optional_text(row, "context"), required_text(row, "question"))
     if row.get("prompt") is None:
-        raise RowError("prompt", "is missing; without it, chosen and rejected must be whole conversations")
+        others = (
+            "" if "completion" in row else "; without it, chosen and rejected must be whole conversations"
+        )
+        raise RowError("prompt", f"is missing{others}")
     return required_text(row, "prompt")
 
 
