@@ -3,7 +3,8 @@
     python tests/fakes/fake_part.py --port 8080 [--orphan FILE]
     python tests/fakes/fake_part.py --alive run/trainer.alive
     python tests/fakes/fake_part.py --die "why"
-`--orphan` starts a child in a session of its own that ignores SIGTERM, and writes its pid.
+`--orphan` starts a child in a session of its own that ignores SIGTERM, changes its title, as Celery's workers
+and vLLM's do, and writes its pid.
 """
 
 from __future__ import annotations
@@ -16,9 +17,14 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-_STUBBORN = (
-    "import signal, threading; signal.signal(signal.SIGTERM, signal.SIG_IGN); threading.Event().wait(120)"
-)
+_STUBBORN = """
+import os, pathlib, signal, sys, threading
+from setproctitle import setproctitle
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+setproctitle("[stubborn]")
+pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
+threading.Event().wait(120)
+"""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -45,8 +51,7 @@ def main() -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     if arguments.orphan:
-        child = subprocess.Popen([sys.executable, "-c", _STUBBORN], start_new_session=True)
-        arguments.orphan.write_text(str(child.pid))
+        subprocess.Popen([sys.executable, "-c", _STUBBORN, str(arguments.orphan)], start_new_session=True)
     if arguments.port:
         server = ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -93,6 +93,7 @@ def test_up_twice_is_one_stack_and_down_leaves_no_process(
     assert up(home, wanted, ports) == record
     assert Daemon(home).pid() == daemon_pid
 
+    wait_until(lambda: orphan.exists() and bool(orphan.read_text()), "the orphan is there")
     orphan_pid = int(orphan.read_text())
     assert daemon_pid in marked(record.stack_id)
     assert orphan_pid in marked(record.stack_id)

@@ -92,6 +92,7 @@ def environment(home: Home, record: StackRecord) -> dict[str, str]:
         "SAGE_INTERNAL_TOKEN": internal_token(home),
         "PYTHONUNBUFFERED": "1",
         STACK_MARK: record.stack_id,
+        "SPT_NOENV": "1",  # setproctitle writes titles over the environment otherwise, and so over the mark
     }
 
 
