@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sage.tools.finetune.modeling import load_weights, save_weights
+from sage.tools.finetune.random_numbers import RandomNumbers
 from sage.tools.finetune.storage import file_sha256, folder_written_whole, write_json
 from sage.tools.finetune.watchdog import LossWatch
 
@@ -74,11 +75,12 @@ class Checkpoints:
         target = self.of_step(state.step)
         with folder_written_whole(target) as unfinished:
             save_weights(model, unfinished)
+            random = RandomNumbers.now()
             tensors = {
                 "optimizer": optimizer.state_dict(),
                 "scaler": scaler.state_dict() if scaler else None,
-                "random": torch.get_rng_state(),
-                "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "random": random.cpu,
+                "random_cuda": random.cuda,
             }
             torch.save(tensors, unfinished / _TENSORS)
             self.seal(unfinished, state)
@@ -111,10 +113,7 @@ class Checkpoints:
         optimizer.load_state_dict(tensors["optimizer"])
         if scaler and tensors["scaler"]:
             scaler.load_state_dict(tensors["scaler"])
-        torch.set_rng_state(tensors["random"])
-        if tensors["random_cuda"] and torch.cuda.is_available():
-            # The machine that wrote it may have had more devices.
-            torch.cuda.set_rng_state_all(tensors["random_cuda"][: torch.cuda.device_count()])
+        RandomNumbers(tensors["random"], tensors["random_cuda"]).put_back()
         return self.read_state(path, RunState)
 
     def read_state(self, path: Path, kind: type[State]) -> State:

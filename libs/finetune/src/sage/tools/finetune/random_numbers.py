@@ -24,5 +24,6 @@ class RandomNumbers:
         import torch
 
         torch.set_rng_state(self.cpu)
-        if self.cuda:
-            torch.cuda.set_rng_state_all(self.cuda)
+        if self.cuda and torch.cuda.is_available():
+            # The machine where they were taken may have had more devices.
+            torch.cuda.set_rng_state_all(self.cuda[: torch.cuda.device_count()])
