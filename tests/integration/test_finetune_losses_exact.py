@@ -318,6 +318,19 @@ def test_hits_are_the_labels_that_are_the_models_first_choice(tiny_base: Path, w
         assert loss.scores(samples) == (pytest.approx(value.item(), rel=1e-5), expected)
 
 
+def test_rows_of_one_length_may_go_through_the_model_together(tiny_base: Path) -> None:
+    model = adapted(tiny_base)
+    samples = rows(6)
+    shortest = min(len(sample.ids) for sample in samples)
+    samples += [Sample(sample.ids[-shortest:], sample.labels[-shortest:]) for sample in samples]
+    expected_loss, expected = plain_gradients(model, samples)
+    labels = sum(sample.label_count for sample in samples)
+    loss = PlainLoss(model, is_batched=True)(samples) / labels
+    loss.backward()
+    assert loss.item() == pytest.approx(expected_loss, rel=1e-5)
+    assert_same_gradients(take_gradients(model), expected)
+
+
 @pytest.mark.parametrize("vocabulary", [CHOICE_BLOCK, 3 * CHOICE_BLOCK, 3 * CHOICE_BLOCK + 1])
 def test_of_equal_logits_the_first_is_the_choice(vocabulary: int) -> None:
     import torch

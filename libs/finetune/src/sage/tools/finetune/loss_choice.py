@@ -81,7 +81,7 @@ def _proven_loss(
     is_exact = causal.dtype == torch.float32 and not torch.is_autocast_enabled(causal.device.type)
     is_quantised = getattr(causal, "is_quantized", False)
     tolerance = EXACT if is_exact else QUANTISED if is_quantised else HALF
-    plain = _Measured.of(PlainLoss(model), model, probes)
+    plain = _Measured.of(PlainLoss(model, is_batched=True), model, probes)
     unfit = ""
     try:
         fused = FusedLoss(model)

@@ -6,7 +6,8 @@ micro-batch would weigh short ones more) as a scalar that carries gradients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any, Protocol
 
 from sage.tools.finetune.attention import PACKED_ATTENTION, no_mask, register_packed_attention
@@ -40,26 +41,35 @@ class PlainLoss(LossFunction):
 
     name = "plain"
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, is_batched: bool = False) -> None:
+        """`is_batched`: neighbours of one length go together, which is quicker and holds all their logits."""
         self._model = model
+        self._is_batched = is_batched
 
     def with_hits(self, rows: Sequence[Sample]) -> tuple[Any, Any]:
         from torch.nn.functional import cross_entropy
 
         total = hits = 0
-        for row in rows:
-            logits, labels = self._logits(row)
+        for batch in self._batches(rows):
+            logits, labels = self._logits(batch)
             total = total + cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
             hits = hits + hits_of(logits, labels)
         return total, hits
 
-    def _logits(self, row: Sample) -> tuple[Any, Any]:
-        """(logits (tokens - 1, vocabulary), the labels that they are to predict)."""
+    def _batches(self, rows: Sequence[Sample]) -> Iterator[list[Sample]]:
+        """Rows of one length each, so that there is no padding."""
+        if not self._is_batched:
+            return ([row] for row in rows)
+        return (list(batch) for _, batch in groupby(rows, key=lambda row: len(row.ids)))
+
+    def _logits(self, rows: Sequence[Sample]) -> tuple[Any, Any]:
+        """(logits (predicted tokens, vocabulary) of rows of one length, the labels they are to predict)."""
         import torch
 
-        ids = torch.tensor([row.ids], device=self._model.device)
-        labels = torch.tensor(row.labels[1:], device=self._model.device)
-        return self._model(input_ids=ids, use_cache=False).logits[0, :-1].float(), labels
+        ids = torch.tensor([row.ids for row in rows], device=self._model.device)
+        labels = torch.tensor([row.labels[1:] for row in rows], device=self._model.device)
+        logits = self._model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+        return logits.flatten(0, 1), labels.flatten()
 
 
 class PackedLoss(LossFunction):
