@@ -55,8 +55,9 @@ def push_to_hub(folder: Path, repo: str, *, token: str | None = None, endpoint: 
                 f"The Hub does not let this token write to {repo} (HTTP {status}).", param="repo"
             ) from error
         raise ServiceUnavailableError(f"The Hub refused the upload to {repo}: {error}") from error
-    except Exception as error:  # httpx, DNS, proxies, offline mode: all mean the same to the user
+    except Exception as error:  # httpx, DNS, proxies, offline mode, Xet's own
+        why = str(error).partition("\n")[0] or type(error).__name__
         raise ServiceUnavailableError(
-            f"The Hub could not be reached ({type(error).__name__}). Export a zip, or try again later."
+            f"The upload to the Hub did not succeed ({why}). Export a zip, or try again later."
         ) from error
     return str(address)

@@ -1,0 +1,167 @@
+"""A model hub on loopback: repositories are folders under `models/` and `datasets/` of one root.
+
+It speaks what `huggingface_hub` asks for when it looks a repository up, downloads a snapshot, and uploads a
+folder, large files by LFS with a hash that is checked. A repository has one revision. What is private or gated
+answers only to TOKEN.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+TOKEN = "hf_test"
+REVISION = "5" * 40
+LARGE_SUFFIXES = (".safetensors", ".gguf")
+
+
+class FakeHub:
+    """`app` serves it. `gated` names repositories ("models/owner/name") that want the token."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.gated: set[str] = set()
+        self.commits: list[str] = []
+        repository = "/{kind:str}/{owner}/{name}"
+        self.app = Starlette(
+            routes=[
+                Route("/api/repos/create", self._create, methods=["POST"]),
+                Route("/api/validate-yaml", self._validate_card, methods=["POST"]),
+                Route(f"/api{repository}/preupload/{{revision}}", self._preupload, methods=["POST"]),
+                Route(f"/api{repository}/commit/{{revision}}", self._commit, methods=["POST"]),
+                Route(f"/api{repository}/revision/{{revision}}", self._info),
+                Route(f"/api{repository}/tree/{{revision}}", self._tree),
+                Route(f"/api{repository}", self._info),
+                Route("/datasets/{owner}/{name}/resolve/{revision}/{file:path}", self._file),
+                Route("/{owner}/{name}.git/info/lfs/objects/batch", self._batch, methods=["POST"]),
+                Route("/{owner}/{name}/resolve/{revision}/{file:path}", self._file),
+                Route("/lfs/{hash}", self._take_object, methods=["PUT"]),
+            ]
+        )
+
+    def _refusal(self, request: Request, key: str) -> Response | None:
+        is_known = request.headers.get("authorization") == f"Bearer {TOKEN}"
+        if key in self.gated and not is_known:
+            return Response(status_code=401, headers={"X-Error-Code": "GatedRepo"})
+        if not (self.root / key).is_dir():
+            return Response(status_code=404, headers={"X-Error-Code": "RepoNotFound"})
+        return None
+
+    def _of(self, request: Request) -> str:
+        kind = request.path_params.get("kind") or (
+            "datasets" if request.url.path.startswith("/datasets/") else "models"
+        )
+        return f"{kind}/{request.path_params['owner']}/{request.path_params['name']}"
+
+    async def _info(self, request: Request) -> Response:
+        key = self._of(request)
+        if refusal := self._refusal(request, key):
+            return refusal
+        card = {"license": "apache-2.0"}
+        files = [{"rfilename": name} for name in self._names(key)]
+        return JSONResponse(
+            {
+                "id": key.partition("/")[2],
+                "sha": REVISION,
+                "siblings": files,
+                "cardData": card,
+                "private": False,
+            }
+        )
+
+    async def _tree(self, request: Request) -> Response:
+        key = self._of(request)
+        if refusal := self._refusal(request, key):
+            return refusal
+        listed = [
+            {"type": "file", "path": name, "size": (self.root / key / name).stat().st_size, "oid": REVISION}
+            for name in self._names(key)
+        ]
+        return JSONResponse(listed)
+
+    async def _file(self, request: Request) -> Response:
+        key = self._of(request)
+        if refusal := self._refusal(request, key):
+            return refusal
+        file = self.root / key / request.path_params["file"]
+        if not file.is_file():
+            return Response(status_code=404, headers={"X-Error-Code": "EntryNotFound"})
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        return FileResponse(file, headers={"ETag": f'"{digest}"', "X-Repo-Commit": REVISION})
+
+    async def _create(self, request: Request) -> Response:
+        if request.headers.get("authorization") != f"Bearer {TOKEN}":
+            return Response(status_code=401)
+        asked = await request.json()
+        name = "/".join(filter(None, [asked.get("organization") or "me", asked["name"]]))
+        (self.root / "models" / name).mkdir(parents=True, exist_ok=True)
+        if asked.get("private") or asked.get("visibility") == "private":
+            self.gated.add(f"models/{name}")
+        return JSONResponse({"url": f"{request.base_url}{name}", "name": name})
+
+    async def _validate_card(self, request: Request) -> Response:
+        return JSONResponse({"errors": [], "warnings": []})
+
+    async def _preupload(self, request: Request) -> Response:
+        if refusal := self._refusal(request, self._of(request)):
+            return refusal
+        asked = (await request.json())["files"]
+        modes = [
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if file["path"].endswith(LARGE_SUFFIXES) else "regular",
+                "shouldIgnore": False,
+            }
+            for file in asked
+        ]
+        return JSONResponse({"files": modes, "commitOid": REVISION})
+
+    async def _batch(self, request: Request) -> Response:
+        asked = await request.json()
+        objects = [
+            {
+                **wanted,
+                "actions": {"upload": {"href": f"{request.base_url}lfs/{wanted['oid']}", "header": {}}},
+            }
+            for wanted in asked["objects"]
+        ]
+        return JSONResponse({"transfer": "basic", "objects": objects})
+
+    async def _take_object(self, request: Request) -> Response:
+        content = await request.body()
+        if hashlib.sha256(content).hexdigest() != request.path_params["hash"]:
+            return Response(status_code=422)
+        (self.root / "lfs").mkdir(exist_ok=True)
+        (self.root / "lfs" / request.path_params["hash"]).write_bytes(content)
+        return Response()
+
+    async def _commit(self, request: Request) -> Response:
+        key = self._of(request)
+        if refusal := self._refusal(request, key):
+            return refusal
+        for line in (await request.body()).splitlines():
+            said: dict[str, Any] = json.loads(line)
+            value = said["value"]
+            if said["key"] == "header":
+                self.commits.append(value["summary"])
+                continue
+            target = self.root / key / value["path"]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if said["key"] == "file":
+                target.write_bytes(base64.b64decode(value["content"]))
+            else:
+                (self.root / "lfs" / value["oid"]).rename(target)
+        url = f"{request.base_url}{key.partition('/')[2]}/commit/{REVISION}"
+        return JSONResponse({"commitUrl": url, "commitOid": REVISION, "success": True})
+
+    def _names(self, key: str) -> list[str]:
+        folder = self.root / key
+        return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
