@@ -10,9 +10,11 @@ from zipfile import ZipFile
 import pytest
 from tests.fakes.tiny_llama import make_adapter, make_model
 
+from sage.tools.finetune import LoRATrainer
 from sage.tools.finetune.exporting.export import ExportWish, export_model
 from sage.tools.finetune.gguf_import import convert_gguf
 from sage.tools.finetune.merging.tensor_files import stored_tensors
+from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import InvalidRequestError, TrainingFailedError
 
 # transformers' GGUF reader hands numpy's read-only memory to torch.
@@ -153,6 +155,27 @@ def test_an_adapter_is_zipped_as_it_is(tiny_base: Path, adapter: Path, tmp_path:
     assert found.parity is None
     with ZipFile(found.path) as archive:
         assert "code-1/adapter_model.safetensors" in archive.namelist()
+
+
+def test_a_merged_model_carries_its_settings_its_figures_and_a_card_of_its_own(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"{n} and one?", "completion": f"{n + 1}."} for n in range(8)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    config = TrainingConfig(
+        model_name=str(tiny_base), data_path=str(data), max_steps=1, output_dir=str(tmp_path / "code")
+    )
+    result = LoRATrainer(config, ()).train()
+    found = export_model(tiny_base, result.adapter_dir, tmp_path / "zip", ExportWish("zip", "code-1"))
+    with ZipFile(found.path) as archive:
+        archive.extractall(tmp_path)
+    packed = tmp_path / "code-1"
+    card = (packed / "README.md").read_text()
+    assert "merged into" in card
+    assert 'AutoModelForCausalLM.from_pretrained(".")' in card
+    assert json.loads((packed / "training_config.json").read_text())["max_steps"] == 1
+    assert json.loads((packed / "finetune_meta.json").read_text())["train_rows"] > 0
 
 
 def test_a_model_that_gguf_is_not_written_for_is_named(

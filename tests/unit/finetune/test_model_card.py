@@ -75,3 +75,21 @@ def test_what_is_not_known_is_said() -> None:
     assert "No rows were held out" in card
     assert "is not known here: look it up" in card
     assert "license" not in yaml.safe_load(card.split("---")[1])
+
+
+def test_a_base_in_a_folder_is_no_name_that_a_hub_would_take() -> None:
+    card = model_card(TrainingConfig(model_name="/models/mine", output_dir="out"), META)
+    assert "base_model" not in yaml.safe_load(card.split("---")[1])
+    assert "on top of `/models/mine`" in card
+
+
+def test_a_merged_model_is_loaded_without_peft_and_says_what_it_was_made_of() -> None:
+    config = TrainingConfig(model_name="org/base", output_dir="code")
+    card = model_card(config, META, is_merged=True)
+    front = yaml.safe_load(card.split("---")[1])
+    assert (front["library_name"], front["base_model"]) == ("transformers", "org/base")
+    assert "lora" in front["tags"]
+    assert "merged into `org/base`, revision `abc123`" in card
+    assert "LoRA r=" in card
+    assert "PeftModel" not in card
+    assert 'AutoModelForCausalLM.from_pretrained(".")' in card

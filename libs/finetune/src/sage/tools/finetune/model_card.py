@@ -5,31 +5,43 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from sage.tools.finetune.base_models import is_hub_id
 from sage_contracts.config import TrainingConfig
 
 _METHODS = {"sft": "supervised fine-tuning", "dpo": "DPO", "orpo": "ORPO", "kto": "KTO"}
 
 
-def model_card(config: TrainingConfig, meta: dict[str, Any]) -> str:
-    """Markdown with the front matter that model hubs read. `meta` is what finetune_meta.json will hold."""
+Form = Literal["adapter", "full", "merged"]
+"""What lies beside the card: an adapter, a model tuned in full, or a base with an adapter merged into it."""
+
+
+def model_card(config: TrainingConfig, meta: dict[str, Any], *, is_merged: bool = False) -> str:
+    """Markdown with the front matter that model hubs read. `meta` is what finetune_meta.json holds.
+
+    `is_merged`: the card is for the base with the adapter merged into it.
+    """
     name = Path(config.output_dir or "model").name
-    sections = [_front_matter(config, meta), f"# {name}", _summary(config, meta)]
+    form: Form = "full" if config.tuning == "full" else "merged" if is_merged else "adapter"
+    sections = [_front_matter(config, meta, form), f"# {name}", _summary(config, meta, form)]
     sections += ["## How good it is", _quality(meta)]
     sections += ["## What it learned from", _data(config, meta)]
     sections += ["## How it was trained", _training(config, meta)]
-    sections += ["## How to use it", _usage(config, meta, name)]
+    sections += ["## How to use it", _usage(config, meta, name, form)]
     sections += ["## Licence", _licence(config, meta)]
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(config: TrainingConfig, meta: dict[str, Any]) -> str:
-    fields: dict[str, Any] = {
-        "base_model": _hub_name(config, meta),
-        "library_name": "transformers" if _is_whole(config) else "peft",
+def _front_matter(config: TrainingConfig, meta: dict[str, Any], form: Form) -> str:
+    fields: dict[str, Any] = {}
+    base = _hub_name(config, meta)
+    if is_hub_id(base):  # hubs refuse a card that names a folder
+        fields["base_model"] = base
+    fields |= {
+        "library_name": "peft" if form == "adapter" else "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["sage-finetune", config.task.value, *([] if _is_whole(config) else ["lora"])],
+        "tags": ["sage-finetune", config.task.value, *([] if form == "full" else ["lora"])],
     }
     if meta.get("base_licence"):
         fields["license"] = meta["base_licence"]
@@ -43,18 +55,17 @@ def _hub_name(config: TrainingConfig, meta: dict[str, Any]) -> str:
     return str(meta.get("base_upstream") or config.model_name)
 
 
-def _is_whole(config: TrainingConfig) -> bool:
-    return config.tuning == "full"
-
-
-def _summary(config: TrainingConfig, meta: dict[str, Any]) -> str:
-    what = "All weights" if _is_whole(config) else "A LoRA adapter"
-    method = _METHODS[config.method]
-    revision = f", revision `{meta['base_revision']}`" if meta.get("base_revision") else ""
-    return (
-        f"{what} tuned by {method} on top of `{config.model_name}`{revision}, for the task "
-        f"*{config.task.value}*. Made by SAGE Finetune on {meta['created_at'][:10]}."
-    )
+def _summary(config: TrainingConfig, meta: dict[str, Any], form: Form) -> str:
+    method, base = _METHODS[config.method], f"`{config.model_name}`"
+    if meta.get("base_revision"):
+        base += f", revision `{meta['base_revision']}`"
+    what = {
+        "adapter": f"A LoRA adapter tuned by {method} on top of {base}",
+        "full": f"All weights tuned by {method} on top of {base}",
+        "merged": f"A LoRA adapter, tuned by {method}, merged into {base}",
+    }[form]
+    when = meta["created_at"][:10]
+    return f"{what}, for the task *{config.task.value}*. Made by SAGE Finetune on {when}."
 
 
 def _quality(meta: dict[str, Any]) -> str:
@@ -95,7 +106,7 @@ def _facts(config: TrainingConfig, meta: dict[str, Any]) -> Iterator[str]:
     metrics, lora = meta["metrics"], config.lora
     yield f"{metrics['steps']} steps of {config.effective_batch_size} rows, seed {config.seed}"
     yield f"learning rate {config.learning_rate:g}, {config.lr_scheduler_type}, {meta['precision']}"
-    if not _is_whole(config):
+    if config.tuning == "lora":
         kinds = [("rsLoRA", lora.use_rslora), ("DoRA", lora.use_dora), ("LoRA+", lora.loraplus_lr_ratio)]
         kind = ", ".join(name for name, is_used in kinds if is_used) or "LoRA"
         targets = (
@@ -112,14 +123,14 @@ def _facts(config: TrainingConfig, meta: dict[str, Any]) -> Iterator[str]:
     yield "every setting: `training_config.json`; every figure: `finetune_meta.json`"
 
 
-def _usage(config: TrainingConfig, meta: dict[str, Any], name: str) -> str:
-    load = (
-        'model = AutoModelForCausalLM.from_pretrained(".")'
-        if _is_whole(config)
-        else f'base = AutoModelForCausalLM.from_pretrained("{_hub_name(config, meta)}")\n'
-        'model = PeftModel.from_pretrained(base, ".")'
-    )
-    imports = "" if _is_whole(config) else "from peft import PeftModel\n"
+def _usage(config: TrainingConfig, meta: dict[str, Any], name: str, form: Form) -> str:
+    imports, load = "", 'model = AutoModelForCausalLM.from_pretrained(".")'
+    if form == "adapter":
+        imports = "from peft import PeftModel\n"
+        load = (
+            f'base = AutoModelForCausalLM.from_pretrained("{_hub_name(config, meta)}")\n'
+            'model = PeftModel.from_pretrained(base, ".")'
+        )
     return (
         f"With SAGE Finetune:\n\n```bash\nsage chat --backend finetune --finetune-model {name}\n```\n\n"
         f"In Python, in this folder:\n\n```python\n{imports}"

@@ -45,6 +45,7 @@ class ExportResult:
     path: Path
     """The file; for the Hub and for Ollama the folder."""
     size_bytes: int
+    """Of the file or the folder; for the Hub, of what was sent."""
     parity: ParityReport | None
     """None where nothing was computed: an adapter is passed on as it is."""
     notes: list[str] = field(default_factory=list)
@@ -80,18 +81,18 @@ def _pass_on(
             raise InvalidRequestError("A model tuned in full has no adapter to export.", param="content")
         else:
             shutil.copytree(adapter_dir, folder)
-        url, path = None, out_dir
+        url, path, sent_bytes = None, out_dir, 0
         if wish.format == "hub":
             assert wish.repo is not None
             report(f"sending to {wish.repo}")
-            url = push_to_hub(folder, wish.repo)
+            url, sent_bytes = push_to_hub(folder, wish.repo), _size_bytes(folder)
         else:
             report("packing")
             path = out_dir / f"{wish.name}-{wish.content}.zip"
             zip_folder(folder, unfinished / path.name)
         shutil.rmtree(folder)
         write_json(unfinished / "sage_export.json", _record(base, wish, parity) | {"url": url})
-    return ExportResult(path, _size_bytes(path), parity, url=url)
+    return ExportResult(path, sent_bytes or _size_bytes(path), parity, url=url)
 
 
 def _write_gguf(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -10,7 +11,9 @@ from pathlib import Path
 from sage.tools.finetune.merging.numbers import FLOATS, ITEM_BYTES
 from sage.tools.finetune.merging.tensor_files import MAX_SHARD_BYTES, PlannedTensor, write_tensors
 from sage.tools.finetune.merging.weights import MergedWeights
+from sage.tools.finetune.model_card import model_card
 from sage.tools.finetune.storage import write_json
+from sage_contracts.config import TrainingConfig
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -53,6 +56,21 @@ def write_model(
     for pattern in (*_BASE_FILES, *(_TUNED_FILES if is_tuned_in_full else ())):
         for path in weights.base.glob(pattern):
             shutil.copyfile(path, folder / path.name)
+    if not is_tuned_in_full:
+        _write_record(weights.adapter_dir, folder)
+
+
+def _write_record(adapter_dir: Path, folder: Path) -> None:
+    """What was written beside the adapter, and a card for what it is now; nothing for others' adapters."""
+    config_file, meta_file = adapter_dir / "training_config.json", adapter_dir / "finetune_meta.json"
+    try:
+        config = TrainingConfig.model_validate_json(config_file.read_bytes())
+        card = model_card(config, json.loads(meta_file.read_bytes()), is_merged=True)
+    except (OSError, ValueError, KeyError):
+        return
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    for path in (config_file, meta_file):
+        shutil.copyfile(path, folder / path.name)
 
 
 def model_bytes(weights: MergedWeights, code: str | None) -> int:
