@@ -27,6 +27,20 @@ def test_a_claim_carries_all_that_the_attempt_needs(rig: Rig) -> None:
     assert (running["status"], running["sage"]["worker_id"]) == ("running", "w1")
 
 
+def test_a_claim_tells_which_other_jobs_have_begun_and_not_ended(rig: Rig) -> None:
+    paused, cancelled, lost = (rig.create_job()["id"] for _ in range(3))
+    rig.train()
+    for job_id in (paused, cancelled, lost):
+        rig.claim(job_id)
+        rig.post(f"{JOBS}/{job_id}/pause")
+        rig.finish(job_id, "paused")
+    rig.post(f"{JOBS}/{cancelled}/cancel")
+    rig.post(f"{JOBS}/{lost}/resume")  # queued, with an attempt behind it
+    rig.create_job()  # has not begun
+    claim = rig.claim(rig.create_job()["id"])
+    assert sorted(claim["unfinished_jobs"]) == sorted([paused, lost])
+
+
 def test_a_second_worker_goes_home(rig: Rig) -> None:
     job_id = rig.create_job()["id"]
     rig.claim(job_id)

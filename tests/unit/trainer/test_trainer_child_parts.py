@@ -78,10 +78,23 @@ def test_checkpoints_are_of_one_job_and_a_paused_one_finds_its_own_again(tmp_pat
     assert not list(tmp_path.glob(".checkpoints-*"))
 
 
-def test_few_put_aside_checkpoints_are_kept(tmp_path: Path) -> None:
+def test_checkpoints_of_every_paused_job_are_kept_and_those_of_cancelled_ones_go(tmp_path: Path) -> None:
+    begun = [f"job-{number}" for number in range(6)]
+    for job_id in begun:
+        take_checkpoints(tmp_path, job_id, begun)
+        (tmp_path / "checkpoints" / f"checkpoint-of-{job_id}").mkdir()
+    begun.remove("job-3")  # cancelled while it was paused: no trainer was told
+    take_checkpoints(tmp_path, "next", begun)
+    parked = {path.name for path in tmp_path.glob(".checkpoints-*")}
+    assert parked == {f".checkpoints-{job_id}" for job_id in begun}
+    take_checkpoints(tmp_path, "job-0", [*begun, "next"])
+    assert (tmp_path / "checkpoints" / "checkpoint-of-job-0").exists()
+
+
+def test_nothing_goes_while_it_is_not_known_who_has_ended(tmp_path: Path) -> None:
     for number in range(6):
         take_checkpoints(tmp_path, f"job-{number}")
-    assert len(list(tmp_path.glob(".checkpoints-*"))) == 2
+    assert len(list(tmp_path.glob(".checkpoints-*"))) == 5
 
 
 def test_jobs_that_ended_take_no_place_from_a_paused_one(tmp_path: Path) -> None:

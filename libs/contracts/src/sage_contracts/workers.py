@@ -54,6 +54,9 @@ class TrainClaim(_Wire):
     validation_path: str | None = None
     output_dir: str
     """`finetune_output/<name>`."""
+    unfinished_jobs: list[str] | None = None
+    """Other jobs that have begun and not ended: what they left in the folder to go on from is kept. None: not
+    known."""
 
 
 class EventReport(_Wire):

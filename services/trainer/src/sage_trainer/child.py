@@ -185,7 +185,7 @@ def train(spec: ChildSpec, tell: Telling) -> DoneMessage | StoppedMessage:
         return done
     source_dir = output_dir / ".source"
     remove_leftovers(output_dir, source_dir)
-    take_checkpoints(output_dir, claim.job_id)
+    take_checkpoints(output_dir, claim.job_id, claim.unfinished_jobs)
     try:
         result = _run_engine(spec, tell, output_dir, source_dir)
     finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -15,7 +16,6 @@ from sage_trainer.messages import DoneMessage
 
 RESULT_FILE = "result.json"
 _OWNER_FILE = "job_id"
-_MAX_PARKED = 2
 
 
 def remove_leftovers(output_dir: Path, source_dir: Path) -> None:
@@ -25,10 +25,11 @@ def remove_leftovers(output_dir: Path, source_dir: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def take_checkpoints(output_dir: Path, job_id: str) -> None:
+def take_checkpoints(output_dir: Path, job_id: str, unfinished: Collection[str] | None = None) -> None:
     """Make `checkpoints/` hold those of this job's earlier attempts and no others.
 
-    Those of a job that has not finished are put aside: it may be paused, and take them again.
+    Those of `unfinished` jobs are put aside: they may be paused, and take them again. Of jobs that have
+    ended, as a paused one that is cancelled, they go. None: it is not known who has ended, and nothing goes.
     """
     folder = output_dir / "checkpoints"
     owner_file = folder / _OWNER_FILE
@@ -44,9 +45,9 @@ def take_checkpoints(output_dir: Path, job_id: str) -> None:
     else:
         folder.mkdir(parents=True)
         owner_file.write_text(job_id)
-    parked = sorted(output_dir.glob(".checkpoints-*"), key=lambda path: path.stat().st_mtime)
-    for oldest in parked[:-_MAX_PARKED]:
-        shutil.rmtree(oldest, ignore_errors=True)
+    for parked in output_dir.glob(".checkpoints-*"):
+        if unfinished is not None and parked.name.removeprefix(".checkpoints-") not in unfinished:
+            shutil.rmtree(parked, ignore_errors=True)
 
 
 def give_up_checkpoints(output_dir: Path, job_id: str) -> None:

@@ -221,6 +221,7 @@ class AttemptService:
             training_path=training.path if training else None,
             validation_path=validation.path if validation else None,
             output_dir=config.output_dir or self.home.relative(self.home.finetune_output / row.name),
+            unfinished_jobs=jobs.begun_and_unfinished(session, besides=row.id),
         )
 
     @staticmethod

@@ -111,6 +111,13 @@ def is_name_running(session: Session, name: str, *, besides: str) -> bool:
     return session.scalar(query.limit(1)) is not None
 
 
+def begun_and_unfinished(session: Session, *, besides: str) -> list[str]:
+    """Jobs that may go on from checkpoints of theirs."""
+    ended = [status.value for status in JobStatus if status.is_terminal]
+    query = select(JobRow.id).where(JobRow.attempt > 0, JobRow.status.not_in(ended), JobRow.id != besides)
+    return list(session.scalars(query))
+
+
 def wake_same_name(session: Session, name: str, now: float) -> None:
     """The name's folder is free: whoever waited for it may start."""
     session.execute(
