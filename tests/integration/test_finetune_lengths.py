@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from tests.fakes.chat_templates import FAMILIES, make_tokenizer
 
+from sage.tools.finetune.base_models import SMOLLM2
 from sage.tools.finetune.data import validate_file
 from sage.tools.finetune.data.tokenizer_files import length_counter
+from sage_cli.jobs.validate import validate_command
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 TALK = [
@@ -79,6 +82,33 @@ def test_a_row_is_as_long_as_its_template_makes_it(tmp_path: Path, name: str, is
     assert told >= 2
 
 
+@pytest.mark.parametrize("is_named", [True, False])
+def test_rows_that_the_chosen_model_refuses_are_no_rows_to_train_it_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_named: bool
+) -> None:
+    monkeypatch.setenv("SAGE_HOME", str(tmp_path))
+    folder = tmp_path / "base_models" / SMOLLM2
+    make_tokenizer(FAMILIES["gemma"]).save_pretrained(folder)
+    (folder / "config.json").write_text("{}")
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"messages": turns}) for turns in (TALK, [SYSTEM, *TALK])))
+    model = str(folder) if is_named else None
+
+    def validate() -> None:
+        validate_command(path, max_length=512, model=model, method=None, as_json=False)
+
+    if is_named:
+        with pytest.raises(typer.Exit) as ended:
+            validate()
+        assert ended.value.exit_code == 2
+    else:  # the run may be of another model
+        validate()
+    told = capsys.readouterr().out
+    assert "1 row is refused by" in told
+    assert ("cannot be trained on 1 of 2 rows" in told) == is_named
+    assert ("with a model whose chat template takes it" in told) != is_named
+
+
 def test_a_template_that_refuses_by_content_is_asked_about_every_row(tmp_path: Path) -> None:
     family = FAMILIES["chatml"]
     tokenizer = make_tokenizer(family)
@@ -92,7 +122,7 @@ def test_a_template_that_refuses_by_content_is_asked_about_every_row(tmp_path: P
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     report = validate_file(path, lengths=length_counter(str(tmp_path / "model"), tmp_path, 100))
-    assert report.good == 4
+    assert (report.good, report.refused) == (4, 2)
     (note,) = report.notes
     assert note.startswith("2 rows are refused by")
     assert "first row 2 of rows.jsonl (No text in the turn of the user)" in note

@@ -112,10 +112,14 @@ class LengthCounter:
             histogram=_histogram(ordered, self._max_length),
         )
 
+    def refused(self) -> int:
+        """How many rows the model's chat template refuses."""
+        self._measure()
+        return self._frames.refused
+
     def notes(self) -> list[str]:
         """What a person should know about the rows beside their lengths."""
-        self._measure()
-        refused = self._frames.refused
+        refused = self.refused()
         if not refused:
             return []
         rows = "1 row is" if refused == 1 else f"{refused:,} rows are"

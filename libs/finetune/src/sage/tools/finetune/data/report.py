@@ -80,6 +80,8 @@ class DataReport(BaseModel):
     empty_answers: int = 0
     """Bad rows that are so for want of an answer."""
     tokens: TokenReport | None = None
+    refused: int = 0
+    """Of the good rows those which the chat template of the model that counts tokens refuses; see `notes`."""
     notes: list[str] = Field(default_factory=list)
 
     def require_all_good(self) -> None:
@@ -141,6 +143,7 @@ def validate_file(
         duplicates=seen.count(),
         empty_answers=empty_answers,
         tokens=lengths.report() if lengths is not None else None,
+        refused=lengths.refused() if lengths is not None else 0,
         notes=[*source.notes, *(lengths.notes() if lengths is not None else [])],
     )
 
