@@ -14,9 +14,12 @@ import typer
 from tests.fakes.chat_templates import FAMILIES, make_tokenizer
 
 from sage.tools.finetune.base_models import SMOLLM2
-from sage.tools.finetune.data import validate_file
+from sage.tools.finetune.data import RowError, load_conversations, validate_file
+from sage.tools.finetune.data.conversation import CALLS_LEFT_OUT
 from sage.tools.finetune.data.tokenizer_files import length_counter
+from sage.tools.finetune.rendering import ChatRenderer
 from sage_cli.jobs.validate import validate_command
+from sage_contracts.errors import InvalidDataError
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 TALK = [
@@ -72,9 +75,13 @@ def test_a_row_is_as_long_as_its_template_makes_it(tmp_path: Path, name: str, is
             text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
         except Exception:  # Gemma, say, knows no tools
             continue
-        told += 1
         counter = length_counter(str(tmp_path), tmp_path, 4)
-        counter.add(messages, tools)
+        try:
+            counter.add(messages, tools)
+        except RowError as error:
+            assert CALLS_LEFT_OUT in error.reason  # it renders, and yet is not trained on
+            continue
+        told += 1
         report = counter.report()
         assert report is not None
         assert report.total == len(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -103,9 +110,10 @@ def test_rows_that_the_chosen_model_refuses_are_no_rows_to_train_it_on(
         assert ended.value.exit_code == 2
     else:  # the run may be of another model
         validate()
-    told = capsys.readouterr().out
-    assert "1 row is refused by" in told
-    assert ("cannot be trained on 1 of 2 rows" in told) == is_named
+    told = " ".join(capsys.readouterr().out.split())
+    assert "the chat template refuses it (System role not supported)" in told
+    assert ("1 of 2 rows cannot be used" in told) == is_named
+    assert ("would stop at 1 row: row 2 of rows.jsonl" in told) != is_named
     assert ("with a model whose chat template takes it" in told) != is_named
 
 
@@ -122,10 +130,39 @@ def test_a_template_that_refuses_by_content_is_asked_about_every_row(tmp_path: P
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     report = validate_file(path, lengths=length_counter(str(tmp_path / "model"), tmp_path, 100))
-    assert (report.good, report.refused) == (4, 2)
-    (note,) = report.notes
-    assert note.startswith("2 rows are refused by")
-    assert "first row 2 of rows.jsonl (No text in the turn of the user)" in note
+    assert [bad.row for bad in report.bad] == [2, 3]
+    assert "the chat template refuses it (No text in the turn of the user)" in report.bad[0].reason
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_bad_row_is_one_that_training_refuses(tmp_path: Path, name: str) -> None:
+    tokenizer = make_tokenizer(FAMILIES[name])
+    tokenizer.chat_template = FAMILIES[name].unmarked
+    tokenizer.save_pretrained(tmp_path / "model")
+    talks = [TALK, [SYSTEM, *TALK], [TALK[0], *TALK], [*TALK, TALK[0], TALK[0]], TOOL_TALK, TALK[1:]]
+    rows = [{"messages": talk} for talk in talks] + [{"messages": TOOL_TALK, "tools": [TOOL]}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    report = validate_file(path, lengths=length_counter(str(tmp_path / "model"), tmp_path, 100))
+
+    renderer = ChatRenderer(tokenizer, 100)
+    refused = {}
+    for number, conversation in enumerate(load_conversations(path), 1):
+        try:
+            renderer.samples([conversation])
+        except InvalidDataError as error:
+            refused[number] = error.message
+    assert [bad.row for bad in report.bad] == list(refused)
+    for bad in report.bad:
+        assert bad.reason.partition(": ")[2] in refused[bad.row]
+
+
+def test_a_model_without_a_template_is_refused_as_training_refuses_it(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(FAMILIES["chatml"])
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InvalidDataError, match="has no chat template"):
+        length_counter(str(tmp_path), tmp_path, 100)
 
 
 def test_many_rows_good_and_bad_need_no_more_memory_than_few(tmp_path: Path) -> None:

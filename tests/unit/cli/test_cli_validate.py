@@ -125,3 +125,24 @@ def test_a_bar_of_one_length_is_named_by_it_and_empty_ones_are_left_out(sage: Sa
     assert len(bars) == 2, ran.stdout
     assert all(label.isdigit() and count == "1" for label, _, count in bars)
     assert " 0\n" not in ran.stdout
+
+
+def test_a_row_that_the_models_template_refuses_is_bad(sage: Sage, tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    pytest.importorskip("jinja2")
+    model = tmp_path / "model"
+    model.mkdir()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0}, "[UNK]"))
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.save(str(model / "tokenizer.json"))
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system') }}{% endif %}"
+        "{{ m.role }}:{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    path = write(tmp_path / "rows.jsonl", [GOOD, {**GOOD, "system": "S"}])
+    ran = sage("finetune", "validate", path, "--model", str(model))
+    assert (ran.exit_code, "Every row can be used" in ran.stdout) == (2, False)
+    assert f"2    row    cannot be learned by {model}: the chat template refuses it (No system)" in ran.stdout
+    assert "1 of 2 rows cannot be used" in ran.stdout
+    told = json.loads(sage("finetune", "validate", path, "--model", str(model), "--json").stdout)
+    assert (told["good"], [bad["row"] for bad in told["bad"]]) == (1, [2])

@@ -16,6 +16,7 @@ from sage.tools.finetune.data import validate_file
 from sage.tools.finetune.data.frames import Frames
 from sage.tools.finetune.data.lengths import LengthCounter
 from sage.tools.finetune.data.tokenizer_files import Estimate
+from sage.tools.finetune.data.training_check import training_check
 
 
 class Characters:
@@ -29,8 +30,14 @@ class Characters:
         return list(range(1, len(text) + 1))
 
 
-def template(messages: Sequence[Any], tools: Any) -> str:
-    return "".join(f"<{m['role'][0]}>{m['content'].strip()}." for m in messages)
+def template(messages: Sequence[Any], tools: Any, add_generation_prompt: bool = False) -> str:
+    said = "".join(f"<{m['role'][0]}>{m['content'].strip()}." for m in messages)
+    return said + "<a>" * add_generation_prompt
+
+
+def frames_of(apply: Any, *, is_choosy: bool = False) -> Frames:
+    """Of a model whose turns end with a point."""
+    return Frames(apply, training_check("source", apply, {".": 0}, "dots"), is_choosy=is_choosy)
 
 
 def pair(question: str, answer: str) -> list[Any]:
@@ -82,43 +89,66 @@ def test_the_estimate_has_an_end_for_every_token(text: str) -> None:
     assert not ends or ends[-1] == len(text)
 
 
-def test_rows_that_the_template_refuses_are_told(tmp_path: Path) -> None:
-    def strict(messages: Sequence[Any], tools: Any) -> str:
+def test_rows_that_the_template_refuses_are_bad_rows_of_a_chosen_model(tmp_path: Path) -> None:
+    def strict(messages: Sequence[Any], tools: Any, **options: Any) -> str:
         if messages[0]["role"] == "system":
             raise ValueError("System role not supported")
-        return template(messages, tools)
+        return template(messages, tools, **options)
 
     path = tmp_path / "rows.jsonl"
     row = {"instruction": "i", "output": "a long answer"}
     path.write_text("\n".join(json.dumps(r) for r in (row, {**row, "system": "S"})))
-    told = (
-        "1 row is refused by characters's chat template, first row 2 of rows.jsonl (System role not "
-        "supported): training on it would stop there"
-    )
-    report = validate_file(path, lengths=LengthCounter(Characters(), Frames(strict), max_length=5))
-    assert report.notes == [told]
-    assert validate_file(path, lengths=LengthCounter(Characters(), Frames(template), 5)).notes == []
+    told = "cannot be learned by dots: the chat template refuses it (System role not supported)"
+    report = validate_file(path, lengths=LengthCounter(Characters(), frames_of(strict), max_length=5))
+    assert (report.rows, report.good, report.refused) == (2, 1, 0)
+    assert [(bad.row, bad.field, bad.reason) for bad in report.bad] == [(2, "row", told)]
+    assert report.tokens is not None
+    assert sum(bar.rows for bar in report.tokens.histogram) == 1
+
+    unchosen = LengthCounter(Characters(), frames_of(strict), 5, is_model_chosen=False)
+    report = validate_file(path, lengths=unchosen)
+    assert (report.good, report.bad, report.refused) == (2, [], 1)
+    assert report.notes == [f"training characters would stop at 1 row: row 2 of rows.jsonl {told}"]
+    report = validate_file(path, lengths=LengthCounter(Characters(), frames_of(template), 5))
+    assert (report.good, report.refused, report.notes) == (2, 0, [])
+
+
+def test_only_what_training_renders_decides(tmp_path: Path) -> None:
+    """A conversation is learned up to its last answer: what follows that no template is shown."""
+
+    def strict(messages: Sequence[Any], tools: Any, **options: Any) -> str:
+        roles = [message["role"] for message in messages]
+        if ("user", "user") in pairwise(roles):
+            raise ValueError("Roles must alternate")
+        return template(messages, tools, **options)
+
+    user, says = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+    path = tmp_path / "rows.jsonl"
+    talks = [[user, says], [user, user, says], [user, says, user, user], [user, says, user, user, says]]
+    path.write_text("\n".join(json.dumps({"messages": talk}) for talk in talks))
+    for is_choosy in (True, False):
+        counter = LengthCounter(Characters(), frames_of(strict, is_choosy=is_choosy), 90)
+        assert [bad.row for bad in validate_file(path, lengths=counter).bad] == [2, 4]
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])
 def test_what_the_template_refuses_in_either_answer_of_a_pair_is_told(tmp_path: Path, method: str) -> None:
-    def strict(messages: Sequence[Any], tools: Any) -> str:
+    def strict(messages: Sequence[Any], tools: Any, **options: Any) -> str:
         if any("<image>" in message["content"] for message in messages):
             raise ValueError("No images")
-        return template(messages, tools)
+        return template(messages, tools, **options)
 
     path = tmp_path / "rows.jsonl"
     long, short = "a longer answer", "<image>"
     answers = [(long, "no"), (long, short), (short, long), (short, "<image>?"), ("yes", long)]
     rows = [{"prompt": "p", "chosen": chosen, "rejected": rejected} for chosen, rejected in answers]
     path.write_text("\n".join(map(json.dumps, rows)))
-    counter = LengthCounter(Characters(), Frames(strict, is_choosy=True), max_length=100)
+    counter = LengthCounter(Characters(), frames_of(strict, is_choosy=True), max_length=100)
     report = validate_file(path, method=method, lengths=counter)
-    (note,) = report.notes
-    assert note.startswith("3 rows are refused by"), note
-    assert "first row 2 of rows.jsonl (No images)" in note
+    assert [bad.row for bad in report.bad] == [2, 3, 4]
+    assert all("refuses it (No images)" in bad.reason for bad in report.bad)
     assert report.tokens is not None
-    assert sum(bar.rows for bar in report.tokens.histogram) == len(rows)
+    assert sum(bar.rows for bar in report.tokens.histogram) == 2
 
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {}}}
@@ -147,20 +177,20 @@ def test_a_template_that_leaves_calls_out_refuses_rows_that_would_teach_silence(
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row | {"tools": [CALL]}) + "\n")
 
-    def silent(messages: Sequence[Any], tools: Any) -> str:
-        return template(messages, tools) + json.dumps(tools)
+    def silent(messages: Sequence[Any], tools: Any, **options: Any) -> str:
+        return json.dumps(tools) + template(messages, tools, **options)
 
-    def telling(messages: Sequence[Any], tools: Any) -> str:
+    def telling(messages: Sequence[Any], tools: Any, **options: Any) -> str:
         shown = [m | {"content": m["content"] + str(m.get("tool_calls", ""))} for m in messages]
-        return silent(shown, tools)
+        return silent(shown, tools, **options)
 
-    notes = [
-        validate_file(path, method=method, lengths=LengthCounter(Characters(), Frames(one), 900)).notes
+    bad = [
+        validate_file(path, method=method, lengths=LengthCounter(Characters(), frames_of(one), 900)).bad
         for one in (silent, telling)
     ]
-    estimated = validate_file(path, method=method, lengths=LengthCounter(Estimate(), Frames(), 900)).notes
-    assert (notes[1], estimated) == ([], [])
-    assert ["leaves tool calls out" in note for note in notes[0]] == [True] * refused
+    estimated = validate_file(path, method=method, lengths=LengthCounter(Estimate(), Frames(), 900)).bad
+    assert (bad[1], estimated) == ([], [])
+    assert ["leaves tool calls out" in row.reason for row in bad[0]] == [True] * refused
 
 
 def test_tools_are_counted_wherever_the_row_has_them(tmp_path: Path) -> None:

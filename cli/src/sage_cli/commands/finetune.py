@@ -129,9 +129,7 @@ def validate(
     max_length: Annotated[
         int, typer.Option("--max-length", min=1, help="Tokens beyond which training would cut a row.")
     ] = 1024,
-    model: Annotated[
-        str | None, typer.Option("--model", help="Count tokens with this base model's tokenizer.")
-    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Check and count for this base model.")] = None,
     method: Annotated[
         Literal["sft", "dpo", "orpo", "kto"] | None,
         typer.Option("--method", help="What the rows are for; otherwise what most of them look like."),

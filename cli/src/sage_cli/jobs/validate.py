@@ -49,9 +49,8 @@ def validate_command(
             bad_rows.seek(0)
             _write_json(report, bad_rows)
         else:
-            show(render.output(), report, is_model_chosen=model is not None)
-    is_refused = report.refused > 0 and model is not None  # otherwise the run may be of another model
-    if report.good < report.rows or is_refused:
+            show(render.output(), report)
+    if report.good < report.rows:
         raise typer.Exit(YOUR_INPUT)
 
 
@@ -68,7 +67,7 @@ def _write_json(report: DataReport, bad_rows: Iterable[str] | IO[str]) -> None:
     write(f"], {json.dumps(more, ensure_ascii=False)[1:]}\n")
 
 
-def show(console: Console, report: DataReport, *, is_model_chosen: bool = False) -> None:
+def show(console: Console, report: DataReport) -> None:
     """The report as people read it: the verdict last."""
     title = f"{report.name}: {report.rows:,} {_rows(report.rows)}"
     console.print(Text(f"{title}, {report.container}", style="bold"), soft_wrap=True)
@@ -91,11 +90,9 @@ def show(console: Console, report: DataReport, *, is_model_chosen: bool = False)
         empty = f", {report.empty_answers:,} for want of an answer" if report.empty_answers else ""
         verdict = f"{bad_count:,} of {report.rows:,} rows cannot be used{empty}. Correct or remove them."
         render.line(console, "bad", verdict)
-    elif report.refused and is_model_chosen:
-        verdict = f"The model cannot be trained on {report.refused:,} of {report.rows:,} rows. "
-        render.line(console, "bad", f"{verdict}Correct or remove them, or choose another model.")
     elif report.refused:
-        render.line(console, "ok", "Every row can be used, with a model whose chat template takes it.")
+        verdict = "Every row can be used, with a model whose chat template takes it: see --model."
+        render.line(console, "ok", verdict)
     else:
         render.line(console, "ok", "Every row can be used.")
 

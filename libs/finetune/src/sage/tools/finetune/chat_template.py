@@ -44,6 +44,13 @@ class _Tail:
     end: Span
 
 
+class UnlearnableRowError(InvalidDataError):
+    """A conversation that the base model cannot learn from."""
+
+    reason = ""
+    """The same without the row's name."""
+
+
 class ChatTemplate:
     """Raises: InvalidDataError when the tokenizer has no template."""
 
@@ -195,8 +202,10 @@ class _Row:
         return RenderedText(text[: ends[-1][1]], learned, ends, self._row.origin)
 
 
-def refused(origin: str, reason: str) -> InvalidDataError:
-    return InvalidDataError(f"The base model cannot learn from {origin}: {reason}.")
+def refused(origin: str, reason: str) -> UnlearnableRowError:
+    error = UnlearnableRowError(f"The base model cannot learn from {origin}: {reason}.")
+    error.reason = reason
+    return error
 
 
 def _for_template(message: Message) -> dict[str, Any]:

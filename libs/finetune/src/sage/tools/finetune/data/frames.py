@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from sage.tools.finetune.data.conversation import CALLS_LEFT_OUT, Message, functions_called
+from sage.tools.finetune.data.conversation import Conversation, Message
 
 Span = tuple[int, int]
 """First character, and one past the last."""
 Template = Callable[[Sequence[Any], Any], str]
 """(messages, tools) -> text. May raise."""
+Check = Callable[[Conversation], None]
+"""Raises: RowError for a conversation that training refuses."""
+Shape = tuple[tuple[str, int], ...]
+"""Of every turn the role, and whether it is learned."""
 
 _CACHED_SEQUENCES = 4096
 _PAD = "\u2003"
@@ -50,21 +54,35 @@ class Frames:
     A template that `is_choosy` may refuse a conversation for what is said in it: it is asked about each.
     """
 
-    def __init__(self, template: Template = plain_frame, *, is_choosy: bool = False) -> None:
+    def __init__(
+        self, template: Template = plain_frame, check: Check | None = None, *, is_choosy: bool = False
+    ) -> None:
         self._template = template
+        self._check = check
         self._is_choosy = is_choosy
+        self._passed: set[Shape] = set()
         self._frames: dict[tuple[str, ...], Frame | None] = {}
-        self._shows_calls = {True, False} if template is plain_frame else set[bool]()
-        """Whether rows had tools, of those where the template was seen to show a call."""
-        self.refused = 0
-        """Conversations rendered that the template refuses: those have the signs of ChatML."""
-        self.first_refused = ""
-        """Where the first of them comes from, and the template's reason."""
 
-    def render(self, messages: Sequence[Message], tools: Any, origin: str = "") -> str:
+    def check(self, row: Conversation) -> None:
+        """Raises: RowError where training would refuse the conversation.
+
+        One that differs from another that passed in words alone passes too, where words cannot matter.
+        """
+        if self._check is None:
+            return
+        shape = tuple([(message["role"], message.get("weight", 1)) for message in row.messages])
+        if shape in self._passed and self._frame_of(row.messages, row.tools) is not None:
+            return
+        self._check(row)
+        if len(self._passed) >= _CACHED_SEQUENCES:
+            self._passed.clear()
+        self._passed.add(shape)
+
+    def render(self, messages: Sequence[Message], tools: Any) -> str:
+        """The template's text; with the signs of ChatML where the template refuses the conversation."""
         frame = self._frame_of(messages, tools)
         if frame is None:
-            return self._render_whole(messages, tools, origin)
+            return self._render_whole(messages, tools)
         parts: list[str] = []
         for (before, trim), message in zip(frame.slots, messages, strict=True):
             parts += (before, trim(message["content"]))
@@ -114,28 +132,11 @@ class Frames:
         is_plain = "\ue000" not in rest and not any("\ue000" in slot.before for slot in slots)
         return Frame(slots, rest) if is_plain else None
 
-    def _render_whole(self, messages: Sequence[Message], tools: Any, origin: str) -> str:
-        text: str | None = None
+    def _render_whole(self, messages: Sequence[Message], tools: Any) -> str:
         try:
-            text = self._template(messages, tools)
-            self._require_calls(messages, tools)
-        except Exception as error:
-            self.refused += 1
-            self.first_refused = self.first_refused or f"{origin} ({error})"
-        return plain_frame(messages, tools) + str(tools or "") if text is None else text
-
-    def _require_calls(self, messages: Sequence[Message], tools: Any) -> None:
-        """A template that showed one row's calls shows those of the next as well."""
-        for turn, message in enumerate(messages):
-            if bool(tools) in self._shows_calls:
-                return
-            names = functions_called(message)
-            if not names:
-                continue
-            before, upto = self._template(messages[:turn], tools), self._template(messages[: turn + 1], tools)
-            if not any(upto.count(name) > before.count(name) for name in names):
-                raise ValueError(CALLS_LEFT_OUT)
-            self._shows_calls.add(bool(tools))
+            return self._template(messages, tools)
+        except Exception:
+            return plain_frame(messages, tools) + str(tools or "")
 
 
 def _is_special(messages: Sequence[Message]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from sage.tools.finetune.data.conversation import Message
+from sage.tools.finetune.data.conversation import Conversation, Message, RowError
 from sage.tools.finetune.data.frames import Frames, Span
 
 _BATCH_ROWS = 512
@@ -61,14 +61,22 @@ class TokenCounter(Protocol):
 class _Waiting(NamedTuple):
     messages: Sequence[Message]
     tools: Any
-    origin: str
-    other: Sequence[Message] | None
 
 
 class LengthCounter:
-    """Measures conversations in batches, keeping only how many had which length."""
+    """Measures conversations in batches, keeping only how many had which length.
 
-    def __init__(self, counter: TokenCounter, frames: Frames, max_length: int) -> None:
+    Where a person chose the model, a row that it cannot learn from is a bad one. Otherwise such rows are only
+    counted: the run may be of another model.
+    """
+
+    def __init__(
+        self, counter: TokenCounter, frames: Frames, max_length: int, *, is_model_chosen: bool = True
+    ) -> None:
+        self._is_model_chosen = is_model_chosen
+        self.refused = 0
+        """Rows that a model which nobody chose cannot learn from."""
+        self._first_refused = ""
         self._counter = counter
         self._frames = frames
         self._max_length = max_length
@@ -78,14 +86,21 @@ class LengthCounter:
         self._answers_cut_off = 0
 
     def add(
-        self,
-        messages: Sequence[Message],
-        tools: Any,
-        origin: str = "",
-        other: Sequence[Message] | None = None,
+        self, messages: list[Message], tools: Any, origin: str = "", other: list[Message] | None = None
     ) -> None:
-        """`origin` is for what is said of the row; `other` is only shown to the template."""
-        self._waiting.append(_Waiting(messages, tools, origin, other))
+        """`origin` is for what is said of the row; `other` is only shown to the template.
+
+        Raises: RowError for a row that the chosen model cannot learn from, which is then not measured.
+        """
+        try:
+            for turns in (messages,) if other is None else (messages, other):
+                self._frames.check(Conversation(turns, origin, tools))
+        except RowError as error:
+            if self._is_model_chosen:
+                raise
+            self.refused += 1
+            self._first_refused = self._first_refused or f"{origin} {error.reason}"
+        self._waiting.append(_Waiting(messages, tools))
         if len(self._waiting) >= _BATCH_ROWS:
             self._measure()
 
@@ -112,34 +127,20 @@ class LengthCounter:
             histogram=_histogram(ordered, self._max_length),
         )
 
-    def refused(self) -> int:
-        """How many rows the model's chat template refuses."""
-        self._measure()
-        return self._frames.refused
-
     def notes(self) -> list[str]:
         """What a person should know about the rows beside their lengths."""
-        refused = self.refused()
-        if not refused:
+        if not self.refused:
             return []
-        rows = "1 row is" if refused == 1 else f"{refused:,} rows are"
-        who = f"{rows} refused by {self._counter.name}'s chat template, first {self._frames.first_refused}"
-        return [f"{who}: training on it would stop there"]
+        rows = "1 row" if self.refused == 1 else f"{self.refused:,} rows"
+        return [f"training {self._counter.name} would stop at {rows}: {self._first_refused}"]
 
     def _measure(self) -> None:
         waiting, self._waiting = self._waiting, []
-        texts = [self._render(row) for row in waiting]
+        texts = [self._frames.render(*row) for row in waiting]
         for text, length, row in zip(texts, self._counter.count(texts), waiting, strict=True):
             self._lengths[length] += 1
             if length > self._max_length:
                 self._note_cut(text, self._frames.answers(text, row.messages))
-
-    def _render(self, row: _Waiting) -> str:
-        refused = self._frames.refused
-        text = self._frames.render(row.messages, row.tools, row.origin)
-        if row.other is not None and self._frames.refused == refused:  # rows are counted, not answers
-            self._frames.render(row.other, row.tools, row.origin)
-        return text
 
     def _note_cut(self, text: str, answers: Sequence[Span]) -> None:
         ends = self._counter.ends(text)

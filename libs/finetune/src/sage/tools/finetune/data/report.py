@@ -81,7 +81,7 @@ class DataReport(BaseModel):
     """Bad rows that are so for want of an answer."""
     tokens: TokenReport | None = None
     refused: int = 0
-    """Of the good rows those which the chat template of the model that counts tokens refuses; see `notes`."""
+    """Good rows that the model which counted cannot learn from, where nobody chose it."""
     notes: list[str] = Field(default_factory=list)
 
     def require_all_good(self) -> None:
@@ -101,7 +101,8 @@ def validate_file(
 ) -> DataReport:
     """Read every row, one at a time, and say which cannot be used for the training method.
 
-    Without a method the first rows decide whether preferences are meant. `on_bad` is told every bad row, of
+    Without a method the first rows decide whether preferences are meant. What the model of `lengths` cannot
+    learn from is bad too, where a person chose it. `on_bad` is told every bad row, of
     which the report keeps the first KEPT_BAD_ROWS; `on_rows` now and then how many rows have been read.
     Raises: InvalidDataError when the file as a whole cannot be read (missing, empty, no data).
     """
@@ -121,6 +122,8 @@ def validate_file(
             matched = match(row.content())
             formats[matched[0]] += 1
             found = read(matched, row.value)
+            if lengths is not None:
+                lengths.add(found.messages, found.tools, row.origin, found.other)
         except RowError as error:
             bad_count += 1
             empty_answers += error.is_empty_answer
@@ -130,8 +133,6 @@ def validate_file(
                 bad.append(told)
             continue
         seen.add(found.key)
-        if lengths is not None:
-            lengths.add(found.messages, found.tools, row.origin, found.other)
     return DataReport(
         name=source.name,
         container=", ".join(dict.fromkeys(source.containers)),
@@ -143,7 +144,7 @@ def validate_file(
         duplicates=seen.count(),
         empty_answers=empty_answers,
         tokens=lengths.report() if lengths is not None else None,
-        refused=lengths.refused() if lengths is not None else 0,
+        refused=lengths.refused if lengths is not None else 0,
         notes=[*source.notes, *(lengths.notes() if lengths is not None else [])],
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 from sage.tools.finetune.base_models import SMOLLM2, folder_name
 from sage.tools.finetune.data.frames import Frames
 from sage.tools.finetune.data.lengths import LengthCounter
+from sage.tools.finetune.data.training_check import training_check
 from sage_contracts.errors import InvalidRequestError
 
 _BYTES_PER_TOKEN = 4
@@ -20,7 +21,11 @@ _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 def length_counter(model: str | None, home: Path, max_length: int) -> LengthCounter:
     """Counts with the tokenizer of `model`; without one with the built-in model's if it is already here, else
-    by estimate. Raises: InvalidRequestError when the named model has no tokenizer that can be read here."""
+    by estimate.
+
+    Raises: InvalidRequestError when the named model has no tokenizer that can be read here, InvalidDataError
+    when it has no chat template.
+    """
     folder = _folder(model or SMOLLM2, home)
     if folder is None and model is not None:
         folder = _from_hub(model)
@@ -29,7 +34,7 @@ def length_counter(model: str | None, home: Path, max_length: int) -> LengthCoun
     if folder is not None:
         try:
             counter = FileCounter(folder, model or SMOLLM2)
-            frames = _frames(folder)
+            frames = _frames(folder, counter)
         except ImportError as error:
             if model is not None:
                 raise InvalidRequestError(
@@ -37,7 +42,7 @@ def length_counter(model: str | None, home: Path, max_length: int) -> LengthCoun
                     "--model out for an estimate.",
                     param="model",
                 ) from error
-    return LengthCounter(counter, frames, max_length)
+    return LengthCounter(counter, frames, max_length, is_model_chosen=model is not None)
 
 
 class FileCounter:
@@ -52,6 +57,9 @@ class FileCounter:
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+
+    def added_tokens(self) -> dict[str, int]:
+        return {token.content: number for number, token in self._tokenizer.get_added_tokens_decoder().items()}
 
     def count(self, texts: Sequence[str]) -> list[int]:
         found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -104,16 +112,16 @@ def _from_hub(model: str) -> Path:
         ) from error
 
 
-def _frames(folder: Path) -> Frames:
-    """Of the folder's chat template, compiled as transformers does. Raises: ImportError without jinja2."""
+def _frames(folder: Path, counter: FileCounter) -> Frames:
+    """Of the folder's chat template, compiled as transformers does. Raises: ImportError without jinja2,
+    InvalidDataError without a template."""
     config_file = folder / "tokenizer_config.json"
     config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
     separate = folder / "chat_template.jinja"
     source = separate.read_text(encoding="utf-8") if separate.is_file() else config.get("chat_template")
     if isinstance(source, list):
         source = next((item["template"] for item in source if item["name"] == "default"), None)
-    if not isinstance(source, str):
-        return Frames()
+    source = source if isinstance(source, str) else ""
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -126,11 +134,12 @@ def _frames(folder: Path) -> Frames:
     compiled = environment.from_string(source)
     special = {name: _text_of(config.get(name)) for name in _SPECIAL}
 
-    def template(messages: Sequence[Any], tools: Any) -> str:
-        return compiled.render(messages=messages, tools=tools, **special)
+    def template(messages: Sequence[Any], tools: Any, **options: Any) -> str:
+        return compiled.render(messages=messages, tools=tools, **special, **options)
 
+    check = training_check(source, template, counter.added_tokens(), counter.name)
     # Its only way to refuse on purpose; one without it is not asked about rows of which it has seen the like.
-    return Frames(template, is_choosy="raise_exception" in source)
+    return Frames(template, check, is_choosy="raise_exception" in source)
 
 
 def _generation_tag() -> Any:
