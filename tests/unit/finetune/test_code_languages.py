@@ -102,6 +102,42 @@ def test_a_documented_function_is_asked_about_in_every_way(tmp_path: Path, suffi
     assert "square metres" not in question.answer
 
 
+@pytest.mark.parametrize("suffix", ["js", "ts", "tsx"])
+@pytest.mark.parametrize("is_exported", [True, False])
+@pytest.mark.parametrize(
+    "start", ["const area = async (circle, scale) => {", "let area = function (circle, scale) {"]
+)
+def test_a_function_that_a_name_is_bound_to_is_one_of_that_name(
+    tmp_path: Path, suffix: str, is_exported: bool, start: str
+) -> None:
+    start = f"export {start}" if is_exported else start
+    source = (
+        f"// Area gives the area of a circle.\n{start}\n  const radius = circle.radius * scale;\n"
+        "  return Math.PI * radius * radius;\n};\n"
+    )
+    (tmp_path / f"circle.{suffix}").write_text(source)
+    pairs = by_kind(tmp_path)
+    assert set(pairs) == {"docstring_body", "fill_middle", "question_code"}
+    body = pairs["docstring_body"]
+    assert body.name == "area"
+    assert f"{unfenced(body.prompt)}\n{unfenced(body.answer)}" == source.rstrip()
+    assert pairs["question_code"].prompt.endswith("Area gives the area of a circle.")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "const twice = (x) => x.map((one) => one * 2).filter(Boolean).concat([1000, 2000, 3000]);",
+        "const a = 1, area = (c) => {\n  const radius = c.radius * 2;\n  return radius * radius;\n};",
+        "const area = wrapped((c) => {\n  const radius = c.radius * 2;\n  return radius * radius;\n});",
+    ],
+)
+def test_what_only_contains_a_function_is_none(tmp_path: Path, source: str) -> None:
+    (tmp_path / "a.js").write_text(source)
+    with pytest.raises(InvalidDataError):
+        build_code_pairs(tmp_path, ["signature_body"])
+
+
 @pytest.mark.parametrize(
     ("name", "source"),
     [

@@ -122,9 +122,8 @@ def progress_text(first_bytes: int, here_bytes: int, total_bytes: int, passed_s:
     if here_bytes <= first_bytes:
         return text
     left_s = (total_bytes - here_bytes) / (here_bytes - first_bytes) * passed_s
-    return (
-        f"{text}, {max(1, round(left_s / 60))} min left" if left_s >= 90 else f"{text}, {left_s:.0f} s left"
-    )
+    left = f"{left_s / 60:.0f} min" if left_s >= 90 else f"{left_s:.0f} s"
+    return f"{text}, {left} left"
 
 
 def _bytes_in(folder: Path) -> int:

@@ -27,7 +27,9 @@ class _Grammar:
     nodes: frozenset[str]
 
 
-_SCRIPT = frozenset({"function_declaration", "generator_function_declaration", "method_definition"})
+_BINDING = "variable_declarator"
+_BOUND = {"arrow_function", "function_expression", "generator_function"}
+_SCRIPT = frozenset({"function_declaration", "generator_function_declaration", "method_definition", _BINDING})
 _GRAMMARS = {
     "JavaScript": _Grammar("tree_sitter_javascript", "language", _SCRIPT),
     "TypeScript": _Grammar("tree_sitter_typescript", "language_typescript", _SCRIPT),
@@ -80,16 +82,15 @@ def _parser(language: str) -> Any | None:
 def _function(
     node: Any, lines: list[str], module: str, language: str, wanted: Wanted
 ) -> SourceFunction | None:
-    name, block = node.child_by_field_name("name"), node.child_by_field_name("body")
+    name, block, outer = _parts(node)
     if name is None or block is None or not _statements(block):
         return None
-    outer = node.parent if node.parent and node.parent.type == "export_statement" else node
     first, opening, last = outer.start_point.row, block.start_point.row, block.end_point.row
     indent = len(lines[first]) - len(lines[first].lstrip())
     if (
         opening == last
         or not lines[opening].rstrip().endswith("{")
-        or lines[last].strip() != "}"
+        or lines[last].strip() not in ("}", "};")
         or lines[first].encode()[: outer.start_point.column].strip()
     ):
         return None  # shares its lines with something else
@@ -104,6 +105,18 @@ def _function(
     whole = f"{head}\n{body}"
     called = "TypeScript" if language == "TSX" else language
     return SourceFunction(called, module, name.text.decode(), head, bare, doc, body, usable_gaps(whole, gaps))
+
+
+def _parts(node: Any) -> tuple[Any, Any, Any]:
+    """(name, block, the node with all that belongs to the function); None for what is not there."""
+    name, block, outer = node.child_by_field_name("name"), node.child_by_field_name("body"), node
+    if node.type == _BINDING:
+        value, outer = node.child_by_field_name("value"), node.parent
+        if value is not None and value.type in _BOUND and len(outer.named_children) == 1:
+            block = value.child_by_field_name("body")  # an arrow's may be an expression: no lines of its own
+    if outer.parent and outer.parent.type == "export_statement":
+        outer = outer.parent
+    return name, block, outer
 
 
 def _statements(block: Any) -> list[Any]:
