@@ -97,3 +97,57 @@ def test_a_folders_bad_rows_name_their_file_and_the_reason_of_their_format(
         ("set/a.jsonl", 1, "rejected"),
         ("set/c.jsonl", 1, "answer"),
     ]
+
+
+PAIR = {"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away"}
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Pairs beside the source code that read them."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    (folder / "pairs.jsonl").write_text(json.dumps(PAIR))
+    body = "    total = 0\n    for value in values:\n        total += value\n    return total\n"
+    (folder / "load.py").write_text(f'def add_all(values):\n    """Add all of the values."""\n{body}')
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("method", "answers"),
+    [
+        ("dpo", ["chosen", "rejected"]),
+        ("orpo", ["chosen", "rejected"]),
+        ("kto", ["wanted", "unwanted"]),
+        ("sft", [""]),
+        (None, [""]),
+    ],
+)
+def test_a_method_shows_what_its_run_would_train_on(
+    mixed: Path, tiny_base: Path, method: Any, answers: list[str]
+) -> None:
+    found = preview(request(mixed, tiny_base, task="code", method=method))
+    assert [sample.answer for sample in found.samples] == answers
+    said = "".join(text_of(sample, "learned") for sample in found.samples)
+    assert ("total += value" in said) == (answers == [""])
+
+
+def test_rows_that_a_method_cannot_use_are_passed_over(data: Path, tiny_base: Path) -> None:
+    found = preview(request(data, tiny_base, method="dpo"))
+    assert {sample.origin for sample in found.samples} == {"row 3 of rows.jsonl"}
+    assert [row.row for row in found.unusable] == [1, 2, 4]
+    with pytest.raises(InvalidDataError, match="use method=dpo, orpo or kto"):
+        path = data.with_name("pairs.jsonl")
+        path.write_text(json.dumps(PAIR))
+        preview(request(path, tiny_base, method="sft"))
+
+
+def test_the_command_shows_the_sample_set_of_a_preference_method(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAGE_HOME", str(tmp_path / "home"))
+    words = ["finetune", "preview", "--method", "dpo", "--model", str(tiny_base), "--rows", "1"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "the sample set 'preferences'" in result.stdout
+    assert "chosen" in result.stdout

@@ -148,6 +148,7 @@ def preview(
         Path | None, typer.Argument(metavar="FILE", help="Your data; otherwise the task's own.")
     ] = None,
     task: TaskOption = "custom",
+    method: MethodOption = None,
     model: ModelOption = "auto",
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, max=1000, help="How many rows.")] = 3,
     max_length: Annotated[
@@ -162,6 +163,7 @@ def preview(
     preview_command(
         data,
         task=task,
+        method=method,
         model=model,
         rows=rows,
         max_length=max_length,

@@ -15,7 +15,7 @@ from rich.console import Console
 from sage.tools.finetune.preview_types import Preview, PreviewRequest
 from sage_cli import failures, locate, render
 from sage_cli.preview.view import show
-from sage_contracts.config import Task
+from sage_contracts.config import Method, Task
 from sage_contracts.errors import (
     ErrorBody,
     InvalidRequestError,
@@ -33,20 +33,23 @@ def preview_command(
     data: Path | None,
     *,
     task: str,
+    method: Method | None,
     model: str,
     rows: int,
     max_length: int | None,
     with_tokens: bool,
     as_json: bool,
 ) -> None:
-    if data is None and task == Task.CUSTOM:
+    if data is None and task == Task.CUSTOM and method in (None, "sft"):
         raise InvalidRequestError(
-            "Give a FILE to preview, or with --task code, qa, chat or instruction the data such a task has."
+            "Give a FILE to preview, or with --task code, qa, chat or instruction the data such a task has; "
+            "--method dpo, orpo and kto bring a sample set too."
         )
     request = PreviewRequest(
         home=locate.home_root(),
         data=data,
         task=Task(task),
+        method=method,
         model=model,
         rows=rows,
         max_length=max_length,

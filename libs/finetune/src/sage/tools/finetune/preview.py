@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from itertools import groupby
 from pathlib import Path
@@ -19,15 +19,23 @@ from pydantic import BaseModel
 from sage.tools.finetune.base_models import default_model, is_hub_id, local_base, resolve_base
 from sage.tools.finetune.data import BadRow, Conversation, Message, Row, RowError, load_rows
 from sage.tools.finetune.data.formats import match, to_conversation
-from sage.tools.finetune.data.preferences import Preference, PreferenceFormat, RatedAnswer, to_preference
+from sage.tools.finetune.data.preferences import (
+    Preference,
+    PreferenceFormat,
+    RatedAnswer,
+    rated,
+    to_pair,
+    to_preference,
+)
 from sage.tools.finetune.data.report import bad_row
 from sage.tools.finetune.hardware import has_cuda
 from sage.tools.finetune.head_loss import IGNORED
 from sage.tools.finetune.modeling import load_tokenizer, load_tokenizer_from_hub
+from sage.tools.finetune.preferences.splits import prepare_preferences
 from sage.tools.finetune.preview_types import Piece, PieceKind, Preview, PreviewRequest, PreviewSample
 from sage.tools.finetune.rendering import ChatRenderer, TokenisedText
 from sage.tools.finetune.task_data import is_source_tree, prepare
-from sage_contracts.config import PresetConfigs, TrainingConfig
+from sage_contracts.config import Method, PresetConfigs, TrainingConfig
 from sage_contracts.errors import InvalidDataError, SageError
 
 MAX_UNUSABLE = 20
@@ -72,26 +80,36 @@ def preview(request: PreviewRequest, before_loading: Callable[[], None] = lambda
 def _rows(request: PreviewRequest, unusable: list[BadRow]) -> tuple[str, Iterator[ShownRow]]:
     """(where the rows come from, their numbers and conversations); rows that are none are noted."""
     path = request.data
-    if path is None or is_source_tree(request.task, path):
+    is_supervised = request.method in (None, "sft")
+    if path is None and request.method and not is_supervised:
+        preferences = prepare_preferences(TrainingConfig(task=request.task, method=request.method))
+        pairs: Sequence[Preference] = preferences.train
+        return preferences.description, ((n, _answers(row)) for n, row in enumerate(pairs, 1))
+    # Source code says no preference: beside rows for the other methods it is only that.
+    if path is None or (is_supervised and is_source_tree(request.task, path)):
         splits = prepare(TrainingConfig(task=request.task, data_path=str(path) if path else None))
         return splits.description, ((n, [(row, "")]) for n, row in enumerate(splits.train, 1))
-    return path.name, _rows_of_file(path, unusable)
+    return path.name, _rows_of_file(path, request.method, unusable)
 
 
-def _rows_of_file(path: Path, unusable: list[BadRow]) -> Iterator[ShownRow]:
+def _rows_of_file(path: Path, method: Method | None, unusable: list[BadRow]) -> Iterator[ShownRow]:
     rows = load_rows(path)
     for row in rows:
         try:
-            yield row.number, _conversations(row)
+            yield row.number, _conversations(row, method)
         except RowError as error:
             unusable.append(bad_row(row, error, rows.name))
             if len(unusable) >= MAX_UNUSABLE:
                 return
 
 
-def _conversations(row: Row) -> list[tuple[Conversation, str]]:
+def _conversations(row: Row, method: Method | None) -> list[tuple[Conversation, str]]:
     content = row.content()
-    if isinstance(match(content)[1], PreferenceFormat):
+    if method in ("dpo", "orpo"):
+        return _answers(to_pair(content, row.origin))
+    if method == "kto":
+        return [answer for one in rated(to_preference(content, row.origin)) for answer in _answers(one)]
+    if method is None and isinstance(match(content)[1], PreferenceFormat):
         return _answers(to_preference(content, row.origin))
     return [(to_conversation(content, row.origin), "")]
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from sage.tools.finetune.data import BadRow
-from sage_contracts.config import Task
+from sage_contracts.config import Method, Task
 
 PieceKind = Literal["context", "special", "learned", "turn_end"]
 
@@ -22,6 +22,8 @@ class PreviewRequest(_Message):
     data: Path | None = None
     """A file of rows, or for the task `code` a source tree; None takes the task's own data."""
     task: Task = Task.CUSTOM
+    method: Method | None = None
+    """What a run would learn by; None takes every row as what it looks like."""
     model: str = "auto"
     rows: int = 3
     max_length: int | None = None
