@@ -91,6 +91,17 @@ def test_checkpoints_of_every_paused_job_are_kept_and_those_of_cancelled_ones_go
     assert (tmp_path / "checkpoints" / "checkpoint-of-job-0").exists()
 
 
+def test_a_resumed_job_lets_the_checkpoints_of_a_cancelled_one_go(tmp_path: Path) -> None:
+    """The folder is its own already: it is not only those who take it that look for what is left."""
+    take_checkpoints(tmp_path, "cancelled", [])
+    take_checkpoints(tmp_path, "resumed", ["cancelled"])  # both are paused after it, and one is cancelled
+    (tmp_path / "checkpoints" / "checkpoint-3").mkdir()
+    assert (tmp_path / ".checkpoints-cancelled").exists()
+    take_checkpoints(tmp_path, "resumed", [])
+    assert not list(tmp_path.glob(".checkpoints-*"))
+    assert (tmp_path / "checkpoints" / "checkpoint-3").exists()
+
+
 def test_nothing_goes_while_it_is_not_known_who_has_ended(tmp_path: Path) -> None:
     for number in range(6):
         take_checkpoints(tmp_path, f"job-{number}")

@@ -16,6 +16,7 @@ from sage_trainer.messages import DoneMessage
 
 RESULT_FILE = "result.json"
 _OWNER_FILE = "job_id"
+_PARKED = ".checkpoints-"
 
 
 def remove_leftovers(output_dir: Path, source_dir: Path) -> None:
@@ -34,19 +35,19 @@ def take_checkpoints(output_dir: Path, job_id: str, unfinished: Collection[str] 
     folder = output_dir / "checkpoints"
     owner_file = folder / _OWNER_FILE
     owner = _owner_of(owner_file)
-    if owner == job_id:
-        return
-    if owner:
-        folder.replace(output_dir / f".checkpoints-{owner}")
-    shutil.rmtree(folder, ignore_errors=True)
-    own = output_dir / f".checkpoints-{job_id}"
-    if own.exists():
-        own.replace(folder)
-    else:
-        folder.mkdir(parents=True)
-        owner_file.write_text(job_id)
-    for parked in output_dir.glob(".checkpoints-*"):
-        if unfinished is not None and parked.name.removeprefix(".checkpoints-") not in unfinished:
+    if owner != job_id:
+        if owner:
+            folder.replace(_parking_place(output_dir, owner))
+        shutil.rmtree(folder, ignore_errors=True)
+        own = _parking_place(output_dir, job_id)
+        if own.exists():
+            own.replace(folder)
+        else:
+            folder.mkdir(parents=True)
+            owner_file.write_text(job_id)
+    if unfinished is not None:
+        kept = {_parking_place(output_dir, other) for other in unfinished}
+        for parked in set(output_dir.glob(f"{_PARKED}*")) - kept:
             shutil.rmtree(parked, ignore_errors=True)
 
 
@@ -58,7 +59,11 @@ def give_up_checkpoints(output_dir: Path, job_id: str) -> None:
     owner_file = output_dir / "checkpoints" / _OWNER_FILE
     if _owner_of(owner_file) == job_id:
         owner_file.unlink(missing_ok=True)
-    shutil.rmtree(output_dir / f".checkpoints-{job_id}", ignore_errors=True)
+    shutil.rmtree(_parking_place(output_dir, job_id), ignore_errors=True)
+
+
+def _parking_place(output_dir: Path, job_id: str) -> Path:
+    return output_dir / f"{_PARKED}{job_id}"
 
 
 def _owner_of(owner_file: Path) -> str:
