@@ -165,12 +165,17 @@ def test_a_model_without_a_template_is_refused_as_training_refuses_it(tmp_path: 
         length_counter(str(tmp_path), tmp_path, 100)
 
 
-def test_many_rows_good_and_bad_need_no_more_memory_than_few(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("start", "between", "end"), [("", "\n", "\n"), ('{"data": [', ",\n", "]}")])
+def test_many_rows_good_and_bad_need_no_more_memory_than_few(
+    tmp_path: Path, start: str, between: str, end: str
+) -> None:
     path = tmp_path / "rows.jsonl"
     with path.open("w") as stream:
         for n in range(ROWS):
             answer = "" if n % BAD_EVERY == 0 else f"answer {n} " * 20
-            stream.write(json.dumps({"question": f"question {n}", "answer": answer}) + "\n")
+            row = json.dumps({"question": f"question {n}", "answer": answer})
+            stream.write((between if n else start) + row)
+        stream.write(end)
     with (tmp_path / "out.json").open("w") as out:
         ran = subprocess.run(
             [sys.executable, "-c", _MEASURED, str(path)],

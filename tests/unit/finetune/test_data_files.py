@@ -239,3 +239,75 @@ def test_rows_that_differ_in_white_space_are_no_exact_duplicates(tmp_path: Path)
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps({"prompt": "p", "completion": f"c{end}"}) for end in ("", "\n", "")))
     assert validate_file(path).duplicates == 1
+
+
+LARGE = "x" * (2 << 20)
+"""More than is looked at before it is decided how a file is read."""
+
+
+def rows_of(path: Path, text: str | bytes) -> list[Any]:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return [row.value if isinstance(row.value, dict) else str(row.value) for row in load_rows(path)]
+
+
+def test_the_rows_of_an_object_may_stand_in_lines_of_their_own(tmp_path: Path) -> None:
+    text = f'{{"data": [\n{json.dumps(QA)},\n{json.dumps(QA)}\n]}}\n'
+    assert rows_of(tmp_path / "a.json", text) == [QA, QA]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_the_rows_of_a_large_object_are_the_only_list_of_objects_in_it(
+    tmp_path: Path, is_first: bool
+) -> None:
+    others = {"version": 1, "tags": ["a", "b"], "none": [], "about": {"by": [1]}, "license": LARGE}
+    rows = {"data": [QA, {**QA, "more": [{"deep": {}}]}]}
+    whole = rows | others if is_first else others | rows
+    for indent in (None, 1):
+        assert rows_of(tmp_path / "a.json", json.dumps(whole, indent=indent)) == rows["data"]
+    loaded = load_rows(tmp_path / "a.json")
+    list(loaded)
+    assert loaded.notes == ["the rows of a.json are the list in its field 'data'"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (json.dumps({"a": [QA], "b": [QA], "c": LARGE}), r"2 lists of objects \(a, b\)"),
+        (json.dumps({"a": [1, QA], "b": {}, "c": LARGE}), "no list of objects"),
+    ],
+)
+def test_a_large_object_without_one_list_of_rows_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(InvalidDataError, match=said):
+        rows_of(tmp_path / "a.json", text)
+
+
+def test_a_large_row_is_a_row_and_several_are_several(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": LARGE}, {"role": "assistant", "content": "A"}]}
+    assert rows_of(tmp_path / "a.json", json.dumps(row, indent=1)) == [row]
+    assert rows_of(tmp_path / "a.json", json.dumps(row, indent=1) * 2) == [row, row]
+
+
+def test_a_broken_object_gives_its_rows_up_to_there(tmp_path: Path) -> None:
+    good = json.dumps(QA)
+    for text, said in (
+        (f'{{"data": [{good}, {good} {good}]}}', "a comma or the list's ] is missing"),
+        (f'{{"data": [{good}, {good}, {{"question": ', "in line 1, column"),
+        (f'{{"data": [{good}, {good}], "a" 7}}', "a field's name in quotation marks or its : is missing"),
+        (f'{{"data": [{good}, {good}] "a": 7}}', "a comma or the object's } is missing"),
+        (f'{{"data": [{good}, {good}]', "a comma or the object's } is missing"),
+    ):
+        *rows, problem = rows_of(tmp_path / "a.json", text)
+        assert rows == [QA, QA], text
+        assert problem.startswith("row: is not valid JSON"), text
+        assert said in problem
+        assert problem.endswith("what follows was not read")
+
+
+def test_of_two_fields_with_one_name_the_last_holds_the_rows(tmp_path: Path) -> None:
+    text = f'{{"data": [{{"text": "t"}}], "license": "{LARGE}", "data": [{json.dumps(QA)}]}}'
+    assert rows_of(tmp_path / "a.json", text) == [QA]
+
+
+def test_wrong_bytes_in_a_large_object_make_their_row_bad(tmp_path: Path) -> None:
+    text = json.dumps({"license": LARGE, "data": [QA, {"text": "!"}, QA]}).encode().replace(b"!", b"\xff")
+    assert rows_of(tmp_path / "a.json", text) == [QA, "text: holds bytes that are not UTF-8", QA]

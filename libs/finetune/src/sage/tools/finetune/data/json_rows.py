@@ -41,31 +41,15 @@ def line_rows(lines: BinaryIO | TextIO) -> Iterator[Found]:
 
 def list_rows(text: TextIO) -> Iterator[Found]:
     """The elements of one JSON list, without holding the list. A broken one ends the reading."""
-    scan = _Scanner(text)
-    scan.take("[")
-    if scan.peek() == "]":
-        scan.take("]")
-        is_open = False
-    else:
-        is_open = True
-    while is_open:
-        value = scan.value()
-        yield value
-        if scan.is_lost:
-            return
-        sign = scan.peek()
-        if sign not in (",", "]"):
-            yield scan.broken("a comma or the list's ] is missing")
-            return
-        scan.take(sign)
-        is_open = sign == ","
-    if scan.peek():
+    scan = Scanner(text)
+    yield from scan.elements()
+    if not scan.is_lost and scan.peek():
         yield scan.broken("something follows after the list's end")
 
 
 def document_rows(text: TextIO) -> Iterator[Found]:
     """Values written one after another, over any number of lines each."""
-    scan = _Scanner(text)
+    scan = Scanner(text)
     while scan.peek():
         value = scan.value()
         yield value
@@ -73,7 +57,7 @@ def document_rows(text: TextIO) -> Iterator[Found]:
             return
 
 
-class _Scanner:
+class Scanner:
     """Reads JSON values from a text piece by piece; what a piece's end cuts is tried again with more."""
 
     def __init__(self, text: TextIO) -> None:
@@ -88,7 +72,7 @@ class _Scanner:
         self._is_ended = False
         self._is_beyond = False
         self.is_lost = False
-        """Whether the last value's end was not found, so that nothing after it can be read."""
+        """Whether the last value's end, or the sign after it, was not found: nothing more can be read."""
 
     def peek(self) -> str:
         """The next sign that is not white space; empty at the end."""
@@ -128,6 +112,24 @@ class _Scanner:
                     where = self._place(start + error.pos)
                     return RowError("row", f"is not valid JSON: {_in_words(error)} {where}")
             return value
+
+    def elements(self) -> Iterator[Found]:
+        """Of the list that comes next, without holding it. A broken one ends the reading."""
+        self.take("[")
+        is_open = self.peek() != "]"
+        if not is_open:
+            self.take("]")
+        while is_open:
+            yield self.value()
+            if self.is_lost:
+                return
+            sign = self.peek()
+            if sign not in (",", "]"):
+                self.is_lost = True
+                yield self.broken("a comma or the list's ] is missing")
+                return
+            self.take(sign)
+            is_open = sign == ","
 
     def broken(self, what: str, at: int | None = None) -> RowError:
         """The error of a place in the buffer; by default where the scanner stands."""

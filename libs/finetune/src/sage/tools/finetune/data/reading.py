@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ import orjson
 from sage.tools.finetune.data.conversation import RowError
 from sage.tools.finetune.data.encodings import detect_encoding, has_fault, marked_faults
 from sage.tools.finetune.data.formats import format_name
+from sage.tools.finetune.data.json_members import member_rows, outline_of
 from sage.tools.finetune.data.json_rows import Found, document_rows, line_rows, list_rows
 from sage.tools.finetune.data.opening import HEAD_BYTES, PARQUET, head_of, open_plain
 from sage.tools.finetune.data.sources import files_of
@@ -90,8 +92,11 @@ class Rows:
         if head[0] == "[":
             return self._told("JSON", _read_text(path, name, encoding, list_rows))
         if head[0] == "{":
-            if _is_lines(head):
+            first = _first_value(head)
+            if _is_lines(head) and "\n" not in first:
                 return self._told("JSON Lines", _read_lines(path, name, encoding))
+            if not first:  # it goes on behind the head, or is broken
+                return self._told("JSON", self._large_object(path, name, encoding))
             return self._told("JSON", self._documents(path, name, encoding))
         delimiter = find_delimiter(head)
         if delimiter is None:
@@ -108,14 +113,28 @@ class Rows:
             yield from first
             yield from values
             return
-        lists = [key for key, value in only.items() if _is_list_of_objects(value)]
+        yield from only[self._only_list(name, [key for key in only if _is_list_of_objects(only[key])])]
+
+    def _large_object(self, path: Path, name: str, encoding: str) -> Iterator[Found]:
+        """Read twice where it holds the rows, so that they need not fit into memory."""
+        with open_plain(path, name) as stream, _as_text(stream, encoding, marked_faults()) as text:
+            outline = outline_of(text)
+        if not outline.is_alone or format_name(outline.fields) is not None:
+            yield from self._documents(path, name, encoding)
+        elif outline.problem is not None and len(outline.lists) != 1:
+            yield outline.problem
+        else:
+            number = outline.lists[self._only_list(name, list(outline.lists))]
+            yield from _read_text(path, name, encoding, lambda text: member_rows(text, number))
+
+    def _only_list(self, name: str, lists: list[str]) -> str:
         if len(lists) != 1:
             raise InvalidDataError(
                 f"{name} holds one JSON value that is not a list of rows, and {_how_many(lists)} in it. Put "
                 "the rows in a list, [{...}, {...}], or write one object per line."
             )
         self.notes.append(f"the rows of {name} are the list in its field {lists[0]!r}")
-        yield from only[lists[0]]
+        return lists[0]
 
     def _told(self, container: str, rows: Iterable[Found]) -> Iterable[Found]:
         self.containers.append(container)
@@ -167,6 +186,14 @@ def _faultless(value: Found, encoding: str) -> Found:
 def _as_text(stream: BinaryIO, encoding: str, errors: str = "strict") -> io.TextIOWrapper:
     # Universal newlines would change what is inside quoted cells.
     return io.TextIOWrapper(cast(Any, stream), encoding=encoding, errors=errors, newline="")
+
+
+def _first_value(head: str) -> str:
+    """The text of the value that the head begins with; empty where its end is not within the head."""
+    try:
+        return head[: json.JSONDecoder().raw_decode(head)[1]]
+    except (ValueError, RecursionError):
+        return ""
 
 
 def _is_lines(head: str) -> bool:

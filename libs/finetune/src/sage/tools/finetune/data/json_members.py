@@ -1,0 +1,88 @@
+"""One large JSON object that holds the list of rows beside other fields, read without holding the list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from sage.tools.finetune.data.conversation import RowError
+from sage.tools.finetune.data.json_rows import Found, Scanner
+
+Member = tuple[str, Found | Iterator[Found]]
+"""A field's name and value; of a list its elements, which have to be taken before the next member."""
+
+
+@dataclass
+class Outline:
+    """What says of an object whether it is a row or holds the rows."""
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Lists with their first element alone."""
+    lists: dict[str, int] = field(default_factory=dict)
+    """The fields that are lists of objects, and which member each is, from 0."""
+    problem: RowError | None = None
+    """Why the object could not be read to its end."""
+    is_alone: bool = True
+    """Whether nothing follows the object."""
+
+
+def outline_of(text: TextIO) -> Outline:
+    """Reads the whole object, and keeps next to nothing of it."""
+    scan, found = Scanner(text), Outline()
+    for number, (name, value) in enumerate(_members(scan)):
+        found.lists.pop(name, None)  # of two fields with one name the last counts
+        if isinstance(value, Iterator):
+            first: list[Found] = []
+            found.fields[name] = first
+            are_objects = True
+            for element in value:
+                are_objects = are_objects and isinstance(element, dict | RowError)
+                found.problem = element if isinstance(element, RowError) and scan.is_lost else None
+                if not first:
+                    first.append(element)
+            if first and are_objects:
+                found.lists[name] = number
+        elif isinstance(value, RowError):
+            found.problem = value if scan.is_lost else None
+        else:
+            found.fields[name] = value
+    found.is_alone = scan.is_lost or not scan.peek()
+    return found
+
+
+def member_rows(text: TextIO, number: int) -> Iterator[Found]:
+    """The elements of that member, and why the rest of the object cannot be read."""
+    scan = Scanner(text)
+    for at, (_, value) in enumerate(_members(scan)):
+        for found in value if isinstance(value, Iterator) else (value,):
+            if at == number or (scan.is_lost and isinstance(found, RowError)):
+                yield found
+
+
+def _members(scan: Scanner) -> Iterator[Member]:
+    scan.take("{")
+    is_open = scan.peek() != "}"
+    if not is_open:
+        scan.take("}")
+    while is_open:
+        name = scan.value()
+        if not isinstance(name, str) or scan.peek() != ":":
+            is_told = scan.is_lost and isinstance(name, RowError)
+            scan.is_lost = True
+            yield (
+                "",
+                name if is_told else scan.broken("a field's name in quotation marks or its : is missing"),
+            )
+            return
+        scan.take(":")
+        yield name, scan.elements() if scan.peek() == "[" else scan.value()
+        if scan.is_lost:
+            return
+        sign = scan.peek()
+        if sign not in (",", "}"):
+            scan.is_lost = True
+            yield "", scan.broken("a comma or the object's } is missing")
+            return
+        scan.take(sign)
+        is_open = sign == ","
