@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from tests.fakes.fake_gateway import STEPS, build_app
+from tests.fakes.fake_gateway import build_app
+from tests.fakes.fake_gateway_state import STEPS
 
 TIMEOUT_S = 30.0
 CTRL_C = "\x03"

@@ -1,0 +1,124 @@
+"""The fake gateway's routes for files, jobs and sweeps."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import FastAPI, UploadFile
+from tests.fakes.fake_gateway_state import FAILURES, MODEL, State, make_job
+
+from sage_contracts.config import Task
+from sage_contracts.errors import ConflictError
+from sage_contracts.files import FileObject, FilePurpose
+from sage_contracts.jobs import CreateJobRequest, FineTuningJob, JobError, JobEvent, JobStatus
+from sage_contracts.paging import Deleted, ListPage
+from sage_contracts.sweeps import CreateSweepRequest, Sweep, SweepChild, SweepStatus, grid_points
+
+
+def add_jobs(app: FastAPI, state: State) -> None:
+    @app.post("/v1/files")
+    async def upload(file: UploadFile) -> FileObject:
+        content = await file.read()
+        kept = FileObject(
+            id=f"file-{next(state.counter)}",
+            bytes=len(content),
+            created_at=int(time.time()),
+            filename=file.filename or "",
+            purpose=FilePurpose.FINE_TUNE,
+        )
+        state.files[kept.id] = kept
+        state.requests.append({"path": "upload", "filename": kept.filename, "bytes": kept.bytes})
+        return kept
+
+    @app.delete("/v1/files/{file_id}")
+    def delete(file_id: str) -> Deleted:
+        del state.files[file_id]
+        return Deleted(id=file_id, object="file")
+
+    @app.post("/v1/fine_tuning/jobs")
+    def create(request: CreateJobRequest) -> FineTuningJob:
+        state.requests.append({"path": "job body", "body": request.model_dump(mode="json")})
+        return make_job(state, request).job
+
+    @app.get("/v1/fine_tuning/jobs")
+    def jobs(limit: int = 20) -> ListPage[FineTuningJob]:
+        newest = [fake.job for fake in reversed(state.jobs.values())]
+        return ListPage(data=newest[:limit])
+
+    @app.get("/v1/fine_tuning/jobs/{job_id}")
+    def job(job_id: str) -> FineTuningJob:
+        fake = state.job(job_id)
+        fake.look()
+        return fake.job
+
+    @app.get("/v1/fine_tuning/jobs/{job_id}/events")
+    def events(
+        job_id: str, order: str = "desc", after: str | None = None, limit: int = 20
+    ) -> ListPage[JobEvent]:
+        found = state.job(job_id).events
+        ordered = found if order == "asc" else found[::-1]
+        start = next((i + 1 for i, event in enumerate(ordered) if event.id == after), 0)
+        return ListPage(data=ordered[start : start + limit], has_more=len(ordered) > start + limit)
+
+    @app.post("/v1/fine_tuning/jobs/{job_id}/{verb}")
+    def act(job_id: str, verb: str) -> FineTuningJob:
+        job = state.job(job_id).job
+        target = {"cancel": JobStatus.CANCELLED, "pause": JobStatus.PAUSED, "resume": JobStatus.QUEUED}[verb]
+        if not job.status.can_become(target):
+            raise ConflictError(f"The job {job_id} is {job.status.value}: it cannot be told to {verb}.")
+        job.status = target
+        return job
+
+
+def add_sweeps(app: FastAPI, state: State) -> None:
+    @app.post("/v1/sage/sweeps")
+    def create(request: CreateSweepRequest) -> Sweep:
+        state.requests.append({"path": "sweep body", "body": request.model_dump(mode="json")})
+        name = request.sage.name or "code"
+        children = []
+        for number, point in enumerate(grid_points(request.grid, max_jobs=request.max_jobs), 1):
+            options = request.sage.model_copy(update={"name": f"{name}-s{number}"})
+            job = make_job(state, CreateJobRequest(model=request.model, sage=options)).job
+            children.append(SweepChild(job_id=job.id, name=job.sage.name, point=point, status=job.status))
+        sweep = Sweep(
+            id=f"sweep-{next(state.counter)}",
+            created_at=int(time.time()),
+            status=SweepStatus.RUNNING,
+            name=name,
+            task=Task.CODE,
+            model=MODEL,
+            grid=request.grid,
+            children=children,
+        )
+        state.sweeps[sweep.id] = sweep
+        return sweep
+
+    @app.get("/v1/sage/sweeps")
+    def list_sweeps() -> ListPage[Sweep]:
+        return ListPage(data=list(reversed(state.sweeps.values())))
+
+    @app.get("/v1/sage/sweeps/{sweep_id}")
+    def retrieve(sweep_id: str) -> Sweep:
+        """Each look ends the next job: every second one fails, the rest get better and better."""
+        sweep = state.sweeps[sweep_id]
+        waiting = [child for child in sweep.children if not child.status.is_terminal]
+        if sweep.name == "endless" or sweep.status.is_terminal:
+            return sweep
+        child, number = waiting[0], len(sweep.children) - len(waiting)
+        if number % 2 or sweep.name in FAILURES:
+            child.status = JobStatus.FAILED
+            child.error = JobError(code="training_failed", message="The loss became NaN at step 4.")
+        else:
+            child.status, child.step, child.total_steps, child.loss = JobStatus.SUCCEEDED, 4, 4, 2.1
+            child.base_eval_loss, child.eval_loss = 2.391, 1.898 - number / 10
+            child.fine_tuned_model, sweep.best_job_id = f"{child.name}@1", child.job_id
+        if len(waiting) == 1:
+            sweep.status = SweepStatus.SUCCEEDED if sweep.best_job_id else SweepStatus.FAILED
+            sweep.fine_tuned_model = f"{sweep.name}@1" if sweep.best_job_id else None
+            state.swept = {sweep.name: sweep.best_job_id} if sweep.best_job_id else {}
+        return sweep
+
+    @app.post("/v1/sage/sweeps/{sweep_id}/cancel")
+    def cancel(sweep_id: str) -> Sweep:
+        state.sweeps[sweep_id].status = SweepStatus.CANCELLED
+        return state.sweeps[sweep_id]
