@@ -124,6 +124,27 @@ def test_a_function_that_a_name_is_bound_to_is_one_of_that_name(
     assert pairs["question_code"].prompt.endswith("Area gives the area of a circle.")
 
 
+@pytest.mark.parametrize("suffix", ["js", "ts", "tsx"])
+@pytest.mark.parametrize("start", ["area = (scale) => {", "static area = async function (scale) {"])
+def test_a_function_that_a_field_of_a_class_holds_is_one_of_that_name(
+    tmp_path: Path, suffix: str, start: str
+) -> None:
+    lines = [
+        "/** Area gives the area of a circle. */",
+        start,
+        "  const radius = this.radius * scale;",
+        "  return Math.PI * radius * radius;",
+        "};",
+    ]
+    fields = "".join(f"  {line}\n" for line in lines)
+    (tmp_path / f"circle.{suffix}").write_text(f"class Circle {{\n  sides = 1;\n{fields}}}\n")
+    pairs = by_kind(tmp_path)
+    assert set(pairs) == {"docstring_body", "fill_middle", "question_code"}
+    body = pairs["docstring_body"]
+    assert body.name == "area"
+    assert f"{unfenced(body.prompt)}\n{unfenced(body.answer)}" == "\n".join(lines)
+
+
 @pytest.mark.parametrize(
     "source",
     [

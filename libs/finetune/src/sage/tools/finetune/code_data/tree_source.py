@@ -28,8 +28,11 @@ class _Grammar:
 
 
 _BINDING = "variable_declarator"
+_FIELDS = {"field_definition", "public_field_definition"}
+"""Of a class: JavaScript's, TypeScript's."""
 _BOUND = {"arrow_function", "function_expression", "generator_function"}
-_SCRIPT = frozenset({"function_declaration", "generator_function_declaration", "method_definition", _BINDING})
+_DECLARED = {"function_declaration", "generator_function_declaration", "method_definition"}
+_SCRIPT = frozenset({*_DECLARED, _BINDING, *_FIELDS})
 _GRAMMARS = {
     "JavaScript": _Grammar("tree_sitter_javascript", "language", _SCRIPT),
     "TypeScript": _Grammar("tree_sitter_typescript", "language_typescript", _SCRIPT),
@@ -110,9 +113,11 @@ def _function(
 def _parts(node: Any) -> tuple[Any, Any, Any]:
     """(name, block, the node with all that belongs to the function); None for what is not there."""
     name, block, outer = node.child_by_field_name("name"), node.child_by_field_name("body"), node
-    if node.type == _BINDING:
-        value, outer = node.child_by_field_name("value"), node.parent
-        if value is not None and value.type in _BOUND and len(outer.named_children) == 1:
+    if node.type == _BINDING or node.type in _FIELDS:
+        value, outer = node.child_by_field_name("value"), node.parent if node.type == _BINDING else node
+        name = name or node.child_by_field_name("property")  # of a field in JavaScript
+        is_alone = outer is node or len(outer.named_children) == 1
+        if value is not None and value.type in _BOUND and is_alone:
             block = value.child_by_field_name("body")  # an arrow's may be an expression: no lines of its own
     if outer.parent and outer.parent.type == "export_statement":
         outer = outer.parent
