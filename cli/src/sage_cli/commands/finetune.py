@@ -1,4 +1,4 @@
-"""sage finetune …: jobs and tuned models."""
+"""sage finetune …: from data to a training job, and the jobs. Tuned models: `tuned`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from sage_cli.commands import sweep as sweeps
+from sage_cli.commands import tuned
 from sage_cli.commands.options import (
     ConfigOption,
     DataOption,
@@ -116,9 +117,6 @@ def plan(
         is_auto=auto,
         as_json=as_json,
     )
-
-
-app.add_typer(sweeps.app, name="sweep")
 
 
 @app.command()
@@ -235,70 +233,5 @@ def resume(job: JobArgument) -> None:
     act_command(job, "resume")
 
 
-@app.command()
-def merge(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A tuned model: code, or code@3.")],
-    dtype: Annotated[
-        Literal["auto", "fp32", "fp16", "bf16"], typer.Option("--dtype", help="Number format of the weights.")
-    ] = "auto",
-    timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait.")] = 1800,
-) -> None:
-    """Merge a tuned model into whole weights, for export."""
-    from sage_cli.jobs.merge import merge_command
-
-    merge_command(name, dtype=dtype, timeout_s=timeout_s)
-
-
-@app.command()
-def export(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A tuned model: code, or code@3.")],
-    format_name: Annotated[
-        Literal["safetensors", "gguf-f16", "gguf-q8_0", "gguf-q4_k_m", "ollama", "zip", "hub"],
-        typer.Option("--format", help="What to write."),
-    ] = "gguf-q8_0",
-    content: Annotated[
-        Literal["merged", "adapter"], typer.Option("--content", help="What a zip or a repository holds.")
-    ] = "merged",
-    dtype: Annotated[
-        Literal["auto", "fp32", "fp16", "bf16"],
-        typer.Option("--dtype", help="Number format of weights in safetensors."),
-    ] = "auto",
-    repo: Annotated[str | None, typer.Option("--repo", help="Of the Hub: owner/name.")] = None,
-    timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait.")] = 1800,
-) -> None:
-    """Write a tuned model for other programs: GGUF, Ollama, a zip, the Hub."""
-    from sage_cli.jobs.merge import export_command
-
-    export_command(
-        name, format_name=format_name, content=content, dtype=dtype, repo=repo, timeout_s=timeout_s
-    )
-
-
-@app.command("chat")
-def chat_with(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A tuned model: code, or code@3.")],
-    message: Annotated[str | None, typer.Option("-m", "--message", help="Ask once and exit.")] = None,
-    index: Annotated[str | None, typer.Option(help="Answer with passages from this index.")] = None,
-    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
-    keep_alive_s: Annotated[float | None, typer.Option("--keep-alive", min=0)] = None,
-) -> None:
-    """Chat with a tuned model.
-
-    Short for `sage chat --backend finetune --finetune-model NAME`.
-    """
-    from sage_cli.chat.session import ChatOptions, chat_command
-
-    chat_command(
-        ChatOptions(
-            backend="finetune",
-            finetune_model=name,
-            message=message,
-            index=index,
-            system=system,
-            temperature=temperature,
-            max_tokens=max_tokens,
-            keep_alive_s=keep_alive_s,
-        )
-    )
+app.add_typer(tuned.app)
+app.add_typer(sweeps.app, name="sweep")
