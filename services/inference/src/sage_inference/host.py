@@ -16,10 +16,12 @@ from typing import Any, assert_never
 from sage_contracts.errors import DeviceBusyError, EngineFailedError, SageError, ServiceUnavailableError
 from sage_contracts.inference import EngineState, HostStatus
 from sage_inference import policy, records
+from sage_inference.failures import Failures
 from sage_inference.lifetime import EngineLifetime
 from sage_inference.models import Wanted
 from sage_inference.policy import Action, Limits
 from sage_inference.records import AdapterSlot, Engine, Factory, Failure, Grant, Ledger, Waiter
+from sage_inference.waiting import WaitingRoom
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +40,8 @@ class Host:
         self._clock = clock
         self._inbox: asyncio.Queue[records.Event] = asyncio.Queue()
         self._engines: dict[str, Engine] = {}
-        self._waiters: list[Waiter] = []
-        self._failures: dict[str, list[Failure]] = {}
+        self._waiting = WaitingRoom()
+        self._failures = Failures()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closing = False
 
@@ -73,20 +75,15 @@ class Host:
         engine = self._engines.get(wanted.base.location)
         if engine is None:
             return "waiting for room to start the engine"
-        if engine.state is EngineState.STARTING:
-            return f"starting engine ({engine.phase})"
-        if engine.state is EngineState.STOPPING:
-            return "waiting for the previous engine to stop"
-        return f"loading {wanted.label}"
+        return engine.progress(wanted.label)
 
     def status(self) -> HostStatus:
         kind = self._factory.kind
         running = [engine.status(kind, self._clock()) for engine in self._engines.values()]
-        since = self._clock() - policy.CRASH_WINDOW_S
         failed = [
-            failures[-1].status(kind)
-            for key, failures in self._failures.items()
-            if key not in self._engines and failures[-1].at > since
+            failure.status(kind)
+            for failure in self._failures.latest(self._clock())
+            if failure.engine.key not in self._engines
         ]
         return HostStatus(
             device=self._factory.device.name,
@@ -132,11 +129,11 @@ class Host:
     def _apply(self, event: records.Event) -> None:
         match event:
             case records.Arrived(waiter):
-                self._waiters.append(waiter)
+                self._waiting.enter(waiter)
             case records.Left(waiter):
                 self._leave(waiter)
             case records.Released(grant):
-                self._give_back(grant)
+                grant.give_back(self._clock())
             case records.Ready(engine):
                 engine.state = EngineState.STOPPING if engine.stop_requested.is_set() else EngineState.READY
                 engine.last_used = self._clock()
@@ -162,15 +159,14 @@ class Host:
         if self._is_closing:
             self._refuse_waiters()
             return
-        for waiter in list(self._waiters):
+        for waiter in self._waiting:
             wanted = waiter.wanted
             adapter = wanted.adapter.name if wanted.adapter else None
             views = [engine.view() for engine in self._engines.values()]
             decision = policy.decide(wanted.base.location, adapter, wanted.rank, views, self._limits)
             self._carry_out(decision, waiter)
-        waited_for = {waiter.wanted.base.location for waiter in self._waiters}
         views = [engine.view() for engine in self._engines.values()]
-        for key in policy.to_stop(views, waited_for, self._limits, self._clock()):
+        for key in policy.to_stop(views, self._waiting.keys(), self._limits, self._clock()):
             self._stop(self._engines[key])
 
     def _carry_out(self, decision: policy.Decision, waiter: Waiter) -> None:
@@ -195,7 +191,7 @@ class Host:
     # Steps of the loop.
 
     def _grant(self, waiter: Waiter) -> None:
-        self._waiters.remove(waiter)
+        self._waiting.leave(waiter)
         if waiter.future.done():
             return
         engine, now = self._engines[waiter.wanted.base.location], self._clock()
@@ -209,58 +205,25 @@ class Host:
         model = adapter.name if adapter else engine.base.served_name
         waiter.future.set_result(Grant(engine, engine.process, model, slot))
 
-    def _give_back(self, grant: Grant) -> None:
-        engine, now = grant.engine, self._clock()
-        engine.busy -= 1
-        engine.last_used = now
-        if grant.slot is not None:
-            grant.slot.busy -= 1
-            grant.slot.last_used = now
-
     def _leave(self, waiter: Waiter) -> None:
-        if waiter in self._waiters:
-            self._waiters.remove(waiter)
+        if waiter in self._waiting:
+            self._waiting.leave(waiter)
         elif waiter.future.done() and not waiter.future.cancelled() and waiter.future.exception() is None:
             # Granted in the same moment in which it was cancelled: nobody else will give it back.
-            self._give_back(waiter.future.result())
-
-    def _fail(self, waiter: Waiter, error: SageError) -> None:
-        if not waiter.future.done():
-            waiter.future.set_exception(error)
-
-    def _fail_all(self, key: str, error: SageError, adapter: str | None = None) -> None:
-        """Fail who waits for that engine (and that adapter, when named)."""
-        for waiter in list(self._waiters):
-            wanted = waiter.wanted
-            is_meant = adapter is None or (wanted.adapter is not None and wanted.adapter.name == adapter)
-            if wanted.base.location == key and is_meant:
-                self._waiters.remove(waiter)
-                self._fail(waiter, error)
+            waiter.future.result().give_back(self._clock())
 
     def _refuse_waiters(self) -> None:
-        while self._waiters:
-            self._fail(self._waiters.pop(), ServiceUnavailableError("The inference host is shutting down."))
+        self._waiting.fail_all(ServiceUnavailableError("The inference host is shutting down."))
 
     def _start(self, waiter: Waiter) -> None:
         base = waiter.wanted.base
-        failures = self._failures.get(base.location, [])
-        gate = policy.restart_gate([failure.at for failure in failures], self._clock())
+        gate = self._failures.gate(base.location, self._clock())
         if gate.is_refused:
-            minutes = policy.CRASH_WINDOW_S / 60
-            self._waiters.remove(waiter)
-            self._fail(
-                waiter,
-                EngineFailedError(
-                    f"{failures[-1].error.message} — it failed {policy.CRASHES_ALLOWED} times within "
-                    f"{minutes:.0f} minutes and is not tried again for {gate.wait_s:.0f} s.",
-                    retry_after_s=gate.wait_s,
-                ),
-            )
+            self._waiting.fail(waiter, self._failures.refusal(base.location, gate.wait_s))
             return
         if gate.wait_s > 0:
             return
-        ranks = [other.wanted.rank for other in self._waiters if other.wanted.base.location == base.location]
-        plan = self._factory.plan(base, max(ranks))
+        plan = self._factory.plan(base, self._waiting.highest_rank(base.location))
         engine_id = f"{plan.launch.name}-{secrets.token_hex(3)}"
         engine = Engine(engine_id, base, plan, self._clock())
         self._engines[engine.key] = engine
@@ -279,12 +242,11 @@ class Host:
                 self._stop(self._engines[victim])
                 return
         elif isinstance(failure, EngineFailedError):
-            self._failures.setdefault(engine.key, []).append(Failure(self._clock(), engine, failure))
-            del self._failures[engine.key][: -policy.CRASHES_ALLOWED]
+            self._failures.add(Failure(self._clock(), engine, failure))
             if engine.state is EngineState.READY:
                 # It worked: those who wait get the next engine, or hear from the gate why there is none.
                 return
-        self._fail_all(engine.key, failure)
+        self._waiting.fail_engine(engine.key, failure)
 
     def _load(self, waiter: Waiter) -> None:
         engine, adapter = self._engines[waiter.wanted.base.location], waiter.wanted.adapter
@@ -302,7 +264,7 @@ class Host:
         engine.slots.pop(name, None)
         if not engine.is_dead:
             # When the engine itself is gone, those who wait are served by the next one.
-            self._fail_all(engine.key, failure, adapter=name)
+            self._waiting.fail_engine(engine.key, failure, adapter=name)
 
     def _unload(self, engine: Engine, name: str) -> None:
         engine.slots[name].is_loaded = False

@@ -100,6 +100,14 @@ class Engine:
         """Its process ended by itself, and the loop has not heard of it yet."""
         return self.process is not None and self.process.exited.is_set()
 
+    def progress(self, label: str) -> str:
+        """What a request that waits for `label` waits for, for people."""
+        if self.state is EngineState.STARTING:
+            return f"starting engine ({self.phase})"
+        if self.state is EngineState.STOPPING:
+            return "waiting for the previous engine to stop"
+        return f"loading {label}"
+
     def view(self) -> EngineView:
         slots = {
             name: AdapterView(slot.is_loaded, slot.busy > 0, slot.last_used)
@@ -170,6 +178,13 @@ class Grant:
     model: str
     """The name that the engine knows it by."""
     slot: AdapterSlot | None
+
+    def give_back(self, now: float) -> None:
+        self.engine.busy -= 1
+        self.engine.last_used = now
+        if self.slot is not None:
+            self.slot.busy -= 1
+            self.slot.last_used = now
 
 
 @dataclass(eq=False)
