@@ -116,7 +116,7 @@ def test_a_run_learns_and_leaves_the_published_layout(base: Path, data: Path, tm
         output / "training_config.json"
     ).read_bytes()
     card = (output / "lora_weights" / "README.md").read_text()
-    assert f'base_model: "{base}"' in card
+    assert f"on top of `{base}`" in card
     assert f"| loss | {result.base_eval_loss:.4f} | {result.eval_loss:.4f} |" in card
     assert meta["data_sha256"] in card and meta["chat_template_sha256"] in card
     assert "sage chat --backend finetune --finetune-model output" in card
