@@ -44,12 +44,12 @@ def settings(base: Path, data: Path, output: Path, **changes: Any) -> TrainingCo
     return TrainingConfig.model_validate({**fields, **changes})
 
 
-def assert_same_adapter(one: TrainResult, other: TrainResult) -> None:
+def assert_same_adapter(one: TrainResult, other: TrainResult, *, off: float = 1e-5) -> None:
     expected = adapter_weights(one)
     found = adapter_weights(other)
     assert found.keys() == expected.keys()
     for name, weight in found.items():
-        assert (weight - expected[name]).abs().max() < 1e-5, name
+        assert (weight - expected[name]).abs().max() < off, name
 
 
 def living_children() -> list[int]:
@@ -117,7 +117,8 @@ def test_a_model_in_shards_finds_the_same_and_goes_on_whole(
     assert second.meta["loss_path"] == "plain"
     held = next(re.search(r"holds ([\d,]+) of ([\d,]+)", text) for _, text in watcher.logs if "holds" in text)
     assert held and int(held[1].replace(",", "")) < 0.75 * int(held[2].replace(",", ""))
-    assert_same_adapter(alone, second)
+    # Another path rounds otherwise, and Adam makes as much of a tiny gradient as of any: 0.01 a step.
+    assert_same_adapter(alone, second, off=5e-4)
 
 
 class Assassin(Recorder):

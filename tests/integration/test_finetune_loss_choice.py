@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.test_finetune_losses_exact import adapted, rows
+from tests.integration.test_finetune_losses_exact import adapted, rows, rows_that_begin_alike
 
 from sage.tools.finetune.head_loss import IGNORED
 from sage.tools.finetune.kernels import varlen_attentions
@@ -117,6 +117,8 @@ def test_a_broken_kernel_gives_way_to_the_next(
     value = loss(rows())
     value.backward()
     assert value.item() == pytest.approx(expected, rel=0.02)
+    alike = rows_that_begin_alike()
+    assert loss(alike).item() == pytest.approx(PlainLoss(model)(alike).item(), rel=0.02)
     assert set(calls) == ({used} if used else set())
 
 

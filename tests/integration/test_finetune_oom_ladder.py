@@ -65,7 +65,7 @@ def test_a_run_that_is_too_large_ends_like_one_that_is_not(
 ) -> None:
     whole = LoRATrainer(settings(tiny_base, data, tmp_path / "a"), ()).train()
     watcher = Watcher()
-    with forward_limit(110) as refused:  # a row has some 80 tokens
+    with forward_limit(90) as refused:  # a row has some 80 tokens, two have more together
         result = LoRATrainer(settings(tiny_base, data, tmp_path / "b"), [watcher]).train()
 
     assert refused

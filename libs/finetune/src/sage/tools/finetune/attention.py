@@ -3,7 +3,8 @@
 Packing rows into one sequence of shape (1, tokens) leaves no padding anywhere; only attention must keep them
 apart. Kernels with variable lengths do that on some GPUs (see kernels.py), where the caller passes one; else
 scaled_dot_product_attention is called per row, which is exact on every device and, with rows of hundreds of
-tokens, as fast.
+tokens, as fast. What rows begin with in common lies in the sequence once (see prefix_tree.py): for attention
+every row has its beginning back.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ def packed_attention(
     attention_mask: Any,
     *,
     row_lengths: Sequence[int] | None = None,
+    unfolded: Any = None,
+    folded: Any = None,
     varlen: VarlenAttention | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
@@ -51,6 +54,9 @@ def packed_attention(
     **unsupported: Any,
 ) -> tuple[Any, None]:
     """query (1, heads, tokens, dim), key and value (1, kv_heads, tokens, dim) -> (1, tokens, heads, dim).
+
+    `unfolded`: where the rows' tokens lie, one row after the other, if some are there once for several rows;
+    `folded`: where all tokens lie among those.
 
     Without `row_lengths` (somebody generates with the model meanwhile) it is transformers' own attention.
     Raises: NotImplementedError for what this attention cannot do (the caller then trains row by row).
@@ -68,11 +74,14 @@ def packed_attention(
     for name in ("softcap", "s_aux", "position_bias"):
         if unsupported.get(name) is not None:
             raise NotImplementedError(f"packed attention does not know {name}")
+    rows = list(row_lengths)
+    if unfolded is not None:
+        query, key, value = (part.index_select(2, unfolded) for part in (query, key, value))
     if varlen is not None and not dropout and query.dtype != float32:
         tokens_first = (part[0].transpose(0, 1) for part in (query, key, value))
-        return varlen(*tokens_first, list(row_lengths), scaling, sliding_window)[None], None
+        attended = varlen(*tokens_first, rows, scaling, sliding_window)[None]
+        return (attended if folded is None else attended.index_select(1, folded)), None
     grouped = query.shape[1] != key.shape[1]
-    rows = list(row_lengths)
     dtype = query.dtype
     if query.device.type == "cpu":
         # oneDNN keeps a kernel for every row length it meets in half precision, and never lets go of it.
@@ -83,12 +92,13 @@ def packed_attention(
         for length in set(rows)
         if sliding_window is not None and length > sliding_window
     }
-    parts = zip(rows, query.split(rows, 2), key.split(rows, 2), value.split(rows, 2), strict=True)
+    pieces = zip(rows, query.split(rows, 2), key.split(rows, 2), value.split(rows, 2), strict=True)
     with autocast("cpu", enabled=False):  # which would make it half precision again
-        attended = [
+        parts = [
             scaled_dot_product_attention(
                 q, k, v, attn_mask=windows.get(length), is_causal=length not in windows, **options
             )
-            for length, q, k, v in parts
+            for length, q, k, v in pieces
         ]
-    return cat(attended, dim=2).transpose(1, 2).to(dtype), None
+    attended = cat(parts, dim=2).transpose(1, 2)
+    return (attended if folded is None else attended.index_select(1, folded)).to(dtype), None

@@ -11,6 +11,8 @@ from functools import lru_cache
 from math import ceil
 from random import Random
 
+from sage.tools.finetune.prefix_tree import SHORTEST_SHARED, Beginnings
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -48,21 +50,54 @@ def _order(rows: int, seed: str) -> list[int]:
     return order
 
 
-def micro_batches(lengths: Sequence[int], token_budget: int, max_rows: int | None = None) -> list[list[int]]:
+def micro_batches(
+    lengths: Sequence[int],
+    token_budget: int,
+    max_rows: int | None = None,
+    alike: Beginnings | None = None,
+) -> list[list[int]]:
     """Indices in groups of at most `max_rows` whose tokens fit the budget; a longer row goes alone.
 
-    First-fit decreasing: long rows first, so that groups come out equally full and few.
+    With `alike`, neighbours that begin alike stay together, and what they share counts once.
+
+    First-fit decreasing: much at first, so that groups come out equally full and few.
     """
-    groups: list[list[int]] = []
-    room: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        length = lengths[index]
-        has_room = (g for g, left in enumerate(room) if length <= left and len(groups[g]) != max_rows)
-        fit = next(has_room, None)
+    bundles = [_Bundle([index], length) for index, length in enumerate(lengths)]
+    if alike:
+        bundles = _bundled(lengths, token_budget, max_rows, alike)
+    groups: list[_Bundle] = []
+    for bundle in sorted(bundles, key=lambda bundle: (-bundle.tokens, bundle.rows)):
+        fit = next((group for group in groups if group.has_room(bundle, token_budget, max_rows)), None)
         if fit is None:
-            groups.append([index])
-            room.append(token_budget - length)
+            groups.append(bundle)
         else:
-            groups[fit].append(index)
-            room[fit] -= length
-    return groups
+            fit.take(bundle)
+    return [group.rows for group in groups]
+
+
+@dataclass
+class _Bundle:
+    rows: list[int]
+    tokens: int
+
+    def has_room(self, other: _Bundle, token_budget: int, max_rows: int | None) -> bool:
+        fits = max_rows is None or len(self.rows) + len(other.rows) <= max_rows
+        return fits and self.tokens + other.tokens <= token_budget
+
+    def take(self, other: _Bundle) -> None:
+        self.rows += other.rows
+        self.tokens += other.tokens
+
+
+def _bundled(
+    lengths: Sequence[int], token_budget: int, max_rows: int | None, alike: Beginnings
+) -> list[_Bundle]:
+    """Neighbours that share their beginning, as many as fit."""
+    bundles: list[_Bundle] = []
+    for index, shared in zip(*alike, strict=True):
+        added = _Bundle([index], lengths[index] - shared)
+        if bundles and shared >= SHORTEST_SHARED and bundles[-1].has_room(added, token_budget, max_rows):
+            bundles[-1].take(added)
+        else:
+            bundles.append(_Bundle([index], lengths[index]))
+    return bundles

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sage.tools.finetune.batching import micro_batches
 from sage.tools.finetune.callbacks import (
     Evaluation,
     EvaluationName,
@@ -64,7 +63,7 @@ class HeldOut:
         lengths = [len(sample.ids) for sample in self.samples]
         try:
             with torch.no_grad():
-                for group in self.team.share(micro_batches(lengths, self.token_budget), lengths):
+                for group in self.team.share(self.loss.groups(self.samples, self.token_budget), lengths):
                     wish = self.callbacks.should_stop()
                     if wish:
                         raise RunStopped(wish)

@@ -2,23 +2,26 @@
 
 Only what the backward pass cannot have again cheaply is kept: the layer's input, rotated queries, keys and
 values, what attention gave, the residual between the halves, and gate and up. Norms, activations and adapter
-inputs are computed again. Rows lie end to end, shape (tokens, width), each attending to itself alone.
+inputs are computed again. Rows lie end to end, shape (tokens, width), each attending to itself alone; what
+they begin with in common is there once (see prefix_tree.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+from sage.tools.finetune.prefix_tree import Segment
 from sage.tools.finetune.projections import NotFusableError, Projections
+from sage.tools.finetune.tree_attention import attention, attention_backward
 
 _FAMILY = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
 """Layers that compute exactly this; whoever fuses proves it once more on rows of the run."""
 
 
 def fuse_layers(decoder: Any, head: Any) -> None:
-    """Let every layer take the fused way when it is called with `row_lengths`, and its own way otherwise.
+    """Let every layer take the fused way when it is called with `segments`, and its own way otherwise.
 
     `unfuse_layers` takes it back.
 
@@ -38,10 +41,10 @@ def fuse_layers(decoder: Any, head: Any) -> None:
         def forward(
             self: Any, hidden_states: Any, *args: Any, _usual: Any = usual, _quick: Any = quick, **kwargs: Any
         ) -> Any:
-            if "row_lengths" not in kwargs or not _quick.is_current():
+            if "segments" not in kwargs or not _quick.is_current():
                 return _usual(hidden_states, *args, **kwargs)
             rotation = kwargs["position_embeddings"]
-            return _quick(hidden_states[0], rotation, kwargs["row_lengths"], self.training)[None]
+            return _quick(hidden_states[0], rotation, kwargs["segments"], self.training)[None]
 
         layer.forward = MethodType(forward, layer)
 
@@ -82,12 +85,14 @@ class FusedLayer:
         """False while adapters are switched off (peft's `disable_adapter`)."""
         return not any(getattr(layer, "disable_adapters", False) for layer in self._adapted)
 
-    def __call__(self, x: Any, rotation: tuple[Any, Any], lengths: Sequence[int], is_training: bool) -> Any:
+    def __call__(
+        self, x: Any, rotation: tuple[Any, Any], segments: Sequence[Segment], is_training: bool
+    ) -> Any:
         """x (tokens, width) -> (tokens, width)."""
         parameters = [weight for group in self.groups for weight in group.parameters]
         half = self.head_dim // 2
         cos, sin = (part[0, :, None, :half].float() for part in rotation)
-        return _function()(x, self, cos, sin, list(lengths), is_training, *parameters)
+        return _function()(x, self, cos, sin, segments, is_training, *parameters)
 
 
 def _require_plain(layer: Any) -> None:
@@ -123,9 +128,6 @@ def _function() -> Callable[..., Any]:
     from torch import mul
     from torch.nn.functional import silu
 
-    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
     def norm_scale(x: Any, epsilon: float) -> Any:
         """(tokens, 1): one over the root of the mean square."""
         norm = torch.linalg.vector_norm(x.float(), dim=-1, keepdim=True)
@@ -154,11 +156,6 @@ def _function() -> Callable[..., Any]:
         """Queries, keys and values: (…, heads, dim) each."""
         return heads.split([layer.heads, layer.kv_heads, layer.kv_heads], dim=-2)
 
-    def rows_of(lengths: list[int], *tensors: Any) -> Iterator[list[Any]]:
-        """Of each row, every tensor's part: (tokens, heads, dim) as (1, heads, length, dim)."""
-        parts = (tensor.transpose(0, 1)[None].split(lengths, dim=2) for tensor in tensors)
-        return map(list, zip(*parts, strict=True))
-
     class Layer(torch.autograd.Function):  # type: ignore[misc] # torch is untyped here
         @staticmethod
         def forward(
@@ -167,7 +164,7 @@ def _function() -> Callable[..., Any]:
             layer: FusedLayer,
             cos: Any,
             sin: Any,
-            lengths: list[int],
+            segments: Sequence[Segment],
             training: bool,
             *_: Any,
         ) -> Any:
@@ -179,14 +176,8 @@ def _function() -> Callable[..., Any]:
             rotate(exact[:, :both], cos, sin, 1)
             heads = exact.to(x.dtype)
             exact.copy_(heads)  # the backward pass has no more than this, and must meet the same softmax
-            attended = x.new_empty(tokens, layer.heads, layer.head_dim)
-            sums = []
-            # In half precision this attention is slower than in fp32, and keeps a kernel for every length.
-            for q, k, v, out in rows_of(lengths, *split(layer, exact), attended):
-                row, log_sum = attend(q, k, v, 0.0, True, scale=layer.scaling)
-                out.copy_(row)
-                sums.append(log_sum)
-            attended = attended.view(tokens, -1)
+            attended, sums = attention(split(layer, exact), segments, layer.scaling)
+            attended = attended.to(x.dtype).view(tokens, -1)
             middle, seen_out = layer.out.forward(attended, training, x)
             second_scale = norm_scale(middle, second_epsilon)
             mlp_input = normed(middle, second_scale, second_weight)
@@ -197,17 +188,17 @@ def _function() -> Callable[..., Any]:
             if any(ctx.needs_input_grad):
                 ctx.save_for_backward(
                     x, scale, heads, attended, middle, second_scale, gate_up, cos, sin,
-                    seen_qkv, seen_out, seen_mlp, seen_down, *sums,
+                    seen_qkv, seen_out, seen_mlp, seen_down, sums,
                 )  # fmt: skip
-                ctx.layer, ctx.lengths = layer, lengths
+                ctx.layer, ctx.segments = layer, segments
             return result
 
         @staticmethod
         def backward(ctx: Any, *upstream: Any) -> Any:
             (gradient,) = upstream
             layer, needs_x = ctx.layer, ctx.needs_input_grad[0]
-            x, scale, heads, attended, middle, second_scale, gate_up, cos, sin, *more = ctx.saved_tensors
-            seen_qkv, seen_out, seen_mlp, seen_down, *sums = more
+            x, scale, heads, attended, middle, second_scale, gate_up, cos, sin, *rest = ctx.saved_tensors
+            seen_qkv, seen_out, seen_mlp, seen_down, sums = rest
             gate, up = gate_up.chunk(2, dim=1)
 
             acted = silu(gate)
@@ -226,25 +217,17 @@ def _function() -> Callable[..., Any]:
             of_middle = normed_backward(of_input, middle, second_scale, second_weight, gradient)
 
             of_attended, of_out = layer.out.backward(of_middle, attended, seen_out, True)
-            of_heads = attention_backward(layer, ctx.lengths, heads.float(), attended, sums, of_attended)
+            exact = heads.float()
+            of_heads = torch.empty_like(exact)
+            given, wanted = (part.view(len(x), layer.heads, -1).float() for part in (attended, of_attended))
+            attention_backward(
+                wanted, split(layer, exact), given, sums, ctx.segments, layer.scaling, split(layer, of_heads)
+            )
             rotate(of_heads[:, : layer.heads + layer.kv_heads], cos, sin, -1)
             of_qkv = of_heads.view(len(x), -1).to(x.dtype)
             qkv_input = normed(x, scale, weight) if layer.qkv.adapters else None
             of_input, of_adapters = layer.qkv.backward(of_qkv, qkv_input, seen_qkv, needs_x)
             of_x = normed_backward(of_input, x, scale, weight, of_middle) if needs_x else None
             return of_x, None, None, None, None, None, *of_adapters, *of_out, *of_mlp, *of_down
-
-    def attention_backward(
-        layer: FusedLayer, lengths: list[int], heads: Any, attended: Any, sums: list[Any], gradient: Any
-    ) -> Any:
-        """The gradient of heads (tokens, query + key + value heads, dim)."""
-        found = torch.empty_like(heads)
-        given, wanted = (part.view(len(heads), layer.heads, -1).float() for part in (attended, gradient))
-        rows = rows_of(lengths, *split(layer, heads), given, wanted, *split(layer, found))
-        for (q, k, v, row, upstream, *targets), log_sum in zip(rows, sums, strict=True):
-            parts = attend_backward(upstream, q, k, v, row, log_sum, 0.0, True, scale=layer.scaling)
-            for part, target in zip(parts, targets, strict=True):
-                target.copy_(part)
-        return found
 
     return Layer.apply  # type: ignore[no-any-return]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
-from sage.tools.finetune.batching import Schedule, micro_batches
+from sage.tools.finetune.batching import Schedule
 from sage.tools.finetune.callbacks import CheckpointInfo, StepMetrics, StopMode, TrainingCallback
 from sage.tools.finetune.checkpoints import Checkpoints, RunState
 from sage.tools.finetune.distributed.team import ALONE, Team
@@ -149,7 +149,8 @@ class TrainingLoop:
         self.team.begin_step(self.config.seed, self.state.step)
         lengths = [len(row.ids) for row in rows]
         summed, hits = 0.0, 0
-        for group in self.team.share(micro_batches(lengths, self.token_budget, self.rows_at_once), lengths):
+        groups = self.loss.groups(rows, self.token_budget, self.rows_at_once)
+        for group in self.team.share(groups, lengths):
             if wish := self.callbacks.should_stop():
                 raise RunStopped(wish)
             if not group:

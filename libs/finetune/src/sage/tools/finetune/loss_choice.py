@@ -10,6 +10,7 @@ from sage.tools.finetune.hardware import memory_reason
 from sage.tools.finetune.head_loss import IGNORED
 from sage.tools.finetune.kernels import VarlenAttention
 from sage.tools.finetune.losses import FusedLoss, LossFunction, PackedLoss, PlainLoss
+from sage.tools.finetune.prefix_tree import SHORTEST_SHARED
 from sage.tools.finetune.projections import NotFusableError
 from sage.tools.finetune.rendering import Sample
 
@@ -51,7 +52,7 @@ def choose_loss(
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     usual_attention = causal.config._attn_implementation
     try:
-        return _proven_loss(model, causal, [_probe(row) for row in rows[:2]], report, kernels or {})
+        return _proven_loss(model, causal, _probes(rows[:2]), report, kernels or {})
     except _BROKEN as error:
         reason = _reason(error)
     finally:
@@ -138,11 +139,19 @@ def _report_kernels(failures: Sequence[str], instead: str, report: Callable[[str
         report(f"Not used for attention, as it does not work here: {', '.join(failures)}; {instead}.")
 
 
-def _probe(row: Sample) -> Sample:
-    """A few tokens around where the row's loss begins: as telling as the whole row, and soon computed."""
-    first = next(index for index, label in enumerate(row.labels) if index and label != IGNORED)
-    part = slice(max(0, first - PROBE_TOKENS // 2), first + PROBE_TOKENS // 2)
-    return Sample(row.ids[part], row.labels[part])
+def _probes(rows: Sequence[Sample]) -> list[Sample]:
+    """Of each row a few tokens around where its loss begins: as telling as the whole row, and soon computed.
+
+    All begin with the first row's first tokens, so that what rows share is proven too.
+    """
+    start = list(rows[0].ids[:SHORTEST_SHARED])
+    found = []
+    for row in rows:
+        first = next(index for index, label in enumerate(row.labels) if index and label != IGNORED)
+        part = slice(max(0, first - PROBE_TOKENS // 2), first + PROBE_TOKENS // 2)
+        labels = [*[IGNORED] * len(start), *row.labels[part]]
+        found.append(Sample([*start, *row.ids[part]], labels))
+    return found
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,12 @@ from itertools import groupby
 from typing import Any, Protocol
 
 from sage.tools.finetune.attention import PACKED_ATTENTION, no_mask, register_packed_attention
+from sage.tools.finetune.batching import micro_batches
 from sage.tools.finetune.fused_layer import fuse_layers, unfuse_layers
 from sage.tools.finetune.hardware import give_back_memory
 from sage.tools.finetune.head_loss import HEAD_CHUNK, IGNORED, head_loss, hits_of
 from sage.tools.finetune.kernels import VarlenAttention
+from sage.tools.finetune.prefix_tree import PackedRows, beginnings, distinct_tokens, pack
 from sage.tools.finetune.rendering import Sample
 
 HALF_GRANULE = 64  # tokens; sizes are rounded up to this where every new size costs memory
@@ -29,6 +31,16 @@ class LossFunction(Protocol):
     def __call__(self, rows: Sequence[Sample]) -> Any:
         """The sum."""
         return self.with_hits(rows)[0]
+
+    def groups(
+        self, rows: Sequence[Sample], token_budget: int, max_rows: int | None = None
+    ) -> list[list[int]]:
+        """Indices of the rows by the forward pass that they go through."""
+        return micro_batches([len(row.ids) for row in rows], token_budget, max_rows)
+
+    def computed_tokens(self, rows: Sequence[Sample]) -> int:
+        """What a pass over them computes, and is the larger for."""
+        return sum(len(row.ids) for row in rows)
 
     def scores(self, rows: Sequence[Sample]) -> tuple[float, int]:
         """The sum and the hits as numbers. Call under no_grad."""
@@ -101,30 +113,54 @@ class PackedLoss(LossFunction):
         hidden, wanted = self._at_labels(rows)
         return head_loss(hidden, self._head, wanted, self._head_chunk)
 
+    def computed_tokens(self, rows: Sequence[Sample]) -> int:
+        return distinct_tokens([row.ids for row in rows])
+
     def _at_labels(self, rows: Sequence[Sample]) -> tuple[Any, Any]:
         """(hidden states (labels, width) of positions with a label, those labels)."""
         import torch
 
         device = self._head.weight.device
-        ids = [token for row in rows for token in row.ids]
-        # A hidden state predicts the token after it; a row's last one predicts nothing.
-        nexts = [label for row in rows for label in (*row.labels[1:], IGNORED)]
-        lengths = [len(row.ids) for row in rows]
-        if spare := -len(ids) % self._granule:  # a row of nothing at the end, seen by no other
-            ids, nexts, lengths = [*ids, *[0] * spare], [*nexts, *[IGNORED] * spare], [*lengths, spare]
-        labelled = [index for index, label in enumerate(nexts) if label != IGNORED]
-        wanted = [nexts[index] for index in labelled]
+        packed = pack([row.ids for row in rows], self._granule)
+        labelled, wanted = _labelled(rows, packed)
         if spare := -len(labelled) % self._granule:
             labelled, wanted = [*labelled, *[0] * spare], [*wanted, *[IGNORED] * spare]
         hidden = self._decoder(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.cat([torch.arange(length, device=device) for length in lengths])[None],
+            input_ids=torch.tensor([packed.ids], device=device),
+            position_ids=torch.tensor([packed.positions], device=device),
             attention_mask=no_mask(device),
             use_cache=False,
-            row_lengths=lengths,
+            **self._rows_apart(packed, device),
             **self._kernel,
         ).last_hidden_state[0]
-        return hidden[torch.tensor(labelled, device=device)], torch.tensor(wanted, device=device)
+        at_labels = hidden.index_select(0, torch.tensor(labelled, device=device))
+        return at_labels, torch.tensor(wanted, device=device)
+
+    def _rows_apart(self, packed: PackedRows, device: Any) -> dict[str, Any]:
+        """What attention needs in order to keep the rows apart."""
+        from torch import tensor
+
+        if not packed.is_shared:
+            return {"row_lengths": [segment.stop - segment.start for segment in packed.segments]}
+        rows = packed.unfolded
+        unfolded = [place for row in rows for place in row]
+        at = {place: index for index, place in enumerate(unfolded)}
+        return {
+            "row_lengths": [len(row) for row in rows],
+            "unfolded": tensor(unfolded, device=device),
+            "folded": tensor([at[place] for place in range(len(packed.ids))], device=device),
+        }
+
+
+def _labelled(rows: Sequence[Sample], packed: PackedRows) -> tuple[list[int], list[int]]:
+    """(where hidden states lie that are to predict a label, those labels): each predicts its next token."""
+    pairs = [
+        (place, label)
+        for row, places in zip(rows, packed.places, strict=True)
+        for place, label in zip(places, row.labels[1:], strict=False)
+        if label != IGNORED
+    ]
+    return [place for place, _ in pairs], [label for _, label in pairs]
 
 
 class FusedLoss(PackedLoss):
@@ -136,6 +172,17 @@ class FusedLoss(PackedLoss):
         super().__init__(model, head_chunk)
         fuse_layers(self._decoder, self._head)
         give_back_memory()
+
+    def groups(
+        self, rows: Sequence[Sample], token_budget: int, max_rows: int | None = None
+    ) -> list[list[int]]:
+        """Rows that begin alike go together, and only what is computed counts."""
+        alike = beginnings([row.ids for row in rows])
+        return micro_batches([len(row.ids) for row in rows], token_budget, max_rows, alike)
+
+    def _rows_apart(self, packed: PackedRows, device: Any) -> dict[str, Any]:
+        # A layer that goes its own way, as adapters are switched off, needs what the packed way does.
+        return {**super()._rows_apart(packed, device), "segments": packed.segments}
 
     def undo(self) -> None:
         """Give the model its own layers back."""
@@ -149,6 +196,14 @@ class AutocastLoss(LossFunction):
         self.name = loss.name
         self._loss = loss
         self._half = (device, dtype)
+
+    def groups(
+        self, rows: Sequence[Sample], token_budget: int, max_rows: int | None = None
+    ) -> list[list[int]]:
+        return self._loss.groups(rows, token_budget, max_rows)
+
+    def computed_tokens(self, rows: Sequence[Sample]) -> int:
+        return self._loss.computed_tokens(rows)
 
     def with_hits(self, rows: Sequence[Sample]) -> tuple[Any, Any]:
         from torch import autocast

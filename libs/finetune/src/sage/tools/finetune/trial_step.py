@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sage.tools.finetune.batching import micro_batches
 from sage.tools.finetune.callbacks import TrainingCallback
 from sage.tools.finetune.hardware import memory_errors, peak_memory_bytes, wait_politely
 from sage.tools.finetune.lifeline import die_first, end_with_parent
@@ -28,6 +27,7 @@ from sage_contracts.config import OomRung, TrainingConfig
 from sage_contracts.errors import OutOfMemoryError, TrainingFailedError
 
 if TYPE_CHECKING:
+    from sage.tools.finetune.losses import LossFunction
     from sage.tools.finetune.run_parts import RunParts
 
 TRIAL_TIMEOUT_S = 900.0
@@ -151,12 +151,10 @@ def measure(spec: TrialSpec) -> Trial:
     tell = TrialNotes()
     parts = RunParts(spec.config, Path(spec.base), tell, spec.rungs)
     rows = [Sample(ids, labels) for ids, labels in spec.typical]
-    longest = max(
-        _passes([Sample(ids, labels) for ids, labels in spec.longest], parts)[0],
-        _passes(rows, parts)[0],
-        key=_tokens,
-    )
     loss = parts.loss(rows)
+    typical = _passes(rows, loss, parts)
+    hardest = _passes([Sample(ids, labels) for ids, labels in spec.longest], loss, parts)[0]
+    longest = max(hardest, typical[0], key=loss.computed_tokens)
     load_s = time.monotonic() - began
     parts.model.train()
     _run_pass(loss, longest, parts)
@@ -165,7 +163,7 @@ def measure(spec: TrialSpec) -> Trial:
     _run_pass(loss, longest, parts)
     passes: list[tuple[int, float]] = []
     deadline = time.monotonic() + TIMING_S
-    for group in _passes(rows, parts):
+    for group in typical:
         passes.append((_tokens(group), _run_pass(loss, group, parts)))
         if time.monotonic() > deadline:
             break
@@ -177,7 +175,7 @@ def measure(spec: TrialSpec) -> Trial:
         loss_path=loss.name,
         trainable_parameters=trained,
         total_parameters=total,
-        longest_pass_tokens=_tokens(longest),
+        longest_pass_tokens=loss.computed_tokens(longest),
         peak_memory_bytes=peak_memory_bytes(parts.device),
         load_s=load_s,
         passes=passes,
@@ -188,11 +186,15 @@ def measure(spec: TrialSpec) -> Trial:
     )
 
 
-def _passes(rows: Sequence[Sample], parts: RunParts) -> list[list[Sample]]:
-    """The rows in forward passes as a run would group them, the largest first."""
-    groups = micro_batches([len(row.ids) for row in rows], parts.token_budget, parts.rows_at_once)
-    found = [[rows[index] for index in group] for group in groups]
-    return sorted(found, key=_tokens, reverse=True)
+def _passes(rows: Sequence[Sample], loss: LossFunction, parts: RunParts) -> list[list[Sample]]:
+    """The rows in forward passes as the steps of a run would group them, the largest first."""
+    batch = parts.batch_rows
+    found = []
+    for start in range(0, len(rows), batch):
+        step = rows[start : start + batch]
+        groups = loss.groups(step, parts.token_budget, parts.rows_at_once)
+        found += [[step[index] for index in group] for group in groups]
+    return sorted(found, key=loss.computed_tokens, reverse=True)
 
 
 def _tokens(group: Sequence[Sample]) -> int:
