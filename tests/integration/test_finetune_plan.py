@@ -152,6 +152,20 @@ def test_a_run_of_every_weight_is_told_what_it_can_take(tiny_base: Path, data: P
     assert found.spread.kind == "off"
 
 
+def test_a_trial_says_how_much_rows_that_begin_alike_have_in_common(tiny_base: Path) -> None:
+    config = TrainingConfig.model_validate(
+        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    )
+    prompt = list(range(20, 50))
+    rows = [([*prompt, *[5 + n] * 10], [-100] * 30 + [5 + n] * 10) for n in range(8)]
+    trial = measure(TrialSpec(config=config, base=str(tiny_base), longest=rows[:4], typical=rows))
+    assert [tokens for tokens, _ in trial.passes] == [160, 160], (
+        "two steps, their passes as full as they come"
+    )
+    assert trial.longest_pass_tokens == 30 + 4 * 10
+    assert trial.computed_share == pytest.approx(70 / 160)
+
+
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_a_trial_counts_and_sizes_what_a_run_of_it_writes(
     tuning: str, tiny_base: Path, tmp_path: Path

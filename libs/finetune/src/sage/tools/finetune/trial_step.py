@@ -66,6 +66,8 @@ class Trial(BaseModel):
     load_s: float
     passes: list[tuple[int, float]]
     """(tokens, seconds) of typical passes forward and backward."""
+    computed_share: float = 1.0
+    """Of the tokens of typical passes: what rows begin with in common is computed once for all of a pass."""
     update_s: float
     """One step of the optimiser."""
     adapter_bytes: int
@@ -179,6 +181,7 @@ def measure(spec: TrialSpec) -> Trial:
         peak_memory_bytes=peak_memory_bytes(parts.device),
         load_s=load_s,
         passes=passes,
+        computed_share=sum(map(loss.computed_tokens, typical)) / sum(map(_tokens, typical)),
         update_s=update_s,
         adapter_bytes=adapter_bytes,
         checkpoint_bytes=checkpoint_bytes,
