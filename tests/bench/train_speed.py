@@ -15,6 +15,7 @@ trainer's own child with its defaults; warm means that it has imported its libra
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import random
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,9 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     from sage_contracts.config import Task, TrainingConfig
 
     splits = prepare_rows(TrainingConfig(task=Task.CODE, max_eval_rows=1000))
-    renderer = ChatRenderer(load_tokenizer(Path(arguments.base)), 4096)
+    tokenizer = load_tokenizer(Path(arguments.base))
+    renderer = ChatRenderer(tokenizer, 4096)
+    prompt = system_prompt(tokenizer, arguments.prompt_tokens)
     chosen: dict[str, list[tuple[Any, Any]]] = {}
     for name, rows, count in (
         ("train", splits.train, arguments.batch * arguments.steps),
@@ -56,8 +60,9 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     ):
         rows = random.Random(7).sample(rows, min(len(rows), 3 * count))
         pairs = [(row, renderer.samples([row])) for row in rows]
-        fitting = [(row, made[0]) for row, made in pairs if made and 63 <= len(made[0].ids) <= 511]
-        chosen[name] = fitting[:count]
+        fitting = [row for row, made in pairs if made and 63 <= len(made[0].ids) <= 511][:count]
+        prompted = [replace(row, messages=[*prompt, *row.messages]) for row in fitting]
+        chosen[name] = [(row, renderer.samples([row])[0]) for row in prompted]
     train = chosen["train"]
     lines = {name: [{"messages": row.messages} for row, _ in rows] for name, rows in chosen.items()}
     for name, rows in lines.items():
@@ -66,11 +71,19 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         ids = [{"ids": list(sample.ids), "labels": list(sample.labels)} for _, sample in chosen[name]]
         (folder / f"{file}.json").write_text(json.dumps(ids))
     alpaca = [
-        {"instruction": row.messages[0]["content"], "input": "", "output": row.messages[1]["content"]}
+        {
+            "instruction": row.messages[-2]["content"],
+            "input": "",
+            "output": row.messages[-1]["content"],
+            **{message["role"]: message["content"] for message in prompt},
+        }
         for row, _ in train
     ]
     (folder / "alpaca.json").write_text(json.dumps(alpaca))
-    (folder / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "alpaca.json"}}))
+    columns = {"prompt": "instruction", "query": "input", "response": "output"}
+    columns |= {"system": "system"} if prompt else {}
+    info = {"rows": {"file_name": "alpaca.json", "columns": columns}}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
     tokens = [len(sample.ids) for _, sample in train]
     setting = {
         "base": str(Path(arguments.base).resolve()),
@@ -92,6 +105,14 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     }
     (folder / "setting.json").write_text(json.dumps(setting))
     return setting
+
+
+def system_prompt(tokenizer: Any, tokens: int) -> list[dict[str, str]]:
+    """A message of that many tokens for every row, as a team's instructions or a document would be."""
+    if not tokens:
+        return []
+    text = tokenizer(inspect.getdoc(argparse), add_special_tokens=False)["input_ids"]
+    return [{"role": "system", "content": tokenizer.decode((text * (1 + tokens // len(text)))[:tokens])}]
 
 
 def computed_share(rows: list[list[int]], batch: int) -> float:
@@ -284,6 +305,9 @@ def main() -> None:
         "--batch", type=int, default=8, help="rows per optimiser step (the peers' default is 8)"
     )
     parser.add_argument("--pack-tokens", type=int, default=512, help="length of the peers' packed sequences")
+    parser.add_argument(
+        "--prompt-tokens", type=int, default=0, help="length of a system message that all rows begin with"
+    )
     parser.add_argument("--held-rows", type=int, default=32)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument(

@@ -58,7 +58,8 @@ def micro_batches(
 ) -> list[list[int]]:
     """Indices in groups of at most `max_rows` whose tokens fit the budget; a longer row goes alone.
 
-    With `alike`, neighbours that begin alike stay together, and what they share counts once.
+    With `alike`, neighbours that begin alike stay together. What all of a group share is on top of the
+    budget: otherwise more groups would compute it, and it is never more than one row.
 
     First-fit decreasing: much at first, so that groups come out equally full and few.
     """
@@ -94,10 +95,13 @@ def _bundled(
 ) -> list[_Bundle]:
     """Neighbours that share their beginning, as many as fit."""
     bundles: list[_Bundle] = []
+    common = 0  # of all rows of the last bundle
     for index, shared in zip(*alike, strict=True):
+        common = min(common, shared)
         added = _Bundle([index], lengths[index] - shared)
-        if bundles and shared >= SHORTEST_SHARED and bundles[-1].has_room(added, token_budget, max_rows):
+        if common >= SHORTEST_SHARED and bundles[-1].has_room(added, token_budget + common, max_rows):
             bundles[-1].take(added)
         else:
             bundles.append(_Bundle([index], lengths[index]))
+            common = lengths[index]
     return bundles
