@@ -76,7 +76,10 @@ def packed_attention(
             raise NotImplementedError(f"packed attention does not know {name}")
     rows = list(row_lengths)
     if unfolded is not None:
-        query, key, value = (part.index_select(2, unfolded) for part in (query, key, value))
+        # By way of fp32: gradients of many rows add up in what they share, on GPUs one after the other.
+        query, key, value = (
+            part.float().index_select(2, unfolded).to(part.dtype) for part in (query, key, value)
+        )
     if varlen is not None and not dropout and query.dtype != float32:
         tokens_first = (part[0].transpose(0, 1) for part in (query, key, value))
         attended = varlen(*tokens_first, rows, scaling, sliding_window)[None]

@@ -133,7 +133,8 @@ class PackedLoss(LossFunction):
             **self._rows_apart(packed, device),
             **self._kernel,
         ).last_hidden_state[0]
-        at_labels = hidden.index_select(0, torch.tensor(labelled, device=device))
+        # By way of fp32: where rows share labels, that many gradients add up.
+        at_labels = hidden.float().index_select(0, torch.tensor(labelled, device=device)).to(hidden.dtype)
         return at_labels, torch.tensor(wanted, device=device)
 
     def _rows_apart(self, packed: PackedRows, device: Any) -> dict[str, Any]:
