@@ -25,7 +25,6 @@ from tests.fakes.fake_gateway_state import STEPS
 
 TIMEOUT_S = 30.0
 CTRL_C = "\x03"
-BACKSPACE = "\x7f"  # does nothing on an empty line
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 
 
@@ -153,8 +152,8 @@ def test_ctrl_c_ends_an_answer_and_the_conversation_goes_on(chat: Terminal) -> N
 def test_ctrl_c_twice_leaves(chat: Terminal) -> None:
     chat.expect("› ")
     chat.type(CTRL_C)
-    # A signal between readline's prompt and its wait is only seen at the next key.
-    chat.expect("Ctrl-C again, or /bye, leaves", nudge=BACKSPACE)
+    # A signal between readline's prompt and its wait is only seen when the line ends.
+    chat.expect("Ctrl-C again, or /bye, leaves", nudge="\n")
     chat.expect("› ")
     chat.type(CTRL_C)
     chat.ends_with(130, again=CTRL_C)
