@@ -61,10 +61,6 @@ def packed_attention(
     Without `row_lengths` (somebody generates with the model meanwhile) it is transformers' own attention.
     Raises: NotImplementedError for what this attention cannot do (the caller then trains row by row).
     """
-    from torch import autocast, cat, float32, ones
-    from torch import bool as boolean
-    from torch.nn.functional import scaled_dot_product_attention
-
     if row_lengths is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -75,15 +71,35 @@ def packed_attention(
         if unsupported.get(name) is not None:
             raise NotImplementedError(f"packed attention does not know {name}")
     rows = list(row_lengths)
-    if unfolded is not None:
-        # By way of fp32: gradients of many rows add up in what they share, on GPUs one after the other.
-        query, key, value = (
-            part.float().index_select(2, unfolded).to(part.dtype) for part in (query, key, value)
-        )
-    if varlen is not None and not dropout and query.dtype != float32:
+    kernel = None if dropout or query.dtype.itemsize > 2 else varlen
+    if unfolded is None:
+        return _attended(query, key, value, rows, kernel, dropout, scaling, sliding_window), None
+    # By way of fp32: gradients of many rows add up in what they share, on GPUs one after the other.
+    query, key, value = (
+        part.float().index_select(2, unfolded).to(part.dtype) for part in (query, key, value)
+    )
+    attended = _attended(query, key, value, rows, kernel, dropout, scaling, sliding_window)
+    return attended.index_select(1, folded), None
+
+
+def _attended(
+    query: Any,
+    key: Any,
+    value: Any,
+    rows: list[int],
+    varlen: VarlenAttention | None,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+) -> Any:
+    """Each of the rows by itself: shapes as in `packed_attention`."""
+    from torch import autocast, cat, ones
+    from torch import bool as boolean
+    from torch.nn.functional import scaled_dot_product_attention
+
+    if varlen is not None:
         tokens_first = (part[0].transpose(0, 1) for part in (query, key, value))
-        attended = varlen(*tokens_first, rows, scaling, sliding_window)[None]
-        return (attended if folded is None else attended.index_select(1, folded)), None
+        return varlen(*tokens_first, rows, scaling, window)[None]
     grouped = query.shape[1] != key.shape[1]
     dtype = query.dtype
     if query.device.type == "cpu":
@@ -91,9 +107,9 @@ def packed_attention(
         query, key, value = query.float(), key.float(), value.float()
     options = {"dropout_p": dropout, "scale": scaling, "enable_gqa": grouped}
     windows = {
-        length: ones(length, length, dtype=boolean, device=query.device).tril().triu(1 - sliding_window)
+        length: ones(length, length, dtype=boolean, device=query.device).tril().triu(1 - window)
         for length in set(rows)
-        if sliding_window is not None and length > sliding_window
+        if window is not None and length > window
     }
     pieces = zip(rows, query.split(rows, 2), key.split(rows, 2), value.split(rows, 2), strict=True)
     with autocast("cpu", enabled=False):  # which would make it half precision again
@@ -103,5 +119,4 @@ def packed_attention(
             )
             for length, q, k, v in pieces
         ]
-    attended = cat(parts, dim=2).transpose(1, 2)
-    return (attended if folded is None else attended.index_select(1, folded)).to(dtype), None
+    return cat(parts, dim=2).transpose(1, 2).to(dtype)

@@ -77,11 +77,6 @@ class RunParts:
         self._start.put_back(self.model, self.optimizer, self.scaler)
 
     @property
-    def batch_rows(self) -> int:
-        """Rows per optimiser step."""
-        return self._config.effective_batch_size
-
-    @property
     def token_budget(self) -> int:
         """Tokens per forward pass of training."""
         return token_budget(self._config, self.device, self._rungs)

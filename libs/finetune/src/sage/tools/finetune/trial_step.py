@@ -154,8 +154,9 @@ def measure(spec: TrialSpec) -> Trial:
     parts = RunParts(spec.config, Path(spec.base), tell, spec.rungs)
     rows = [Sample(ids, labels) for ids, labels in spec.typical]
     loss = parts.loss(rows)
-    typical = _passes(rows, loss, parts)
-    hardest = _passes([Sample(ids, labels) for ids, labels in spec.longest], loss, parts)[0]
+    batch = spec.config.effective_batch_size
+    typical = _passes(rows, batch, loss, parts)
+    hardest = _passes([Sample(ids, labels) for ids, labels in spec.longest], batch, loss, parts)[0]
     longest = max(hardest, typical[0], key=loss.computed_tokens)
     load_s = time.monotonic() - began
     parts.model.train()
@@ -189,9 +190,8 @@ def measure(spec: TrialSpec) -> Trial:
     )
 
 
-def _passes(rows: Sequence[Sample], loss: LossFunction, parts: RunParts) -> list[list[Sample]]:
-    """The rows in forward passes as the steps of a run would group them, the largest first."""
-    batch = parts.batch_rows
+def _passes(rows: Sequence[Sample], batch: int, loss: LossFunction, parts: RunParts) -> list[list[Sample]]:
+    """The rows in forward passes as steps of `batch` rows would group them, the largest first."""
     found = []
     for start in range(0, len(rows), batch):
         step = rows[start : start + batch]
