@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.test_finetune_losses_exact import adapted, rows, rows_that_begin_alike
+from tests.integration.test_finetune_losses_exact import adapted, lora, rows, rows_that_begin_alike
 
 from sage.tools.finetune.head_loss import IGNORED
 from sage.tools.finetune.kernels import varlen_attentions
@@ -27,13 +28,71 @@ def test_the_fastest_path_that_is_exact_is_chosen(tiny_base: Path) -> None:
     assert said == []
 
 
-def test_a_layer_that_only_looks_like_the_family_is_not_fused(tiny_base: Path) -> None:
-    model = adapted(tiny_base)
-    mlp = model.get_base_model().model.layers[1].mlp
-    mlp.register_forward_hook(lambda module, inputs, output: 1.5 * output)
+def hook(layer: Any) -> None:
+    layer.mlp.register_forward_hook(lambda module, inputs, output: 1.5 * output)
+
+
+def replace_forward(layer: Any) -> None:
+    usual = layer.mlp.forward
+    layer.mlp.forward = lambda x: 1.5 * usual(x)
+
+
+def change_class(layer: Any) -> None:
+    """As remote code does: another class, whose name says nothing."""
+    usual = type(layer.mlp)
+    louder = {"forward": lambda self, x: 1.5 * usual.forward(self, x)}
+    layer.mlp.__class__ = type(usual.__name__, (usual,), louder)
+
+
+@pytest.mark.parametrize("alter", [hook, replace_forward, change_class])
+def test_one_altered_layer_is_seen_however_deep_it_lies(tmp_path: Path, alter: Any) -> None:
+    model = deep(tmp_path)
+    alter(model.get_base_model().model.layers[-1])
+    expected = PlainLoss(model)(rows()).item()
+    loss = choose_loss(model, rows(), print)
+    assert loss.name == "packed"
+    assert loss(rows()).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("adapted_layers", [range(6), [5]])
+def test_layers_that_only_look_like_the_family_are_found_out(
+    tmp_path: Path, adapted_layers: Sequence[int]
+) -> None:
+    model = deep(tmp_path, adapted_layers)
+    layers = model.get_base_model().model.layers
+    change_class(layers[0])
+    for layer in layers[1:]:
+        layer.mlp.__class__ = type(layers[0].mlp)
+    expected = PlainLoss(model)(rows()).item()
     said: list[str] = []
-    assert choose_loss(model, rows(), said.append).name == "packed"
-    assert "fused" in said[0]
+    loss = choose_loss(model, rows(), said.append)
+    assert loss.name == "packed"
+    assert re.search(r"The fused path does not fit this model \(it gave", said[0])
+    assert loss(rows()).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_proof_leaves_every_layer_in_place(tmp_path: Path) -> None:
+    model = deep(tmp_path)
+    expected = PlainLoss(model)(rows()).item()
+    loss = choose_loss(model, rows(), print)
+    assert loss.name == "fused"
+    assert model.config.num_hidden_layers == len(model.get_base_model().model.layers) == 6
+    assert loss(rows()).item() == pytest.approx(expected, rel=1e-5)
+
+
+def deep(folder: Path, adapted_layers: Sequence[int] = range(6)) -> Any:
+    """More layers than the proof of the fused path goes through."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(2)
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=6, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64, initializer_range=0.2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    names = [f"layers.{index}.self_attn.{name}_proj" for index in adapted_layers for name in "qkvo"]
+    return adapted(folder, lora=lora(target_modules=names))
 
 
 @pytest.mark.parametrize("error", [ImportError("undefined symbol"), RuntimeError("no kernel image")])

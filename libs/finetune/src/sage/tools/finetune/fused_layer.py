@@ -29,10 +29,7 @@ def fuse_layers(decoder: Any, head: Any) -> None:
     """
     from types import MethodType
 
-    if decoder.device.type != "cpu":
-        raise NotFusableError("GPUs have fused kernels of their own")
-    for layer in decoder.layers:
-        _require_plain(layer)
+    require_fusable(decoder)
     _leave_the_file(decoder, head)
     fused = [FusedLayer(layer) for layer in decoder.layers]
     for layer, quick in zip(decoder.layers, fused, strict=True):
@@ -47,6 +44,16 @@ def fuse_layers(decoder: Any, head: Any) -> None:
             return _quick(hidden_states[0], rotation, kwargs["segments"], self.training)[None]
 
         layer.forward = MethodType(forward, layer)
+
+
+def require_fusable(decoder: Any) -> None:
+    """Raises: NotFusableError when its layers do not all look like the same known code."""
+    if decoder.device.type != "cpu":
+        raise NotFusableError("GPUs have fused kernels of their own")
+    for layer in decoder.layers:
+        _require_plain(layer)
+        if _kinds(layer) != _kinds(decoder.layers[0]):
+            raise NotFusableError("its layers are not all of one kind")
 
 
 def unfuse_layers(decoder: Any) -> None:
@@ -101,9 +108,18 @@ def _require_plain(layer: Any) -> None:
         attention = layer.self_attn
         # Where the layer does not say, transformers takes the model's window for every layer.
         window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
-        if window is None:
+        if window is None and not any(map(_is_altered, layer.modules())):
             return
     raise NotFusableError(f"{type(layer).__name__} is not a plain layer of the llama family")
+
+
+def _is_altered(module: Any) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
+def _kinds(layer: Any) -> list[type]:
+    norms = (layer.input_layernorm, layer.post_attention_layernorm)
+    return [type(part) for part in (layer, layer.self_attn, layer.mlp, layer.mlp.act_fn, *norms)]
 
 
 def _leave_the_file(*modules: Any) -> None:

@@ -61,13 +61,14 @@ def _frozen_head_loss() -> Callable[..., Any]:
             gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
             # Buffers of one size for all chunks: logits of ever new sizes would leave holes in the heap.
             product = torch.empty(chunk, weight.shape[0], dtype=hidden.dtype, device=hidden.device)
-            precise = product if product.dtype == torch.float32 else torch.empty_like(product).float()
+            is_half = product.dtype.itemsize < 4
+            precise = torch.empty_like(product, dtype=torch.float32) if is_half else product
             for start in range(0, len(labels), chunk):
                 part = slice(start, start + chunk)
                 counted = (labels[part, None] != IGNORED).float()
                 wanted = labels[part, None].clamp(min=0)
                 narrow = torch.mm(hidden[part], weight.t(), out=product[: len(wanted)])
-                logits = narrow if precise is product else precise[: len(wanted)].copy_(narrow)
+                logits = precise[: len(wanted)].copy_(narrow) if is_half else narrow
                 if bias is not None:
                     logits += bias
                 hits += hits_of(logits, labels[part])
@@ -77,7 +78,7 @@ def _frozen_head_loss() -> Callable[..., Any]:
                 if gradient is not None:
                     # d loss / d logits = softmax - one_hot, and nothing where there is no label.
                     logits.exp_().scatter_add_(1, wanted, -torch.ones_like(counted))
-                    found = (logits if precise is product else narrow.copy_(logits)) @ weight
+                    found = (narrow.copy_(logits) if is_half else logits) @ weight
                     torch.mul(found, counted, out=gradient[part])
             if gradient is not None:
                 ctx.save_for_backward(gradient)

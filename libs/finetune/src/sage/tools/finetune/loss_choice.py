@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from sage.tools.finetune.fused_layer import require_fusable
 from sage.tools.finetune.hardware import memory_reason
 from sage.tools.finetune.head_loss import IGNORED
 from sage.tools.finetune.kernels import VarlenAttention
@@ -15,6 +17,7 @@ from sage.tools.finetune.projections import NotFusableError
 from sage.tools.finetune.rendering import Sample
 
 PROBE_TOKENS = 32  # of each row that the paths are compared on
+PROBE_LAYERS = 4  # that the fused path is compared on, from the first that trains on
 WRONG_GRADIENTS = 0.5  # off by this share: no rounding makes a kernel's gradients differ so much
 
 
@@ -82,23 +85,50 @@ def _proven_loss(
     is_exact = causal.dtype == torch.float32 and not torch.is_autocast_enabled(causal.device.type)
     is_quantised = getattr(causal, "is_quantized", False)
     tolerance = EXACT if is_exact else QUANTISED if is_quantised else HALF
-    plain = _Measured.of(PlainLoss(model, is_batched=True), model, probes)
     unfit = ""
     try:
-        fused = FusedLoss(model)
         fused_tolerance = tolerance if is_exact else tolerance._replace(loss=HALF_FUSED_LOSS)
-        unfit = _Measured.of(fused, model, probes).difference(plain, fused_tolerance)
-        if not unfit:
+        fused, unfit = _proven_fused(model, causal, probes, fused_tolerance)
+        if fused:
             return fused
-        fused.undo()
     except NotFusableError:
         pass  # the usual case for other families and on GPUs
+    plain = _Measured.of(PlainLoss(model, is_batched=True), model, probes)
     # Of a whole model no gradients are compared (see `_Measured`), so that no kernel would be proven.
     provable = kernels if plain.gradient is not None else {}
     packed = _proven_packed(model, probes, plain, tolerance, report, provable)
     if unfit:
         report(f"The fused path does not fit this model ({unfit}); training the packed way, which is slower.")
     return packed
+
+
+def _proven_fused(
+    model: Any, causal: Any, probes: Sequence[Sample], tolerance: Tolerance
+) -> tuple[FusedLoss | None, str]:
+    """(the loss, or None with the model as it was and in what they differ). Raises: NotFusableError."""
+    decoder = causal.get_decoder()
+    require_fusable(decoder)
+    with _few_layers(decoder):
+        plain = _Measured.of(PlainLoss(model, is_batched=True), model, probes)
+        fused = FusedLoss(model)
+        unfit = _Measured.of(fused, model, probes).difference(plain, tolerance)
+    if not unfit:
+        return fused, ""
+    fused.undo()
+    return None, unfit
+
+
+@contextmanager
+def _few_layers(decoder: Any) -> Iterator[None]:
+    """Leave out those behind the first few that train: all of a fusable decoder are the same code."""
+    whole = decoder.config.num_hidden_layers
+    trains = [any(weight.requires_grad for weight in layer.parameters()) for layer in decoder.layers]
+    first = trains.index(True) if True in trains else 0
+    decoder.config.num_hidden_layers = min(whole, first + PROBE_LAYERS)
+    try:
+        yield
+    finally:
+        decoder.config.num_hidden_layers = whole
 
 
 def _proven_packed(
@@ -169,7 +199,10 @@ class _Measured:
         value = loss(rows)
         if not trained:  # the whole model trains: its gradients are too many to be held twice
             return cls(value.item(), None)
-        gradients = torch.autograd.grad(value, [parameter for _, parameter in trained])
+        # Adapters of layers that are left out have none.
+        gradients = torch.autograd.grad(
+            value, [parameter for _, parameter in trained], allow_unused=True, materialize_grads=True
+        )
         return cls(value.item(), torch.cat([gradient.flatten().float() for gradient in gradients]))
 
     def difference(self, other: _Measured, tolerance: Tolerance) -> str:

@@ -17,6 +17,7 @@ from sage.tools.finetune.hardware import give_back_memory
 from sage.tools.finetune.head_loss import HEAD_CHUNK, IGNORED, head_loss, hits_of
 from sage.tools.finetune.kernels import VarlenAttention
 from sage.tools.finetune.prefix_tree import PackedRows, beginnings, distinct_tokens, pack
+from sage.tools.finetune.projections import NotFusableError
 from sage.tools.finetune.rendering import Sample
 
 HALF_GRANULE = 64  # tokens; sizes are rounded up to this where every new size costs memory
@@ -101,6 +102,7 @@ class PackedLoss(LossFunction):
         self._head_chunk = head_chunk
         self._kernel = {"varlen": varlen} if varlen else {}
         causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._causal, self._usual_attention = causal, causal.config._attn_implementation
         self._decoder = causal.get_decoder()
         self._head = causal.get_output_embeddings()
         causal.set_attn_implementation(PACKED_ATTENTION)
@@ -171,7 +173,11 @@ class FusedLoss(PackedLoss):
 
     def __init__(self, model: Any, head_chunk: int = HEAD_CHUNK) -> None:
         super().__init__(model, head_chunk)
-        fuse_layers(self._decoder, self._head)
+        try:
+            fuse_layers(self._decoder, self._head)
+        except NotFusableError:
+            self._causal.set_attn_implementation(self._usual_attention)
+            raise
         give_back_memory()
 
     def groups(
@@ -186,8 +192,9 @@ class FusedLoss(PackedLoss):
         return {**super()._rows_apart(packed, device), "segments": packed.segments}
 
     def undo(self) -> None:
-        """Give the model its own layers back."""
+        """Give the model its own layers and attention back."""
         unfuse_layers(self._decoder)
+        self._causal.set_attn_implementation(self._usual_attention)
 
 
 class AutocastLoss(LossFunction):

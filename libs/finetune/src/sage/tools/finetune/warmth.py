@@ -14,6 +14,7 @@ def import_for_training() -> None:
     quiet_bitsandbytes()
     import peft  # noqa: F401
     import torch  # noqa: F401
+    from torch.utils import tensorboard  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
     from transformers.models.llama import modeling_llama  # noqa: F401
 
