@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -89,6 +91,31 @@ def test_every_variant_learns_and_loads_as_it_was_measured(
     assert result.eval_loss is not None and result.base_eval_loss is not None
     assert result.eval_loss < result.base_eval_loss - 0.1
     assert reloaded_loss(tiny_base, config, result) == pytest.approx(result.eval_loss, rel=tolerance)
+
+
+_ONE_AFTER_THE_OTHER = """
+import sys
+from sage.tools.finetune import LoRATrainer, TrainingConfig
+plain, quantised = (TrainingConfig.model_validate_json(argument) for argument in sys.argv[1:])
+LoRATrainer(plain, ()).train()
+assert "bitsandbytes" not in sys.modules, "imported for nothing"
+print(LoRATrainer(quantised, ()).train().eval_loss)
+"""
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_bitsandbytes_is_imported_for_quantised_bases_only(
+    tiny_base: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    plain = settings(tiny_base, rows_file, tmp_path / "plain")
+    quantised = settings(tiny_base, rows_file, tmp_path / "quantised", load_in_4bit=True)
+    arguments = [config.model_dump_json() for config in (plain, quantised)]
+    found = subprocess.run(
+        [sys.executable, "-c", _ONE_AFTER_THE_OTHER, *arguments], capture_output=True, text=True, timeout=300
+    )
+    assert found.returncode == 0, found.stderr
+    alone = LoRATrainer(quantised.model_copy(update={"output_dir": str(tmp_path / "alone")}), ()).train()
+    assert float(found.stdout) == pytest.approx(alone.eval_loss, rel=1e-4)
 
 
 def test_8_bit_dora_on_a_cpu_is_refused_with_a_way_out(

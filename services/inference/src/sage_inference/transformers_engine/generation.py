@@ -58,6 +58,10 @@ class Generator:
         return self._max_length
 
     @property
+    def is_quantised(self) -> bool:
+        return bool(getattr(self._base, "is_quantized", False))
+
+    @property
     def adapters(self) -> list[str]:
         return list(self._adapters)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -241,6 +242,9 @@ def serve(arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype,
         max_model_len=arguments.max_model_len,
     )
+    if not generator.is_quantised:
+        # peft would import it with the first adapter, for nothing: 50 MB, and one to three seconds.
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type] # Python's "not to be had"
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
     engine = Engine(generator, thread, Names(arguments.served_model_name, arguments.model))
     uvicorn.run(

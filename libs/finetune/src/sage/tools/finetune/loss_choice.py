@@ -12,6 +12,7 @@ from sage.tools.finetune.hardware import memory_reason
 from sage.tools.finetune.head_loss import IGNORED
 from sage.tools.finetune.kernels import VarlenAttention
 from sage.tools.finetune.losses import FusedLoss, LossFunction, PackedLoss, PlainLoss
+from sage.tools.finetune.modeling import is_quantised
 from sage.tools.finetune.prefix_tree import SHORTEST_SHARED
 from sage.tools.finetune.projections import NotFusableError
 from sage.tools.finetune.rendering import Sample
@@ -83,8 +84,7 @@ def _proven_loss(
     import torch
 
     is_exact = causal.dtype == torch.float32 and not torch.is_autocast_enabled(causal.device.type)
-    is_quantised = getattr(causal, "is_quantized", False)
-    tolerance = EXACT if is_exact else QUANTISED if is_quantised else HALF
+    tolerance = EXACT if is_exact else QUANTISED if is_quantised(causal) else HALF
     unfit = ""
     try:
         fused_tolerance = tolerance if is_exact else tolerance._replace(loss=HALF_FUSED_LOSS)

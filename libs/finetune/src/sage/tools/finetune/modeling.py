@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +86,28 @@ def _quantisation(config: TrainingConfig, precision: ResolvedPrecision) -> Any:
     )
 
 
-def quiet_bitsandbytes() -> None:
-    """Call before peft is imported: that makes it report kernels which nobody asked for."""
-    import logging
+@contextmanager
+def bitsandbytes_for(is_quantised: bool) -> Iterator[None]:
+    """Let peft, imported or used inside, import bitsandbytes only where something is quantised.
 
+    It costs 50 MB and one to three seconds. Then as well it does not report kernels that nobody asked for.
+    """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if is_quantised or "bitsandbytes" in sys.modules:
+        yield
+        return
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment] # Python's own mark for "not to be had"
+    from peft.import_utils import is_bnb_4bit_available, is_bnb_available
+
+    answers = (is_bnb_available, is_bnb_4bit_available)
+    try:
+        for answer in answers:
+            answer.cache_clear()
+        yield
+    finally:
+        del sys.modules["bitsandbytes"]
+        for answer in answers:
+            answer.cache_clear()
 
 
 def add_adapters(model: Any, lora: LoRAConfig) -> Any:
@@ -100,26 +121,30 @@ def add_adapters(model: Any, lora: LoRAConfig) -> Any:
             "DoRA on an 8-bit base needs a GPU. Set load_in_4bit instead, or no quantisation.",
             param="lora.use_dora",
         )
-    quiet_bitsandbytes()
-    from peft import LoraConfig, get_peft_model
-
-    adapters = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        target_modules=lora.target_modules,
-        bias=lora.bias,
-        use_rslora=lora.use_rslora,
-        use_dora=lora.use_dora,
-    )
     try:
-        return get_peft_model(model, adapters)
+        with bitsandbytes_for(is_quantised(model)):
+            from peft import LoraConfig, get_peft_model
+
+            adapters = LoraConfig(
+                task_type="CAUSAL_LM",
+                r=lora.r,
+                lora_alpha=lora.lora_alpha,
+                lora_dropout=lora.lora_dropout,
+                target_modules=lora.target_modules,
+                bias=lora.bias,
+                use_rslora=lora.use_rslora,
+                use_dora=lora.use_dora,
+            )
+            return get_peft_model(model, adapters)
     except ValueError as error:
         raise InvalidRequestError(
             f"These adapters do not fit the base model: {error}. Set lora.target_modules to 'all-linear'.",
             param="lora.target_modules",
         ) from error
+
+
+def is_quantised(model: Any) -> bool:
+    return bool(getattr(model, "is_quantized", False))
 
 
 def is_whole(model: Any) -> bool:

@@ -7,12 +7,12 @@ import gc
 
 def import_for_training() -> None:
     """Import what every run imports late. Touches no device, reads no model and starts no threads of work."""
-    from sage.tools.finetune.hardware import wait_politely
-    from sage.tools.finetune.modeling import quiet_bitsandbytes
+    from sage.tools.finetune.hardware import has_cuda, wait_politely
+    from sage.tools.finetune.modeling import bitsandbytes_for
 
     wait_politely()
-    quiet_bitsandbytes()
-    import peft  # noqa: F401
+    with bitsandbytes_for(has_cuda()):  # on GPUs most bases are quantised
+        import peft  # noqa: F401
     import torch  # noqa: F401
     from torch.utils import tensorboard  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sage.tools.finetune.hardware import set_threads
-from sage.tools.finetune.modeling import load_tokenizer, quiet_bitsandbytes
+from sage.tools.finetune.modeling import bitsandbytes_for, is_quantised, load_tokenizer
 from sage_contracts.errors import ModelNotFoundError, TrainingFailedError
 
 PROBES = (
@@ -90,10 +90,10 @@ def ask_tuned(base: Path, adapter_dir: Path | None, tokenizer_dir: Path | None =
 
 
 def _with_adapter(model: Any, adapter_dir: Path) -> Any:
-    quiet_bitsandbytes()
-    from peft import PeftModel
+    with bitsandbytes_for(is_quantised(model)):
+        from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, str(adapter_dir)).eval()
+        return PeftModel.from_pretrained(model, str(adapter_dir)).eval()
 
 
 def compare_folder(reference: Reference, folder: Path, dtype: str, **load: Any) -> ParityReport:
