@@ -138,26 +138,57 @@ def test_an_unknown_model_is_said_to_be_unknown(url: str, tmp_path: Path) -> Non
     assert "knows no model org/nothing" in said
 
 
-def test_a_data_set_is_read_by_its_id_and_only_its_train_split(
-    hub: FakeHub, url: str, tmp_path: Path
-) -> None:
+def make_questions(hub: FakeHub) -> Path:
     folder = hub.root / "datasets" / "org" / "questions"
     (folder / "data").mkdir(parents=True)
     for split, count in (("train", 3), ("test", 2)):
         rows = [{"question": f"What is {split} {n}?", "answer": f"It is {n}."} for n in range(count)]
         (folder / "data" / f"{split}-00000.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (folder / "README.md").write_text("# Questions")
-    validate = [*SAGE, "finetune", "validate", "org/questions", "--json"]
-    done = run(validate, url, tmp_path / "home")
+    return folder
+
+
+VALIDATE = [*SAGE, "finetune", "validate"]
+
+
+def test_a_data_set_is_read_by_its_id_and_only_its_train_split(
+    hub: FakeHub, url: str, tmp_path: Path
+) -> None:
+    make_questions(hub)
+    done = run([*VALIDATE, "org/questions", "--json"], url, tmp_path / "home")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["rows"], found["good"], found["bad"]) == (3, 3, [])
+    hub.sizes["data/train-00000.jsonl"] = 1 << 60  # which is no matter, as the file is here
+    assert run([*VALIDATE, "org/questions"], url, tmp_path / "home").returncode == 0
 
 
 def test_an_unknown_data_set_is_said_to_be_neither(url: str, tmp_path: Path) -> None:
-    done = run([*SAGE, "finetune", "validate", "org/nothing"], url, tmp_path / "home")
+    done = run([*VALIDATE, "org/nothing"], url, tmp_path / "home")
     assert done.returncode == 2
     assert "neither a file nor a data set org/nothing" in done.stderr + done.stdout
+
+
+def test_a_data_set_that_the_disk_has_no_room_for_is_not_begun(
+    hub: FakeHub, url: str, tmp_path: Path
+) -> None:
+    make_questions(hub)
+    hub.sizes["data/train-00000.jsonl"] = 1 << 60
+    said = run([*VALIDATE, "org/questions"], url, tmp_path / "home")
+    assert said.returncode != 0
+    assert "The data set org/questions needs" in said.stderr
+    assert "set HF_HOME to another disk" in said.stderr
+    assert hub.served == []
+
+
+def test_a_data_set_whose_download_broke_off_is_said_to_have(hub: FakeHub, url: str, tmp_path: Path) -> None:
+    data = make_questions(hub) / "data" / "train-00000.jsonl"
+    data.write_text("\n".join(json.dumps({"text": os.urandom(512).hex()}) for _ in range(24 << 10)))
+    hub.broken_files.add(data.name)
+    said = run([*VALIDATE, "org/questions"], url, tmp_path / "home")
+    assert said.returncode == 2
+    assert "The download of the data set org/questions broke off" in said.stderr
+    assert "503" in said.stderr
 
 
 def test_a_tuned_model_is_pushed_whole_into_a_private_repository(

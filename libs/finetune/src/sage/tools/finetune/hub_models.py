@@ -42,7 +42,7 @@ def download_model(name: str, folder: Path, report: Report, instead: str) -> dic
         raise ModelNotFoundError(told, param="model") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise ModelNotFoundError(f"The model hub knows no model {name}. {instead}", param="model") from error
-    except _BrokenOffError as error:
+    except BrokenOffError as error:
         told = f"The download of {name} broke off ({error}). Start again; whole files are kept. {instead}"
         raise ModelNotFoundError(told, param="model") from error
     except Exception as error:  # httpx, DNS, proxies, offline mode: all mean the same to the user
@@ -53,14 +53,26 @@ def download_model(name: str, folder: Path, report: Report, instead: str) -> dic
         ) from error
 
 
-class _BrokenOffError(Exception):
+class BrokenOffError(Exception):
     """The hub had answered, and then something went wrong."""
 
 
-def _download(name: str, folder: Path, report: Report) -> dict[str, str | None]:
-    """Raises: what huggingface_hub raises, StorageFullError, _BrokenOffError."""
-    from huggingface_hub import HfApi, snapshot_download
+@contextmanager
+def after_the_answer() -> Iterator[None]:
+    """Raises: BrokenOffError for whatever goes wrong inside; GatedRepoError."""
     from huggingface_hub.errors import GatedRepoError
+
+    try:
+        yield
+    except GatedRepoError:  # many show what they hold to everybody, and their files to nobody
+        raise
+    except Exception as error:
+        raise BrokenOffError(str(error).partition("\n")[0] or type(error).__name__) from error
+
+
+def _download(name: str, folder: Path, report: Report) -> dict[str, str | None]:
+    """Raises: what huggingface_hub raises, StorageFullError, BrokenOffError."""
+    from huggingface_hub import HfApi, snapshot_download
 
     report(f"Asking the model hub for {name}")
     info = HfApi().model_info(name, timeout=HUB_ANSWER_S, files_metadata=True)
@@ -77,13 +89,8 @@ def _download(name: str, folder: Path, report: Report) -> dict[str, str | None]:
     total_bytes = sum(file.size or 0 for file in files)
     require_free_space(folder, total_bytes - _bytes_in(folder), f"The base model {name}")
     report(f"Downloading {name}, {total_bytes / 1e9:.1f} GB")
-    try:
-        with _told(folder, total_bytes, report):
-            snapshot_download(name, revision=info.sha, local_dir=folder, allow_patterns=names)
-    except GatedRepoError:  # many show what they hold to everybody, and their files to nobody
-        raise
-    except Exception as error:
-        raise _BrokenOffError(str(error).partition("\n")[0] or type(error).__name__) from error
+    with after_the_answer(), _told(folder, total_bytes, report):
+        snapshot_download(name, revision=info.sha, local_dir=folder, allow_patterns=names)
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     licence: str | None = getattr(info.card_data, "license", None)
     return {"source": f"hub:{name}", "revision": info.sha, "license": licence}

@@ -86,14 +86,14 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def require_free_space(folder: Path, needed_bytes: int, what: str) -> None:
-    """Raises: StorageFullError."""
+def require_free_space(folder: Path, needed_bytes: int, what: str, setting: str = "SAGE_HOME") -> None:
+    """`setting`: the variable that says where such things lie. Raises: StorageFullError."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise StorageFullError(
             f"{what} needs {needed_bytes / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free. "
-            "Free some space, or set SAGE_HOME to another disk."
+            f"Free some space, or set {setting} to another disk."
         )
 
 

@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from sage_contracts.errors import InvalidDataError
+from sage.tools.finetune.hub_models import HUB_ANSWER_S, BrokenOffError, after_the_answer
+from sage.tools.finetune.storage import require_free_space, storage_errors
+from sage_contracts.errors import InvalidDataError, StorageFullError
 
-HUB_ANSWER_S = 10.0
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -24,10 +25,13 @@ def choose_files(names: Sequence[str]) -> list[str]:
 
 
 def fetch_dataset(name: str, is_data: re.Pattern[str]) -> tuple[Path, list[str]]:
-    """The folder of a downloaded snapshot, and the files in it to read. Raises: InvalidDataError."""
+    """The folder of a downloaded snapshot, and the files in it to read.
+
+    Raises: InvalidDataError, StorageFullError.
+    """
     instead = "Download it elsewhere and give the file or the folder."
     try:
-        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub.constants import HF_HUB_CACHE
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
     except ImportError as error:
         raise InvalidDataError(
@@ -35,21 +39,38 @@ def fetch_dataset(name: str, is_data: re.Pattern[str]) -> tuple[Path, list[str]]
             f"huggingface_hub is not installed. {instead}"
         ) from error
     try:
-        info = HfApi().dataset_info(name, timeout=HUB_ANSWER_S)
-        found = [sibling.rfilename for sibling in info.siblings or []]
-        files = choose_files([file for file in found if is_data.search(file)])
-        if not files:
-            raise InvalidDataError(f"The data set {name} holds no JSON, CSV or Parquet file. {instead}")
-        folder = snapshot_download(name, repo_type="dataset", revision=info.sha, allow_patterns=files)
+        with storage_errors(Path(HF_HUB_CACHE)):
+            return _download(name, is_data, Path(HF_HUB_CACHE), instead)
+    except (InvalidDataError, StorageFullError):
+        raise
     except GatedRepoError as error:
         raise InvalidDataError(f"The hub wants a login for the data set {name}. Set HF_TOKEN.") from error
     except RepositoryNotFoundError as error:
         raise InvalidDataError(f"There is neither a file nor a data set {name} on the model hub.") from error
-    except InvalidDataError:
-        raise
+    except BrokenOffError as error:
+        raise InvalidDataError(
+            f"The download of the data set {name} broke off ({error}). Start again; whole files are kept. "
+            f"{instead}"
+        ) from error
     except Exception as error:  # httpx, DNS, proxies, offline mode: all mean the same to the user
         raise InvalidDataError(
             f"There is no file {name}, and no model hub could be reached to look for a data set of that name "
             f"({type(error).__name__}). {instead}"
         ) from error
-    return Path(folder), files
+
+
+def _download(name: str, is_data: re.Pattern[str], cache: Path, instead: str) -> tuple[Path, list[str]]:
+    """Raises: what huggingface_hub raises, InvalidDataError, StorageFullError, BrokenOffError."""
+    from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+
+    info = HfApi().dataset_info(name, timeout=HUB_ANSWER_S, files_metadata=True)
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
+    files = choose_files([file for file in sizes if is_data.search(file)])
+    if not files:
+        raise InvalidDataError(f"The data set {name} holds no JSON, CSV or Parquet file. {instead}")
+    of_name = {"repo_type": "dataset", "revision": info.sha}
+    missing = [file for file in files if not isinstance(try_to_load_from_cache(name, file, **of_name), str)]
+    needed_bytes = sum(sizes[file] for file in missing)
+    require_free_space(cache, needed_bytes, f"The data set {name}", "HF_HOME")
+    with after_the_answer():
+        return Path(snapshot_download(name, allow_patterns=files, **of_name)), files
