@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -239,8 +239,8 @@ class OneOfTwo(Team):
         self.rank = rank
         self.idled = 0
 
-    def share(self, groups: Sequence[list[int]], lengths: Sequence[int]) -> list[list[int]]:
-        return dealt(groups, lengths, self.size)[self.rank]
+    def share(self, groups: Sequence[list[int]], work: Callable[[list[int]], int]) -> list[list[int]]:
+        return dealt(groups, work, self.size)[self.rank]
 
     def idle(self, loss: Any) -> None:
         loss()

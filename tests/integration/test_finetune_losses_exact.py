@@ -124,6 +124,7 @@ def test_what_rows_begin_with_in_common_is_computed_once(tiny_base: Path) -> Non
     loss = PackedLoss(model)
     loss(samples)
     assert computed == [loss.computed_tokens(samples)] == [20 + 10 + 12 + 9 + 4 + 15 + 30 + 10]
+    assert loss.computed_by(samples, [1, 2]) == 20 + 12 + 9 + 4
 
 
 def assert_same_gradients(found: dict[str, Any], expected: dict[str, Any]) -> None:

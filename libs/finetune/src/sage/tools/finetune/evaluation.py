@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sage.tools.finetune.callbacks import (
@@ -60,10 +61,11 @@ class HeldOut:
         was_training = self.model.training
         self.model.eval()
         summed, hits = 0.0, 0
-        lengths = [len(sample.ids) for sample in self.samples]
+        groups = self.loss.groups(self.samples, self.token_budget)
+        work = partial(self.loss.computed_by, self.samples)
         try:
             with torch.no_grad():
-                for group in self.team.share(self.loss.groups(self.samples, self.token_budget), lengths):
+                for group in self.team.share(groups, work):
                     wish = self.callbacks.should_stop()
                     if wish:
                         raise RunStopped(wish)

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -147,10 +148,9 @@ class TrainingLoop:
         labels = sum(row.label_count for row in rows)
         rate = self._set_rate()
         self.team.begin_step(self.config.seed, self.state.step)
-        lengths = [len(row.ids) for row in rows]
         summed, hits = 0.0, 0
         groups = self.loss.groups(rows, self.token_budget, self.rows_at_once)
-        for group in self.team.share(groups, lengths):
+        for group in self.team.share(groups, partial(self.loss.computed_by, rows)):
             if wish := self.callbacks.should_stop():
                 raise RunStopped(wish)
             if not group:

@@ -43,6 +43,10 @@ class LossFunction(Protocol):
         """What a pass over them computes, and is the larger for."""
         return sum(len(row.ids) for row in rows)
 
+    def computed_by(self, rows: Sequence[Sample], group: Sequence[int]) -> int:
+        """What a pass over those of the rows computes."""
+        return self.computed_tokens([rows[index] for index in group])
+
     def scores(self, rows: Sequence[Sample]) -> tuple[float, int]:
         """The sum and the hits as numbers. Call under no_grad."""
         total, hits = self.with_hits(rows)

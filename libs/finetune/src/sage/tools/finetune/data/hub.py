@@ -68,9 +68,13 @@ def _download(name: str, is_data: re.Pattern[str], cache: Path, instead: str) ->
     files = choose_files([file for file in sizes if is_data.search(file)])
     if not files:
         raise InvalidDataError(f"The data set {name} holds no JSON, CSV or Parquet file. {instead}")
-    of_name = {"repo_type": "dataset", "revision": info.sha}
-    missing = [file for file in files if not isinstance(try_to_load_from_cache(name, file, **of_name), str)]
+    missing = [
+        file
+        for file in files
+        if not isinstance(try_to_load_from_cache(name, file, revision=info.sha, repo_type="dataset"), str)
+    ]
     needed_bytes = sum(sizes[file] for file in missing)
     require_free_space(cache, needed_bytes, f"The data set {name}", "HF_HOME")
     with after_the_answer():
-        return Path(snapshot_download(name, allow_patterns=files, **of_name)), files
+        folder = snapshot_download(name, repo_type="dataset", revision=info.sha, allow_patterns=files)
+    return Path(folder), files

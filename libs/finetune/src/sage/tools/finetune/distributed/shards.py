@@ -41,8 +41,8 @@ class ShardedTeam(ProcessTeam):
 
     can_restore = False
 
-    def share(self, groups: Sequence[list[int]], lengths: Sequence[int]) -> list[list[int]]:
-        rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    def share(self, groups: Sequence[list[int]], work: Callable[[list[int]], int]) -> list[list[int]]:
+        rows = sorted((row for group in groups for row in group), key=lambda row: -work([row]))
         mine = rows[self.rank :: self.size]
         passes = -(-len(rows) // self.size)
         return [[row] for row in mine] + [[]] * (passes - len(mine))

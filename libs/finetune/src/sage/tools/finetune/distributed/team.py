@@ -20,8 +20,11 @@ class Team:
     can_restore = True
     """Whether weights of a checkpoint can be put into the model once it trains."""
 
-    def share(self, groups: Sequence[list[int]], lengths: Sequence[int]) -> list[list[int]]:
-        """This process's part of a step's forward passes; an empty one when others have one more."""
+    def share(self, groups: Sequence[list[int]], work: Callable[[list[int]], int]) -> list[list[int]]:
+        """This process's part of a step's forward passes; an empty one when others have one more.
+
+        `work`: how many tokens a pass computes.
+        """
         return list(groups)
 
     def begin(self, model: Any, optimizer: Any) -> None:
@@ -51,16 +54,15 @@ class Team:
 ALONE = Team()
 
 
-def dealt(groups: Sequence[list[int]], lengths: Sequence[int], hands: int) -> list[list[list[int]]]:
-    """The groups dealt to `hands` processes, so that each has about as many tokens; filled up with empty
+def dealt(groups: Sequence[list[int]], work: Callable[[list[int]], int], hands: int) -> list[list[list[int]]]:
+    """The groups dealt to `hands` processes, so that each has about as much work; filled up with empty
     groups to the same number, since all ask together after each whether to stop."""
     dealt_to: list[list[list[int]]] = [[] for _ in range(hands)]
-    tokens = [0] * hands
-    size = {id(group): sum(lengths[index] for index in group) for group in groups}
-    for group in sorted(groups, key=lambda group: -size[id(group)]):
-        least = min(range(hands), key=lambda hand: (tokens[hand], len(dealt_to[hand])))
+    totals = [0] * hands
+    for size, group in sorted(((work(group), group) for group in groups), key=lambda pair: -pair[0]):
+        least = min(range(hands), key=lambda hand: (totals[hand], len(dealt_to[hand])))
         dealt_to[least].append(group)
-        tokens[least] += size[id(group)]
+        totals[least] += size
     most = max(map(len, dealt_to))
     return [hand + [[]] * (most - len(hand)) for hand in dealt_to]
 
@@ -75,8 +77,8 @@ class ProcessTeam(Team):
         self.rank = self._state.process_index
         self.size = self._state.num_processes
 
-    def share(self, groups: Sequence[list[int]], lengths: Sequence[int]) -> list[list[int]]:
-        return dealt(groups, lengths, self.size)[self.rank]
+    def share(self, groups: Sequence[list[int]], work: Callable[[list[int]], int]) -> list[list[int]]:
+        return dealt(groups, work, self.size)[self.rank]
 
     def begin(self, model: Any, optimizer: Any) -> None:
         from accelerate.utils import broadcast
