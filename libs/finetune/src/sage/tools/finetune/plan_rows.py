@@ -15,6 +15,7 @@ from sage.tools.finetune.preferences.planned import (
     sampled_judged,
 )
 from sage.tools.finetune.rendering import ChatRenderer, Sample, Samples
+from sage.tools.finetune.row_supply import parts_needed
 from sage.tools.finetune.token_counts import TokenCounts, count_tokens
 from sage.tools.finetune.trial_step import SAMPLED_ROWS, sampled
 from sage_contracts.config import TrainingConfig
@@ -30,28 +31,44 @@ def count_rows(
     """Tokens, the rows themselves and the steps over them. Raises: InvalidDataError."""
     from sage.tools.finetune.modeling import load_tokenizer
 
-    if config.max_steps > 0:  # a run of few steps reads only as many rows, and so does its plan
-        rows = rows[: config.max_steps * config.effective_batch_size]
-    report(f"Counting the tokens of {len(rows)} rows")
+    counted = _samples if config.method == "sft" else _judged
+    counts, found, kept = counted(config, load_tokenizer(base), rows, report)
     effective, epochs = config.effective_batch_size, config.num_train_epochs
-    if config.method != "sft":
-        judged = judged_rows(config, load_tokenizer(base), rows)
-        kept = len(cut(judged, config.max_length))
-        if not kept:
-            raise _nothing_left(config.max_length)
-        schedule = Schedule(kept, effective, epochs, config.max_steps, config.seed)
-        return count_judged(config, judged), judged, schedule
+    return counts, found, Schedule(kept, effective, epochs, config.max_steps, config.seed)
+
+
+def _samples(
+    config: TrainingConfig, tokenizer: Any, rows: Sequence[Any], report: Report
+) -> tuple[TokenCounts, Samples, int]:
+    """(tokens, the rows whole, how many are trained on). An alternative may allow more of a row than this."""
     limit = config.max_length
-    # Whole: an alternative may allow more of a row than this configuration does.
-    texts = ChatRenderer(load_tokenizer(base), limit).tokenised(rows)
-    samples = Samples(Sample(text.ids, text.labels) for text in texts)
-    lengths = [len(whole.ids) for whole in samples if _cut(whole, limit).label_count]
+    renderer, found = ChatRenderer(tokenizer, limit), Samples()
+    lengths: list[int] = []
+    for part in parts_needed(config, rows, lambda: len(lengths)):
+        report(f"Counting the tokens of {len(part)} rows")
+        for text in renderer.tokenised(part):
+            whole = Sample(text.ids, text.labels)
+            found.extend([whole])
+            if _cut(whole, limit).label_count:
+                lengths.append(len(whole.ids))
     if not lengths:
         raise _nothing_left(limit)
-    batch = config.per_device_train_batch_size
-    dropped = len(samples) - len(lengths)
+    dropped, batch = len(found) - len(lengths), config.per_device_train_batch_size
     counts = count_tokens(lengths, max_length=limit, batch_rows=batch, dropped_rows=dropped)
-    return counts, samples, Schedule(len(lengths), effective, epochs, config.max_steps, config.seed)
+    return counts, found, len(lengths)
+
+
+def _judged(
+    config: TrainingConfig, tokenizer: Any, rows: Sequence[Any], report: Report
+) -> tuple[TokenCounts, list[Judged], int]:
+    found: list[Judged] = []
+    for part in parts_needed(config, rows, lambda: len(cut(found, config.max_length))):
+        report(f"Counting the tokens of {len(part)} rows")
+        found.extend(judged_rows(config, tokenizer, part))
+    kept = len(cut(found, config.max_length))
+    if not kept:
+        raise _nothing_left(config.max_length)
+    return count_judged(config, found), found, kept
 
 
 def rows_of_a_step(config: TrainingConfig, rows: PlannedRows) -> dict[str, Any]:

@@ -39,6 +39,9 @@ class Samples(Sequence[Sample]):
     def __init__(self, samples: Iterable[Sample] = ()) -> None:
         self._ids, self._labels = array("i"), array("i")
         self._bounds = array("q", [0])
+        self.extend(samples)
+
+    def extend(self, samples: Iterable[Sample]) -> None:
         for sample in samples:
             self._ids.extend(sample.ids)
             self._labels.extend(sample.labels)

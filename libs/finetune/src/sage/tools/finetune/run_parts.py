@@ -23,6 +23,7 @@ from sage.tools.finetune.modeling import (
     parameter_counts,
 )
 from sage.tools.finetune.rendering import ChatRenderer, Sample, Samples
+from sage.tools.finetune.row_supply import parts_needed
 from sage.tools.finetune.task_data import Splits
 from sage_contracts.config import OomRung, TrainingConfig
 from sage_contracts.errors import InvalidDataError
@@ -94,11 +95,10 @@ class RunParts:
 
     def render(self, splits: Splits) -> tuple[Samples, Samples]:
         """(training, held-out) samples. Raises: InvalidDataError."""
-        conversations: Sequence[Any] = splits.train
-        if self._config.max_steps > 0:
-            # The rows are shuffled already: a run of few steps need not render all of them.
-            conversations = conversations[: self._config.max_steps * self._config.effective_batch_size]
-        train, held = self.renderer.samples(conversations), self.renderer.samples(splits.validation)
+        train = Samples()
+        for part in parts_needed(self._config, splits.train, lambda: len(train)):
+            train.extend(self.renderer.samples(part))
+        held = self.renderer.samples(splits.validation)
         stats = self.renderer.stats
         if stats.truncated:
             left_out = f"; {stats.dropped} lost their whole answer and are left out" if stats.dropped else ""

@@ -19,6 +19,7 @@ from sage.tools.finetune.preferences.samples import pair_samples, rated_samples
 from sage.tools.finetune.preferences.scoring import Scores
 from sage.tools.finetune.preferences.splits import PreferenceSplits, prepare_preferences
 from sage.tools.finetune.preferences.steps import PreferenceState, Rows, Steps
+from sage.tools.finetune.row_supply import parts_needed
 from sage.tools.finetune.run_parts import RunParts
 from sage.tools.finetune.sampling import tell_answers
 from sage.tools.finetune.tracking import curves
@@ -41,12 +42,7 @@ class PreferenceRun(Run):
         config, tell, layout = self._config, self._tell, self._layout
         tell.on_phase("loading", f"Loading {config.model_name}")
         parts = RunParts(config, base, tell, self._climb.taken)
-        wanted = splits.train
-        if config.max_steps > 0:
-            # They are shuffled already: a run of few steps need not render all of them.
-            wanted = wanted[: config.max_steps * config.effective_batch_size]
-        train, held_rows = self._render(parts, wanted), self._render(parts, splits.validation)
-        del wanted
+        train, held_rows = self._train_rows(parts, splits.train), self._render(parts, splits.validation)
         splits.let_go()
         self._report_cuts(parts, train)
         schedule = Schedule(
@@ -96,6 +92,12 @@ class PreferenceRun(Run):
             told.on_eval(Evaluation("base", 0, state.base_eval_loss or 0.0))
         elif self._config.eval_steps:
             told.on_log("warn", "eval_steps is set, but no rows are held out: nothing is measured")
+
+    def _train_rows(self, parts: RunParts, rows: Sequence[Any]) -> Rows:
+        found: list[Any] = []
+        for part in parts_needed(self._config, rows, lambda: len(found)):
+            found.extend(self._render(parts, part))
+        return found
 
     def _render(self, parts: RunParts, rows: Sequence[Any]) -> Rows:
         if self._config.method == "kto":
