@@ -72,7 +72,9 @@ def waiting_children(worker_pid: int) -> list[int]:
 
 
 def test_a_real_run_is_paused_resumed_and_versioned(real: Rig) -> None:
-    job = real.records.add_job("job-1", "sums", config=config(300), training_path="files/file-1")
+    job = real.records.add_job(
+        "job-1", "sums", config=config(300), training_path="files/file-1", training_filename="my sums.jsonl"
+    )
     worker = real.start_worker()
     real.ring("job-1")
     real.records.wait_for(lambda: job.metrics and (job.metrics.step or 0) >= 3, TRAINING_S)
@@ -100,6 +102,7 @@ def test_a_real_run_is_paused_resumed_and_versioned(real: Rig) -> None:
     assert finish.base_model == "base_models/tiny"
     assert finish.adapter_path == "finetune_output/sums/versions/1/lora_weights"
     assert finish.meta["data_sha256"]
+    assert finish.meta["data"].startswith("my sums.jsonl: ")
     output = real.home / "finetune_output/sums"
     for folder in (output, output / "versions/1"):
         assert (folder / "lora_weights/adapter_model.safetensors").is_file()
@@ -146,7 +149,10 @@ def test_a_code_tree_comes_as_an_archive_and_a_missing_model_is_named(real: Rig)
     with zipfile.ZipFile(real.home / "files/tree", "w") as archive:
         for n in range(12):
             archive.writestr(f"project/part_{n}.py", function.format(n=n))
-    code = real.records.add_job("job-1", "adders", config=config(2, Task.CODE), training_path="files/tree")
+    code = real.records.add_job(
+        "job-1", "adders", config=config(2, Task.CODE), training_path="files/tree",
+        training_filename="my-project.tar.gz",
+    )  # fmt: skip
     lost = real.records.add_job("job-2", "lost", config=config(2, Task.QA, model_name="./no/such/model"))
     real.start_worker()
     real.ring("job-1")
@@ -155,6 +161,7 @@ def test_a_code_tree_comes_as_an_archive_and_a_missing_model_is_named(real: Rig)
     real.records.wait_for(lambda: code.finishes and lost.finishes, TRAINING_S)
 
     assert code.finishes[0].outcome is Outcome.SUCCEEDED, code.finishes[0].error_message
+    assert code.finishes[0].meta["data"].startswith("functions of my-project")
     assert not (real.home / "finetune_output/adders/.source").exists()
     assert lost.finishes[0].error_code == "model_not_found"
     assert "no/such/model" in lost.finishes[0].error_message

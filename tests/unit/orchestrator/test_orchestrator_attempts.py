@@ -15,12 +15,13 @@ JOBS = "/v1/fine_tuning/jobs"
 
 
 def test_a_claim_carries_all_that_the_attempt_needs(rig: Rig) -> None:
-    training, validation = rig.upload(rows(), "train.json"), rig.upload(rows())
+    training, validation = rig.upload(rows(), "train.json"), rig.upload(rows(), "to check.jsonl")
     job = rig.create_job(training_file=training, validation_file=validation, suffix="mine")
     claim = rig.claim(job["id"])
     assert (claim["attempt"], claim["name"], claim["version"]) == (1, "mine", 1)
     assert claim["training_path"] == f"files/{training}.json"
     assert (rig.home / claim["validation_path"]).read_bytes() == rows()
+    assert (claim["training_filename"], claim["validation_filename"]) == ("train.json", "to check.jsonl")
     assert claim["config"] == job["sage"]["config"]
     assert claim["output_dir"] == "finetune_output/mine"
     running = rig.job(job["id"])

@@ -19,6 +19,7 @@ from sage_trainer.child import RestartNow, StopNow, Telling, last_words
 from sage_trainer.folders import (
     VersionResult,
     give_up_checkpoints,
+    named_as_given,
     read_result,
     remove_leftovers,
     take_checkpoints,
@@ -146,6 +147,21 @@ def finished_output(home: Path) -> Path:
     for name in ("training_config.json", "finetune_meta.json"):
         (output / name).write_text("{}")
     return output
+
+
+def test_data_is_read_under_the_name_that_its_owner_gave_it(tmp_path: Path) -> None:
+    stored = tmp_path / "file-1.jsonl"
+    stored.write_text("{}")
+    link = named_as_given(stored, "我的数据 (2).jsonl", tmp_path / "named")
+    assert (link.name, link.read_text()) == ("我的数据 (2).jsonl", "{}")
+    assert named_as_given(stored, None, tmp_path / "unnamed") == stored
+
+
+@pytest.mark.parametrize("filename", ["..", ".", "a\0b", "x" * 300, "no/such/folder"])
+def test_a_name_that_cannot_be_a_files_leaves_it_as_it_is_stored(tmp_path: Path, filename: str) -> None:
+    stored = tmp_path / "file-1.jsonl"
+    stored.write_text("{}")
+    assert named_as_given(stored, filename, tmp_path / "named") == stored
 
 
 def test_a_version_is_a_copy_that_stays(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sage_contracts.errors import InvalidDataError
-from sage_trainer.unpack import is_archive, unpack_tree
+from sage_trainer.unpack import is_archive, tree_name, unpack_tree
 
 
 def make_zip(path: Path, files: dict[str, bytes]) -> Path:
@@ -88,3 +88,18 @@ def test_rows_are_no_archive(tmp_path: Path) -> None:
     rows.write_text(json.dumps({"question": "q", "answer": "a"}) + "\n")
     assert not is_archive(rows)
     assert not is_archive(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("archive", "name"),
+    [
+        ("project.zip", "project"),
+        ("my.project-1.2.TAR.GZ", "my.project-1.2"),
+        ("code.tgz", "code"),
+        ("file-1", "file-1"),
+        (".zip", "sources"),
+        ("...zip", "sources"),
+    ],
+)
+def test_a_tree_is_called_as_its_archive_is(archive: str, name: str) -> None:
+    assert tree_name(archive) == name

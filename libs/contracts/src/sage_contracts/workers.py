@@ -51,7 +51,10 @@ class TrainClaim(_Wire):
     config: TrainingConfig
     training_path: str | None = None
     """None: the task's own data."""
+    training_filename: str | None = None
+    """As whoever uploaded it calls it, for what people read."""
     validation_path: str | None = None
+    validation_filename: str | None = None
     output_dir: str
     """`finetune_output/<name>`."""
     unfinished_jobs: list[str] | None = None

@@ -39,6 +39,7 @@ from sage_trainer.ending import LastWords
 from sage_trainer.folders import (
     VersionResult,
     give_up_checkpoints,
+    named_as_given,
     read_result,
     remove_leftovers,
     take_checkpoints,
@@ -59,7 +60,7 @@ from sage_trainer.messages import (
     StepMessage,
     StoppedMessage,
 )
-from sage_trainer.unpack import is_archive, unpack_tree
+from sage_trainer.unpack import is_archive, tree_name, unpack_tree
 
 if TYPE_CHECKING:
     from sage.tools.finetune import TrainResult
@@ -210,10 +211,16 @@ def train(spec: ChildSpec, tell: Telling) -> DoneMessage | StoppedMessage:
 
 def _run_engine(spec: ChildSpec, tell: Telling, output_dir: Path, source_dir: Path) -> TrainResult:
     home, claim = Home(Path(spec.home)), spec.claim
-    training_path = home.resolve(claim.training_path) if claim.training_path else None
+    training_path, validation_path = (
+        named_as_given(home.resolve(stored), filename, source_dir / split) if stored else None
+        for split, stored, filename in (
+            ("training", claim.training_path, claim.training_filename),
+            ("validation", claim.validation_path, claim.validation_filename),
+        )
+    )
     if training_path is not None and is_archive(training_path):
         tell.on_phase("data", "")
-        training_path = unpack_tree(training_path, source_dir)
+        training_path = unpack_tree(training_path, source_dir / "tree" / tree_name(training_path.name))
     from sage.tools.finetune.callbacks import CALLBACKS
     from sage.tools.finetune.trainer import TRAINERS
 
@@ -227,7 +234,7 @@ def _run_engine(spec: ChildSpec, tell: Telling, output_dir: Path, source_dir: Pa
         [tell, *(make() for _, make in CALLBACKS)],
         home=home.root,
         training_path=training_path,
-        validation_path=home.resolve(claim.validation_path) if claim.validation_path else None,
+        validation_path=validation_path,
         resume=True,  # take_checkpoints has left only what is to be resumed
         run_id=claim.job_id,
         rungs=spec.rungs,

@@ -26,6 +26,22 @@ def remove_leftovers(output_dir: Path, source_dir: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
+def named_as_given(stored: Path, filename: str | None, folder: Path) -> Path:
+    """The file under the name that its owner knows, for what people read: a link in `folder`.
+
+    As it is stored where that cannot be: not every disk has links, or takes every name.
+    """
+    if not filename:
+        return stored
+    link = folder / filename
+    try:
+        folder.mkdir(parents=True)
+        link.symlink_to(stored)
+    except (OSError, ValueError):
+        return stored
+    return link
+
+
 def take_checkpoints(output_dir: Path, job_id: str, unfinished: Collection[str] | None = None) -> None:
     """Make `checkpoints/` hold those of this job's earlier attempts and no others.
 

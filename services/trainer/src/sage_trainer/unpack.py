@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import stat
 import tarfile
@@ -23,6 +24,12 @@ _Entry = tuple[str, Callable[[], IO[bytes] | None]]
 def is_archive(path: Path) -> bool:
     """Whether the file is a .zip or a (compressed) .tar, by its content: uploads have lost their names."""
     return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
+
+
+def tree_name(archive: str) -> str:
+    """What the tree in an archive is called, by the archive's file name."""
+    stem = re.sub(r"(?i)\.(zip|tgz|tar\.gz)$", "", archive)
+    return stem if stem.strip(".") else "sources"
 
 
 def unpack_tree(archive: Path, into: Path, *, max_bytes: int = MAX_BYTES, max_files: int = MAX_FILES) -> Path:

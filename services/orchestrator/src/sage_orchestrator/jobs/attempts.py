@@ -219,7 +219,9 @@ class AttemptService:
             version=row.version or 0,
             config=config,
             training_path=training.path if training else None,
+            training_filename=training.filename if training else None,
             validation_path=validation.path if validation else None,
+            validation_filename=validation.filename if validation else None,
             output_dir=config.output_dir or self.home.relative(self.home.finetune_output / row.name),
             unfinished_jobs=jobs.begun_and_unfinished(session, besides=row.id),
         )

@@ -90,7 +90,9 @@ def prepare(
     if path is None:
         splits = TASKS.get(config.task.value)(config)
     elif is_source_tree(config.task, path):
-        splits = _split_code(build_code_pairs(path, config.code_kinds), config, f"functions of {path}")
+        splits = _split_code(
+            build_code_pairs(path, config.code_kinds), config, f"functions of {path.absolute().name}"
+        )
     else:
         splits = _from_files(config, path, validation_path)
     return _limited(splits, config)
