@@ -16,7 +16,7 @@ from tests.fakes.chat_templates import FAMILIES, make_tokenizer
 from sage.tools.finetune.base_models import SMOLLM2
 from sage.tools.finetune.data import RowError, load_conversations, validate_file
 from sage.tools.finetune.data.conversation import CALLS_LEFT_OUT
-from sage.tools.finetune.data.tokenizer_files import length_counter
+from sage.tools.finetune.data.tokenizer_files import learnable_rows, length_counter
 from sage.tools.finetune.rendering import ChatRenderer
 from sage_cli.jobs.validate import validate_command
 from sage_contracts.errors import InvalidDataError
@@ -144,6 +144,8 @@ def test_a_bad_row_is_one_that_training_refuses(tmp_path: Path, name: str) -> No
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     report = validate_file(path, lengths=length_counter(str(tmp_path / "model"), tmp_path, 100))
+    on_submission = validate_file(path, lengths=learnable_rows(str(tmp_path / "model"), tmp_path))
+    assert on_submission.bad == report.bad
 
     renderer = ChatRenderer(tokenizer, 100)
     refused = {}
@@ -204,7 +206,7 @@ def test_a_hub_model_without_a_tokenizer_file_is_refused(tmp_path: Path) -> None
     (cached / "refs" / "main").write_text(snapshot)
     script = (
         "from pathlib import Path\n"
-        "from sage.tools.finetune.data.tokenizer_files import length_counter\n"
+        "from sage.tools.finetune.data.tokenizer_files import learnable_rows, length_counter\n"
         "from sage_contracts.errors import InvalidRequestError\n"
         "try:\n    length_counter('someone/bare', Path('/nowhere'), 10)\n"
         "except InvalidRequestError as error:\n    print(error.message)\n"

@@ -128,6 +128,29 @@ def test_parquet_is_refused_where_it_cannot_be_read(rig: Rig, monkeypatch: pytes
     assert "Convert it to JSON Lines, or use `sage finetune start --data`" in error["message"]
 
 
+def test_rows_that_the_base_cannot_learn_from_are_named_before_anything_is_queued(rig: Rig) -> None:
+    base = rig.home / "base_models" / "no-system"
+    base.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (base / name).write_text("{}")
+    (base / "tokenizer.json").write_text('{"added_tokens": [{"id": 1, "content": "<end>", "special": true}]}')
+    (base / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system') }}{% endif %}"
+        "{{ m.role }}:{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    bad = (
+        b'\n{"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "U"},'
+        b' {"role": "assistant", "content": "A"}]}'
+    )
+    body = {"model": "no-system", "training_file": rig.upload(rows(3) + bad, "talks.jsonl")}
+    error = rig.post(JOBS, body, status=400)["error"]
+    assert (error["code"], error["param"]) == ("invalid_training_file", "training_file")
+    assert "talks.jsonl: 1 of 4 rows cannot be used: row 4" in error["message"]
+    assert "cannot be learned by" in error["message"] and "(No system)" in error["message"]
+    (base / "chat_template.jinja").write_text("{% what %}")  # nothing to go by: training will tell
+    assert rig.post(JOBS, body)["status"] == "queued"
+
+
 def test_the_validation_file_is_checked_too(rig: Rig) -> None:
     good, bad = rig.upload(rows()), rig.upload(b'{"what": 1}')
     body = {"model": "smollm2-135m", "training_file": good, "validation_file": bad}

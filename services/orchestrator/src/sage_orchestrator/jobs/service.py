@@ -273,7 +273,8 @@ class JobService:
         method = str(row.config.get("method", "sft"))
         for upload in uploads:
             try:
-                check_data(self._home.resolve(upload.path), upload.filename, Task(row.task), method)
+                path, model = self._home.resolve(upload.path), str(row.config["model_name"])
+                check_data(path, upload.filename, Task(row.task), method, model, self._home)
             except InvalidDataError as error:
                 error.param = "training_file" if upload.id == row.training_file else "validation_file"
                 raise

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from sage.tools.finetune.base_models import SMOLLM2, folder_name
 from sage.tools.finetune.data.frames import Frames
 from sage.tools.finetune.data.lengths import LengthCounter
 from sage.tools.finetune.data.training_check import training_check
 from sage_contracts.errors import InvalidRequestError
+
+logger = logging.getLogger(__name__)
 
 _BYTES_PER_TOKEN = 4
 _HUB_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -34,7 +40,7 @@ def length_counter(model: str | None, home: Path, max_length: int) -> LengthCoun
     if folder is not None:
         try:
             counter = FileCounter(folder, model or SMOLLM2)
-            frames = _frames(folder, counter)
+            frames = _frames(folder, counter.name, counter.added_tokens())
         except ImportError as error:
             if model is not None:
                 raise InvalidRequestError(
@@ -43,6 +49,24 @@ def length_counter(model: str | None, home: Path, max_length: int) -> LengthCoun
                     param="model",
                 ) from error
     return LengthCounter(counter, frames, max_length, is_model_chosen=model is not None)
+
+
+def learnable_rows(model: str, home: Path) -> LengthCounter | None:
+    """Refuses rows that training the model would refuse; lengths are estimates, as no tokenizers is needed.
+
+    None where the model is not on this machine, or its files are not understood: training will tell then.
+    """
+    folder = _folder(model, home)
+    if folder is None:
+        return None
+    try:
+        tokenizer = orjson.loads((folder / "tokenizer.json").read_bytes())
+        added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+        frames = _frames(folder, model, added)
+    except Exception as error:  # jinja2 is not installed, no template, one that jinja cannot read
+        logger.info("rows are not held against the chat template of %s: %s", model, error)
+        return None
+    return LengthCounter(Estimate(), frames, max_length=sys.maxsize)
 
 
 class FileCounter:
@@ -112,7 +136,7 @@ def _from_hub(model: str) -> Path:
         ) from error
 
 
-def _frames(folder: Path, counter: FileCounter) -> Frames:
+def _frames(folder: Path, name: str, added: dict[str, int]) -> Frames:
     """Of the folder's chat template, compiled as transformers does. Raises: ImportError without jinja2,
     InvalidDataError without a template."""
     config_file = folder / "tokenizer_config.json"
@@ -137,7 +161,7 @@ def _frames(folder: Path, counter: FileCounter) -> Frames:
     def template(messages: Sequence[Any], tools: Any, **options: Any) -> str:
         return compiled.render(messages=messages, tools=tools, **special, **options)
 
-    check = training_check(source, template, counter.added_tokens(), counter.name)
+    check = training_check(source, template, added, name)
     # Its only way to refuse on purpose; one without it is not asked about rows of which it has seen the like.
     return Frames(template, check, is_choosy="raise_exception" in source)
 
