@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -119,6 +120,20 @@ def test_wrong_fields_are_refused_at_once_and_later(field: str, value: object) -
         TrainingConfig.model_validate({field: value})
     with pytest.raises((ValidationError, ValueError), match=field):
         setattr(TrainingConfig(), field, value)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 10**30, 1e30])
+def test_no_number_is_without_bounds(value: float) -> None:
+    """Each number that a person can set, whatever it stands for: only rates may be any finite number."""
+    for model in (TrainingConfig, LoRAConfig):
+        for name, field in model.model_json_schema()["properties"].items():
+            kinds = {kind.get("type") for kind in field.get("anyOf", [field])}
+            if not kinds & {"integer", "number"} or name == "seed":
+                continue
+            if kinds & {"number"} and math.isfinite(value):
+                continue
+            with pytest.raises(ValidationError, match=name):
+                model.model_validate({name: value})
 
 
 def test_two_quantisations_exclude_each_other() -> None:

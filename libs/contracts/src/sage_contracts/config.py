@@ -68,7 +68,10 @@ OomRung = Literal[
 """One remedy for too little memory; the effective batch is always kept."""
 CodeKind = Literal["docstring_body", "signature_body", "fill_middle", "question_code"]
 """What is asked about a function of a source tree."""
-PositiveInt = Annotated[int, Field(gt=0)]
+_MOST = 2**31 - 1
+"""Of steps, rows, tokens: what every library that gets to see it can hold."""
+PositiveInt = Annotated[int, Field(gt=0, le=_MOST)]
+Count = Annotated[int, Field(ge=0, le=_MOST)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -86,7 +89,12 @@ def _default_trackers() -> list[Tracker]:
 
 class _HumanInput(BaseModel):
     # People assign to fields after construction (the published example does): check those too.
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        validate_assignment=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,  # JSON cannot say them: a job that has one could not be read again
+    )
 
 
 class LoRAConfig(_HumanInput):
@@ -125,8 +133,8 @@ class TrainingConfig(_HumanInput):
     trainer: str = "lora"
     """Of those that are registered where the job runs; `lora` is ours."""
 
-    num_train_epochs: Annotated[float, Field(gt=0)] = 3
-    max_steps: Annotated[int, Field(ge=-1)] = -1
+    num_train_epochs: Annotated[float, Field(gt=0, le=1_000_000)] = 3
+    max_steps: Annotated[int, Field(ge=-1, le=_MOST)] = -1
     """Optimiser steps; -1 leaves it to the epochs."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
@@ -150,12 +158,12 @@ class TrainingConfig(_HumanInput):
     code_kinds: list[CodeKind] = Field(default_factory=list)
     """For the task `code` with source code. Empty: bodies only, of all functions of a tree."""
     validation_fraction: Fraction = 0.1
-    max_train_rows: Annotated[int, Field(ge=0)] = 0
+    max_train_rows: Count = 0
     """0 takes every row."""
-    max_eval_rows: Annotated[int, Field(ge=0)] = 64
-    eval_steps: Annotated[int, Field(ge=0)] = 0
+    max_eval_rows: Count = 64
+    eval_steps: Count = 0
     """Optimiser steps between held-out evaluations; 0 evaluates before and after the run only."""
-    early_stopping_patience: Annotated[int, Field(ge=0)] = 0
+    early_stopping_patience: Count = 0
     """Evaluations without improvement before the run ends; 0 never ends it early."""
     keep_best: bool = True
     """With `eval_steps`: the adapter of the best evaluation is the result, not the last one's."""
@@ -168,11 +176,11 @@ class TrainingConfig(_HumanInput):
     """What is changed, in which order, when memory does not suffice; `published`: as the product page."""
     oom_may_truncate: bool = False
     """Whether the ladder may shorten `max_length` (rows lose their ends)."""
-    max_rollbacks: Annotated[int, Field(ge=0)] = 2
+    max_rollbacks: Count = 2
     """Returns to the last good checkpoint, at a lower learning rate, after NaN or a sustained spike."""
     distributed: Literal["auto", "off", "ddp", "fsdp"] = "auto"
     """Several devices share every step: each with a copy of the model (ddp), or with shards of one (fsdp)."""
-    num_devices: Annotated[int, Field(ge=0)] = 0
+    num_devices: Count = 0
     """0 takes every device that is visible."""
     seed: int = 42
     report_to: list[Tracker] = Field(default_factory=_default_trackers)

@@ -80,7 +80,7 @@ _NEXT: dict[JobStatus, frozenset[JobStatus]] = {
 class Hyperparameters(BaseModel):
     """OpenAI's three; "auto" leaves one to the preset."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     n_epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=50)] = "auto"
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
