@@ -218,6 +218,16 @@ def test_a_job_that_was_stored_with_a_negative_seed_can_still_be_read(rig: Rig) 
     assert rig.job(job_id)["seed"] == -1 == rig.get(JOBS)["data"][0]["seed"]
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 300, "a\0b", "~nobody/x"])
+def test_what_cannot_be_a_models_name_is_not_found(rig: Rig, name: str) -> None:
+    body = {"model": name, "sage": {"task": "qa"}}
+    assert rig.post(JOBS, body, status=404)["error"]["code"] == "model_not_found"
+
+
+def test_a_name_longer_than_any_path_is_refused(rig: Rig) -> None:
+    assert rig.post(JOBS, {"model": "x" * 5000}, status=400)["error"]["param"] == "model"
+
+
 def test_base_models_can_be_named_in_every_way(rig: Rig) -> None:
     for folder in (rig.home / "base_models" / "Org--Tiny", rig.home / "mine"):
         folder.mkdir(parents=True)

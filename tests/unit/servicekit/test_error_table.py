@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import pytest
 from fastapi import APIRouter, Depends, FastAPI
+from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -61,6 +62,10 @@ def build(token: str | None) -> FastAPI:
     @app.get("/bug")
     def bug() -> None:
         raise ZeroDivisionError("secret detail")
+
+    @app.get("/breaks-off")
+    def breaks_off() -> StreamingResponse:
+        return StreamingResponse(str(1 // rest) for rest in (1, 0))
 
     @app.post("/echo")
     def echo(body: Body) -> Body:
@@ -118,6 +123,22 @@ def test_a_bug_is_reported_without_its_details(client: TestClient) -> None:
     assert response.status_code == 500
     assert response.json()["error"]["code"] == "internal_error"
     assert "secret" not in response.text
+    assert response.headers["x-request-id"]
+    assert 'method="GET",service="probe",status="500"' in client.get("/metrics").text
+
+
+def test_after_a_bug_the_connection_is_good_for_the_next_request() -> None:
+    """A server drops the connection of an app that raises, after its answer."""
+    with TestClient(build(None), raise_server_exceptions=True) as strict:
+        assert strict.get("/bug").status_code == 500
+
+
+def test_an_answer_that_breaks_off_does_not_look_whole() -> None:
+    with (
+        TestClient(build(None), raise_server_exceptions=True) as strict,
+        pytest.raises(ZeroDivisionError),
+    ):
+        strict.get("/breaks-off")
 
 
 @pytest.mark.parametrize(("body", "param"), [({}, "count"), ({"count": 1, "extra": 2}, "extra")])

@@ -150,7 +150,7 @@ class CreateJobRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str
+    model: Annotated[str, Field(max_length=4096)]
     """A Hub id, a folder that the trainer can see, a built-in name such as `smollm2-135m`, or "auto"."""
     training_file: str | None = None
     validation_file: str | None = None

@@ -59,7 +59,7 @@ class CreateSweepRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str
+    model: Annotated[str, Field(max_length=4096)]
     training_file: str | None = None
     validation_file: str | None = None
     sage: SageJobOptions = Field(default_factory=SageJobOptions)

@@ -26,8 +26,8 @@ def create_app(name: str, settings: ServiceSettings, lifespan: Any = None) -> Fa
     app.state.settings = settings
     registry = CollectorRegistry()
     app.state.metrics_registry = registry
-    _measure(app, name, registry)
     errors.install(app, name)
+    _measure(app, name, registry)  # outermost: it counts what went wrong as well
 
     @app.get("/healthz", include_in_schema=False)
     async def healthz() -> dict[str, str]:

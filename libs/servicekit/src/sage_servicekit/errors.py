@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sage_contracts import errors
 from sage_servicekit.validation import describe_validation
@@ -73,8 +74,34 @@ def install(app: FastAPI, source: str) -> None:
         body = cls(str(error.detail)).to_body(source)
         return JSONResponse(body.model_dump(), error.status_code)
 
-    @app.exception_handler(Exception)
-    async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-        logger.error("unexpected error in %s %s", request.method, request.url.path, exc_info=error)
-        wrapped = errors.SageError(f"{type(error).__name__} inside {source}; its log has the traceback.")
-        return error_response(wrapped, source)
+    app.add_middleware(_Unexpected, source=source)
+
+
+class _Unexpected:
+    """Answers for what nobody caught.
+
+    A handler of starlette would raise it once more, and the server would drop the connection: whoever sends
+    the next request over it is told that this service broke off.
+    """
+
+    def __init__(self, app: ASGIApp, source: str) -> None:
+        self._app = app
+        self._source = source
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = has_begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            if scope["type"] != "http" or has_begun:
+                raise  # an answer that is not whole must not look as if it were
+            logger.error("unexpected error in %s %s", scope["method"], scope["path"][:200], exc_info=error)
+            name = type(error).__name__
+            wrapped = errors.SageError(f"{name} inside {self._source}; its log has the traceback.")
+            await error_response(wrapped, self._source)(scope, receive, send)

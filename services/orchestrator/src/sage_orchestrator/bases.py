@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,7 +26,7 @@ def find_folder(name: str, home: Home) -> Path | None:
     from sage.tools.finetune.base_models import folder_name
 
     for folder in (home.resolve(name), home.base_models / folder_name(name)):
-        if (folder / "config.json").is_file():
+        if os.path.isfile(folder / "config.json"):  # noqa: PTH113 - Path's raises for what cannot be a name
             return folder
     return None
 
