@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import orjson
 
 from sage.tools.finetune.data.conversation import RowError
-from sage.tools.finetune.data.encodings import detect_encoding, has_fault, marked_faults
+from sage.tools.finetune.data.encodings import has_fault, marked_faults, possible_encodings
 from sage.tools.finetune.data.formats import format_name
 from sage.tools.finetune.data.json_members import member_rows, outline_of
 from sage.tools.finetune.data.json_rows import Found, document_rows, line_rows, list_rows
@@ -76,12 +76,10 @@ class Rows:
         head = head_of(path, name)
         if head.startswith(PARQUET):
             return self._told("Parquet", parquet_rows(path, name))
-        encoding = detect_encoding(head, is_whole=len(head) < HEAD_BYTES)
-        if encoding is None:
-            raise InvalidDataError(
-                f"{name} is not UTF-8 text, nor text in another encoding that can be recognised. "
-                "Save it as UTF-8 JSON, JSON Lines or CSV."
-            )
+        found = possible_encodings(head, is_whole=len(head) < HEAD_BYTES)
+        if len(found) != 1:
+            raise InvalidDataError(_unreadable(name, found))
+        (encoding,) = found
         if not encoding.startswith("utf-8"):
             self.notes.append(f"{name} is read as {encoding.upper().replace('_', '-')}")
         return self._text_rows(path, name, encoding, head.decode(encoding, "ignore").lstrip())
@@ -215,6 +213,20 @@ def _is_list_of_objects(value: Any) -> bool:
 
 def _how_many(lists: list[str]) -> str:
     return f"{len(lists)} lists of objects ({', '.join(lists)}) are" if lists else "no list of objects is"
+
+
+def _unreadable(name: str, encodings: dict[str, str]) -> str:
+    if not encodings:
+        return (
+            f"{name} is not UTF-8 text, nor text in another encoding that can be recognised. "
+            "Save it as UTF-8 JSON, JSON Lines or CSV."
+        )
+    read = " or ".join(f"{encoding} (where it says {word!r})" for encoding, word in encodings.items())
+    other = next(encoding for encoding in encodings if encoding != "utf-8")
+    convert = f"Save it as UTF-8, for {other} with: iconv -f {other} -t utf-8 {name} > utf8-{name}"
+    # Text in UTF-8 that looks like something else stays so, however often it is saved.
+    marked = ". If it is UTF-8 already, save it with a byte-order mark" if "utf-8" in encodings else ""
+    return f"{name} may be text in {read}: too few of its characters tell. {convert}{marked}."
 
 
 def _not_rows(name: str, head: str) -> str:
