@@ -15,7 +15,7 @@ from sage.tools.finetune.data.conversation import RowError
 from sage.tools.finetune.data.encodings import has_fault, marked_faults, possible_encodings
 from sage.tools.finetune.data.formats import format_name
 from sage.tools.finetune.data.json_members import member_rows, outline_of
-from sage.tools.finetune.data.json_rows import Found, document_rows, line_rows, list_rows
+from sage.tools.finetune.data.json_rows import MAX_ROW_BYTES, Found, document_rows, line_rows, list_rows
 from sage.tools.finetune.data.opening import HEAD_BYTES, PARQUET, head_of, open_plain
 from sage.tools.finetune.data.sources import files_of
 from sage.tools.finetune.data.tables import NO_DELIMITER, find_delimiter, parquet_rows, table_rows
@@ -23,6 +23,7 @@ from sage_contracts.errors import InvalidDataError
 
 _READ_BYTES = 1 << 18
 _SAMPLED_LINES = 100
+_LINE_CHARS = 16 << 20
 
 
 class Row(NamedTuple):
@@ -91,7 +92,7 @@ class Rows:
             return self._told("JSON", _read_text(path, name, encoding, list_rows))
         if head[0] == "{":
             first = _first_value(head)
-            if _is_lines(head) and "\n" not in first:
+            if "\n" not in first and (_is_lines(head) or _has_lines(path, name, encoding, head)):
                 return self._told("JSON Lines", _read_lines(path, name, encoding))
             if not first:  # it goes on behind the head, or is broken
                 return self._told("JSON", self._large_object(path, name, encoding))
@@ -198,6 +199,26 @@ def _is_lines(head: str) -> bool:
     """Whether lines are values of their own: one of the first is a whole object, and there are others."""
     lines = [line for line in head.split("\n")[:_SAMPLED_LINES] if line.strip()]
     return len(lines) > 1 and any(line.startswith("{") and _is_object(line) for line in lines)
+
+
+def _has_lines(path: Path, name: str, encoding: str, head: str) -> bool:
+    """The same of a file whose first lines go on behind its head. It stops where a line is longer than a row
+    may be."""
+    if head.count("\n") >= _SAMPLED_LINES:
+        return False
+    lines, found, skipped_chars = 0, False, 0
+    with open_plain(path, name) as stream, _as_text(stream, encoding, "replace") as text:
+        while (
+            lines < _SAMPLED_LINES and skipped_chars <= MAX_ROW_BYTES and (line := text.readline(_LINE_CHARS))
+        ):
+            if len(line) == _LINE_CHARS:
+                skipped_chars += len(line)
+                continue  # a piece of a line, of which only the last is counted
+            lines += bool(line.strip())
+            found = found or (line.startswith("{") and _is_object(line))
+            if found and lines > 1:
+                return True
+    return False
 
 
 def _is_object(line: str) -> bool:
