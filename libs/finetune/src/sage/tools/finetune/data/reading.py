@@ -101,7 +101,9 @@ class Rows:
         if delimiter is None:
             raise InvalidDataError(_not_rows(name, head))
         kind = {",": "CSV", NO_DELIMITER: "CSV", "\t": "TSV"}.get(delimiter, f"CSV with {delimiter!r}")
-        return self._told(kind, _read_text(path, name, encoding, lambda text: table_rows(text, delimiter)))
+        return self._told(
+            kind, _read_text(path, name, encoding, lambda text: table_rows(text, delimiter, name))
+        )
 
     def _documents(self, path: Path, name: str, encoding: str) -> Iterator[Found]:
         """Objects over several lines; a single one may be a row or hold the list of rows."""
