@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, TextIO
@@ -15,6 +15,7 @@ from sage.tools.finetune.data.formats import format_name
 from sage.tools.finetune.data.json_rows import Found
 from sage.tools.finetune.data.opening import PARQUET, open_plain
 from sage.tools.finetune.data.tab_separated import TAB, Lines, Reader, tab_records
+from sage.tools.finetune.storage import temporary_folder_errors
 from sage_contracts.errors import InvalidDataError
 
 _DELIMITERS = ",\t;|"
@@ -91,7 +92,7 @@ def _require_names_of_their_own(columns: Sequence[str], name: str, where: str = 
 
 
 def parquet_rows(path: Path, name: str) -> Iterator[Found]:
-    """Raises: InvalidDataError, also where pyarrow is not installed."""
+    """Raises: InvalidDataError, also where pyarrow is not installed; StorageFullError."""
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -130,14 +131,16 @@ def _value(single: Any) -> Found:
 
 @contextmanager
 def _seekable(path: Path, name: str) -> Iterator[IO[bytes]]:
-    """Parquet is read from its end; a compressed file is unpacked for that."""
+    """Parquet is read from its end; a compressed file is unpacked for that. Raises: StorageFullError."""
     with path.open("rb") as stream:
         if stream.read(len(PARQUET)) == PARQUET:
             yield stream
             return
-    with TemporaryFile() as unpacked:
-        with open_plain(path, name) as packed:
+    with ExitStack() as stack:
+        with temporary_folder_errors(), open_plain(path, name) as packed:
+            unpacked = stack.enter_context(TemporaryFile())
             shutil.copyfileobj(packed, unpacked, 1 << 20)
+            unpacked.flush()
         yield unpacked
 
 
