@@ -142,6 +142,14 @@ def test_a_file_that_may_be_in_several_encodings_is_refused_with_their_names(
     assert ("byte-order mark" in message) == ("utf-8" in candidates)
 
 
+@pytest.mark.parametrize("word", ["café", "Où est le café ? Près de l’église, à côté du théâtre.", "wait…"])
+def test_what_makes_sense_in_no_encoding_is_refused(tmp_path: Path, word: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(f"question,answer\nWhat?,Say {word} now\n".encode("mac_roman"))
+    with pytest.raises(InvalidDataError, match="not UTF-8 text, nor text in another encoding"):
+        load_conversations(path)
+
+
 def test_a_wrong_byte_is_a_fault_of_its_row_in_any_encoding(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     rows = [f"什么是网关{n}？,网关是所有请求的入口。\n".encode("gb18030") for n in range(40)]

@@ -48,10 +48,6 @@ class Guess(NamedTuple):
     """What it makes of the sample."""
 
     @property
-    def is_text(self) -> bool:
-        return self.bits_per_character <= _MOST_BITS
-
-    @property
     def bits_per_character(self) -> float:
         """Of those beyond ASCII."""
         beyond = sum(char >= "\x80" for char in self.text)
@@ -78,10 +74,11 @@ def possible_encodings(head: bytes, *, is_whole: bool) -> dict[str, str]:
     if must_be_utf8:
         return {"utf-8": ""}
     pieces = _pieces(head, is_whole)
-    guesses = _most_plausible(pieces, _TWO_BYTES if may_be_utf8 else _LEGACY)
-    if may_be_utf8:
-        guesses = _beside_utf8(guesses[0], _guess(pieces, "utf-8"))
-    elif not guesses[0].is_text or _CONTROL.search(head[:_CONTROL_BYTES].decode("latin_1")):
+    guesses = _utf8_or_other(pieces) if may_be_utf8 else _most_plausible(pieces, _LEGACY)
+    is_odd = guesses[0].bits_per_character > _MOST_BITS or _CONTROL.search(
+        head[:_CONTROL_BYTES].decode("latin_1")
+    )
+    if is_odd and not may_be_utf8:
         return {}
     words = zip(*(guess.text.split(" ") for guess in guesses), strict=False)
     differing = max(words, key=lambda found: len(set(found)))
@@ -126,10 +123,13 @@ def _most_plausible(pieces: list[bytes], encodings: Iterable[str]) -> list[Guess
     ]
 
 
-def _beside_utf8(other: Guess, utf8: Guess) -> list[Guess]:
+def _utf8_or_other(pieces: list[bytes]) -> list[Guess]:
     """What is UTF-8 by its bytes is something else only where that makes common words of odd letters."""
-    is_doubtful = utf8.bits_per_character > _LEAST_BITS_OF_DOUBT and other.bits < utf8.bits
-    if not is_doubtful or other.bits_per_character > _MOST_BITS_OF_COMMON:
+    utf8 = _guess(pieces, "utf-8")
+    if utf8.bits_per_character <= _LEAST_BITS_OF_DOUBT:
+        return [utf8]
+    other = _most_plausible(pieces, _TWO_BYTES)[0]
+    if other.bits >= utf8.bits or other.bits_per_character > _MOST_BITS_OF_COMMON:
         return [utf8]
     return [other] if other.bits + 2 * _CLEAR_BITS < utf8.bits else [utf8, other]
 

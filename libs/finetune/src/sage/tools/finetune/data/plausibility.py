@@ -23,6 +23,7 @@ _WORDS = frozenset("àáèéíòóúùåöаивкосуяю")
 _SIGNS = frozenset("’‘“”‚„–—…°£€§«»·¿¡©®™±µ²³½ºª¼¾×÷•\xa0")
 _JOINING = frozenset("’‘–—…·")
 """Signs that stand between two letters."""
+_OPENING = frozenset("‚„¿¡")
 _NEIGHBOURLY = frozenset("“”‘’«»…–—\xa0·°€£")
 """Signs that stand beside others."""
 _WIDE_SIGNS = frozenset("　、。，．・：；？！（）「」『』《》〈〉【】〔〕ー～〜％＋－＝／“”‘’…—·￥")
@@ -109,7 +110,7 @@ def _letter(before: str, char: str, after: str, encoding: str) -> float:
     if {*around} - {"", script}:
         bits += 8
     if char.isupper() and before.islower():
-        bits += 8
+        bits += 12
     if script == "LATIN" and any(near >= "\x80" and near.isalpha() for near in (before, after)):
         bits += 4
     return bits
@@ -125,8 +126,8 @@ def _alone(char: str, script: str, encoding: str, is_frequent: bool) -> float:
 
 def _sign(before: str, char: str, after: str) -> float:
     bits = 6.0 if char in _SIGNS else 11.0
-    if _script(before) and _script(after) and char not in _JOINING:
-        bits += 4
+    if _script(before) and ((_script(after) and char not in _JOINING) or char in _OPENING):
+        bits += 8
     if any(near >= "\x80" and not _script(near) and near not in _NEIGHBOURLY for near in (before, after)):
         bits += 3
     return bits
