@@ -57,6 +57,15 @@ def test_only_as_many_rows_as_wanted_are_read(data: Path, tiny_base: Path) -> No
     assert [s.origin for s in preview(request(data, tiny_base, rows=1)).samples] == ["row 2 of rows.jsonl"]
 
 
+def test_the_encoding_that_was_recognised_is_told(tmp_path: Path, tiny_base: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("question,answer\nHow hot?,150°C\n", encoding="cp1252")
+    shown = preview(request(path, tiny_base))
+    assert (shown.source, text_of(shown.samples[0], "learned")) == (
+        "rows.csv; rows.csv is read as CP1252", "150°C",
+    )  # fmt: skip
+
+
 def test_data_without_a_row_to_show_are_refused(tmp_path: Path, tiny_base: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text('{"question": "?"}')

@@ -287,6 +287,28 @@ def test_a_large_row_is_a_row_and_several_are_several(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "a.json", json.dumps(row, indent=1) * 2) == [row, row]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize(
+    ("lines", "bad"),
+    [
+        ([{"text": LARGE}, '{"text": }', *[QA] * 200], [2]),
+        ([f'{{"text": "{LARGE}}}', *[QA] * 200], [1]),
+        (['{"text": }', f'{{"text": "{LARGE}}}', "", {"text": LARGE * 9}, QA], [1, 2]),
+        ([{"text": LARGE}, {"text": LARGE}], []),
+        (['{"text": }', {"text": LARGE}], [1]),
+    ],
+)
+def test_lines_are_lines_however_long_the_first_are(
+    tmp_path: Path, lines: list[Any], bad: list[int], encoding: str
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    path.write_text(text, encoding)
+    report = validate_file(path)
+    rows = sum(line != "" for line in lines)
+    assert (report.container, report.rows, [row.row for row in report.bad]) == ("JSON Lines", rows, bad)
+
+
 def test_a_broken_object_gives_its_rows_up_to_there(tmp_path: Path) -> None:
     good = json.dumps(QA)
     for text, said in (

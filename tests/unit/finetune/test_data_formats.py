@@ -195,7 +195,7 @@ def test_weight_is_kept() -> None:
             "no function with a name",
         ),
         ({"prompt": "p", "chosen": "a", "rejected": "b"}, "row", "use method=dpo, orpo or kto"),
-        ({"prompt": "p", "completion": "c", "label": True}, "row", "use method=dpo, orpo or kto"),
+        ({"prompt": "p", "completion": "c", "label": True}, "label", "use method=kto"),
         (
             {
                 "messages": [

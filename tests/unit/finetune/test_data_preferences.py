@@ -180,3 +180,14 @@ def test_a_system_field_is_part_of_the_prompt_alone(row: dict[str, Any]) -> None
     assert isinstance(pair, PreferencePair)
     assert pair.prompt_messages == [SYSTEM, user("p")]
     assert (pair.chosen, pair.rejected) == ([says("good")], [says("bad")])
+
+
+@pytest.mark.parametrize("label", [True, False, "0"])
+def test_a_rated_answer_is_for_kto_alone(tmp_path: Path, label: object) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "completion": "a", "label": label}))
+    for method in ("sft", "dpo", "orpo"):
+        (bad,) = validate_file(path, method=method).bad
+        assert (bad.field, bad.reason.startswith("rates a single answer")) == ("label", True)
+        assert bad.reason.endswith(": use method=kto")
+    assert validate_file(path, method="kto").good == 1

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sage.tools.finetune.data import validate_file
+from sage.tools.finetune.preferences.splits import prepare_preferences
 from sage.tools.finetune.task_data import is_source_tree, prepare
 from sage_contracts.config import Task, TrainingConfig
 from sage_contracts.errors import InvalidDataError
@@ -144,3 +145,19 @@ def test_code_that_is_not_ones_own_makes_no_source_tree(tmp_path: Path, folder: 
     assert not is_source_tree(Task.CODE, tmp_path)
     (tmp_path / "own.py").write_text("def f():\n    return 1\n")
     assert is_source_tree(Task.CODE, tmp_path)
+
+
+@pytest.mark.parametrize("is_validation", [False, True])
+@pytest.mark.parametrize("method", ["sft", "dpo", "kto"])
+def test_a_run_says_which_encoding_it_reads(tmp_path: Path, method: str, is_validation: bool) -> None:
+    legacy, plain = tmp_path / "legacy.csv", tmp_path / "plain.csv"
+    for path in (legacy, plain):
+        rows = [f"At what heat, {path.stem} {n}?;At 150°C;At 15°C" for n in range(8)]
+        encoding = "cp1252" if path == legacy else "utf-8"
+        path.write_text("\n".join(["prompt;chosen;rejected", *rows]), encoding=encoding)
+        if method == "sft":
+            path.write_bytes(path.read_bytes().replace(b"prompt;chosen;rejected", b"question;answer;other"))
+    training, validation = (plain, legacy) if is_validation else (legacy, None)
+    load = prepare if method == "sft" else prepare_preferences
+    splits = load(TrainingConfig(method=method), training_path=training, validation_path=validation)
+    assert splits.description.endswith("; legacy.csv is read as CP1252")

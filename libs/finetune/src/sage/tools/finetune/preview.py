@@ -27,7 +27,8 @@ from sage.tools.finetune.data.preferences import (
     to_pair,
     to_preference,
 )
-from sage.tools.finetune.data.report import bad_row
+from sage.tools.finetune.data.reading import Rows
+from sage.tools.finetune.data.report import bad_row, with_notes
 from sage.tools.finetune.hardware import has_cuda
 from sage.tools.finetune.head_loss import IGNORED
 from sage.tools.finetune.modeling import load_tokenizer, load_tokenizer_from_hub
@@ -53,8 +54,9 @@ def preview(request: PreviewRequest, before_loading: Callable[[], None] = lambda
     model = default_model(request.task) if request.model == "auto" else request.model
     here = TrainingConfig() if has_cuda() else PresetConfigs.cpu()
     shown = Preview(model=model, source="", max_length=request.max_length or here.max_length)
-    shown.source, rows = _rows(request, shown.unusable)
+    source, rows, notes = _rows(request, shown.unusable)
     found = next(rows, None)  # data that cannot be read are cheaper to find than a tokenizer
+    shown.source = with_notes(source, notes)
     renderer = (
         ChatRenderer(_tokenizer(model, request.home, before_loading), shown.max_length) if found else None
     )
@@ -77,23 +79,24 @@ def preview(request: PreviewRequest, before_loading: Callable[[], None] = lambda
     return shown
 
 
-def _rows(request: PreviewRequest, unusable: list[BadRow]) -> tuple[str, Iterator[ShownRow]]:
-    """(where the rows come from, their numbers and conversations); rows that are none are noted."""
+def _rows(request: PreviewRequest, unusable: list[BadRow]) -> tuple[str, Iterator[ShownRow], Sequence[str]]:
+    """(where the rows come from, their numbers and conversations, and once the first was taken what to know
+    of the reading); rows that are none are noted."""
     path = request.data
     is_supervised = request.method in (None, "sft")
     if path is None and request.method and not is_supervised:
         preferences = prepare_preferences(TrainingConfig(task=request.task, method=request.method))
         pairs: Sequence[Preference] = preferences.train
-        return preferences.description, ((n, _answers(row)) for n, row in enumerate(pairs, 1))
+        return preferences.description, ((n, _answers(row)) for n, row in enumerate(pairs, 1)), ()
     # Source code says no preference: beside rows for the other methods it is only that.
     if path is None or (is_supervised and is_source_tree(request.task, path)):
         splits = prepare(TrainingConfig(task=request.task, data_path=str(path) if path else None))
-        return splits.description, ((n, [(row, "")]) for n, row in enumerate(splits.train, 1))
-    return path.name, _rows_of_file(path, request.method, unusable)
-
-
-def _rows_of_file(path: Path, method: Method | None, unusable: list[BadRow]) -> Iterator[ShownRow]:
+        return splits.description, ((n, [(row, "")]) for n, row in enumerate(splits.train, 1)), ()
     rows = load_rows(path)
+    return path.name, _rows_of_file(rows, request.method, unusable), rows.notes
+
+
+def _rows_of_file(rows: Rows, method: Method | None, unusable: list[BadRow]) -> Iterator[ShownRow]:
     for row in rows:
         try:
             yield row.number, _conversations(row, method)

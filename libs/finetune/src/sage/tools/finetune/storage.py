@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import gettempdir, mkdtemp
 from typing import Any
 
 from sage_contracts.errors import ServiceUnavailableError, StorageFullError
@@ -59,16 +59,30 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def storage_errors(where: Path) -> Iterator[None]:
-    """Turn a full disk into StorageFullError."""
+def storage_errors(where: Path, setting: str = "") -> Iterator[None]:
+    """Turn a full disk into StorageFullError. `setting`: the variable that says where such things lie."""
     try:
         yield
     except Exception as error:
         if _is_full(error):
+            elsewhere = f", or set {setting} to another disk" if setting else ""
             raise StorageFullError(
-                f"The disk is full: {where} could not be written. Free some space."
+                f"The disk is full: {where} could not be written. Free some space{elsewhere}."
             ) from error
         raise
+
+
+@contextmanager
+def temporary_folder_errors() -> Iterator[None]:
+    """The same for what is written into the temporary folder."""
+    try:
+        folder = gettempdir()
+    except FileNotFoundError as error:  # a full disk looks like this too: it is tried with a few bytes
+        raise StorageFullError(
+            f"{error.strerror}: free some space, or set TMPDIR to another disk."
+        ) from error
+    with storage_errors(Path(folder), "TMPDIR"):
+        yield
 
 
 def _is_full(error: BaseException) -> bool:

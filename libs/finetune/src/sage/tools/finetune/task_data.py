@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from sage.tools.finetune.code_data import SOURCE_SUFFIXES, CodePair, build_code_pairs, split_by_module
 from sage.tools.finetune.code_data.source_files import source_files
 from sage.tools.finetune.data import Conversation, load_conversations
-from sage.tools.finetune.data.report import conversation_key, row_key
+from sage.tools.finetune.data.report import conversation_key, row_key, with_notes
 from sage.tools.finetune.data.sources import data_files
 from sage.tools.finetune.registry import Registry
 from sage_contracts.config import TASKS_GROUP, Task, TrainingConfig
@@ -109,10 +109,13 @@ def is_source_tree(task: Task, path: Path) -> bool:
 
 
 def _from_files(config: TrainingConfig, path: Path, validation_path: Path | None) -> Splits:
-    rows = load_conversations(path)
+    notes: list[str] = []
+    rows = load_conversations(path, notes=notes)
     if validation_path is None:
-        return _split_rows(rows, config, path.name)
-    held = _unique(load_conversations(validation_path))
+        splits = _split_rows(rows, config, path.name)
+        splits.description = with_notes(splits.description, notes)
+        return splits
+    held = _unique(load_conversations(validation_path, notes=notes))
     train = _unsaid(_unique(rows), held)
     Random(config.seed).shuffle(train)  # limits take its head
     if not train:
@@ -120,7 +123,7 @@ def _from_files(config: TrainingConfig, path: Path, validation_path: Path | None
             f"Every row of {path.name} is also in {validation_path.name}: nothing to train on."
         )
     description = f"{path.name}: {len(train)} rows; held out: {len(held)} of {validation_path.name}"
-    return Splits(train, held, description)
+    return Splits(train, held, with_notes(description, notes))
 
 
 def _split_rows(rows: Sequence[Conversation], config: TrainingConfig, source: str) -> Splits:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import codecs
 import re
-from typing import Any, cast
+from collections.abc import Iterable
+from typing import Any, NamedTuple, cast
+
+from sage.tools.finetune.data.plausibility import ASCII_BITS, bits_of
 
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -13,30 +16,73 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_LEGACY = ("gb18030", "big5", "cp932", "cp949", "cp1252", "cp1251", "latin_1")
+_TWO_BYTES = ("gb18030", "big5", "cp932", "cp949", "euc_jp")
+_LEGACY = ("cp1252", "cp1251", *_TWO_BYTES)
+_UNUSUAL_BITS = {"big5": 3, "cp932": 3, "cp949": 3, "cp1251": 9, "euc_jp": 9}
+"""How much less likely than the first two an encoding is before anything was read."""
+_CLEAR_BITS = 7
+"""By how much one reading has to be more likely than another to be taken without asking."""
+_MOST_BITS = 18
+"""Of a character beyond ASCII on average; what costs more is no text in any of the encodings."""
+_MOST_BITS_OF_COMMON = 12
+_LEAST_BITS_OF_DOUBT = 10.5
+"""On average: frequent characters of another encoding, and what makes UTF-8 doubtful."""
 _FAULT = "\udcff"
-_SAMPLE_BYTES = 1 << 16
+_CONTROL_BYTES = 1 << 16
+_SAMPLE_BYTES = 1 << 14
 _RIGHT_PER_FAULT = 4
 _LEAST_CHARS_PER_ZERO = 8
 _WIDE = (("utf-32-le", 4, 0), ("utf-32-be", 4, 3), ("utf-16-le", 2, 0), ("utf-16-be", 2, 1))
 """Codec, bytes of a character, and which of them holds an ASCII one."""
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
-# Two bytes of GB 2312's first level: the 3,755 characters of everyday Chinese, and its punctuation.
-_EVERYDAY_CHINESE = re.compile(rb"[\xa1-\xa3\xb0-\xd7][\xa1-\xfe]")
-_KOREAN_ENDS_BEFORE = 0xC9
-"""Korean's two bytes begin within the first half of those; Chinese, in the order of its sounds, in both."""
+_THREE_BYTES_OR_MORE = re.compile("[\u0800-\U0010ffff]")
+# No character of two bytes ends in the signs before the digits, nor in those between them and the letters.
+_WORD = re.compile(rb"[0-9@-\xff]+")
+_ASCII = bytes(range(0x80))
+
+
+class Guess(NamedTuple):
+    encoding: str
+    bits: float
+    text: str
+    """What it makes of the sample."""
+
+    @property
+    def bits_per_character(self) -> float:
+        """Of those beyond ASCII."""
+        beyond = sum(char >= "\x80" for char in self.text)
+        return (self.bits - ASCII_BITS * (len(self.text) - beyond)) / beyond
 
 
 def detect_encoding(head: bytes, *, is_whole: bool) -> str | None:
-    """A codec that reads `head`, the beginning (or the whole) of a file; None when it is no text at all."""
+    """A codec that reads `head`, the beginning (or the whole) of a file; None when it is no text, or as
+    likely in another encoding."""
+    found = possible_encodings(head, is_whole=is_whole)
+    return next(iter(found)) if len(found) == 1 else None
+
+
+def possible_encodings(head: bytes, *, is_whole: bool) -> dict[str, str]:
+    """The codecs that may read `head`, the likeliest first: one where it is clear, none where it is no text.
+    Where there are several: what each makes of one word, in which they differ."""
     for mark, encoding in _MARKS:
         if head.startswith(mark):
-            return encoding
+            return {encoding: ""}
     if b"\0" in head:
-        return _wide_without_mark(head) or _utf8_with_zeros(head, is_whole)
-    if _can_read(head, "utf-8", is_whole) or _is_utf8_with_faults(head):
-        return "utf-8"
-    return _legacy(head, is_whole)
+        wide = _wide_without_mark(head) or _utf8_with_zeros(head, is_whole)
+        return {wide: ""} if wide else {}
+    may_be_utf8, must_be_utf8 = _utf8(head, is_whole)
+    if must_be_utf8:
+        return {"utf-8": ""}
+    pieces = _pieces(head, is_whole)
+    guesses = _utf8_or_other(pieces) if may_be_utf8 else _most_plausible(pieces, _LEGACY)
+    is_odd = guesses[0].bits_per_character > _MOST_BITS or _CONTROL.search(
+        head[:_CONTROL_BYTES].decode("latin_1")
+    )
+    if is_odd and not may_be_utf8:
+        return {}
+    words = zip(*(guess.text.split(" ") for guess in guesses), strict=False)
+    differing = max(words, key=lambda found: len(set(found)))
+    return {guess.encoding: word for guess, word in zip(guesses, differing, strict=True)}
 
 
 def _wide_without_mark(head: bytes) -> str | None:
@@ -55,30 +101,68 @@ def _utf8_with_zeros(head: bytes, is_whole: bool) -> str | None:
     return "utf-8" if is_text and _can_read(head, "utf-8", is_whole) else None
 
 
-def _is_utf8_with_faults(head: bytes) -> bool:
-    """Whether far more characters beyond ASCII are right than wrong: these are then faults of rows."""
-    text = head.decode("utf-8", "replace")
-    faults = text.count("\ufffd")
-    beyond_ascii = len(text) - len(text.encode("ascii", "ignore"))
-    return beyond_ascii - faults > _RIGHT_PER_FAULT * faults
+def _utf8(head: bytes, is_whole: bool) -> tuple[bool, bool]:
+    """Whether the head may be UTF-8, of whose characters beyond ASCII far more are right than wrong (these
+    are faults of rows); and whether it cannot be anything else."""
+    text = codecs.getincrementaldecoder("utf-8")("replace").decode(head, is_whole)
+    faults = 0 if _can_read(head, "utf-8", is_whole) else text.count("\ufffd")
+    right = len(text) - len(text.encode("ascii", "ignore")) - faults
+    if faults and right <= _RIGHT_PER_FAULT * faults:
+        return False, False
+    # Two bytes of another encoding are a character in UTF-8 by chance; three in a row hardly ever are.
+    long = len(_THREE_BYTES_OR_MORE.findall(text)) - faults
+    return True, not right or long > _RIGHT_PER_FAULT * faults
 
 
-def _legacy(head: bytes, is_whole: bool) -> str | None:
-    if _can_read(head, "gb18030", is_whole) and _is_everyday_chinese(head):
-        return "gb18030"
-    from charset_normalizer import from_bytes
-
-    best = from_bytes(head[:_SAMPLE_BYTES], cp_isolation=list(_LEGACY)).best()
-    if best is None or _CONTROL.search(str(best)):
-        return None
-    return best.encoding if _can_read(head, best.encoding, is_whole) else None
+def _most_plausible(pieces: list[bytes], encodings: Iterable[str]) -> list[Guess]:
+    """The likeliest first; with it those that are nearly as likely and read something else."""
+    guesses = sorted((_guess(pieces, encoding) for encoding in encodings), key=lambda guess: guess.bits)
+    best = guesses[0]
+    return [best] + [
+        guess for guess in guesses[1:] if guess.bits - best.bits < _CLEAR_BITS and guess.text != best.text
+    ]
 
 
-def _is_everyday_chinese(head: bytes) -> bool:
-    high = len(re.findall(rb"[\x80-\xff]", head))
-    pairs = _EVERYDAY_CHINESE.findall(head)
-    late = sum(pair[0] >= _KOREAN_ENDS_BEFORE for pair in pairs)
-    return 2 * len(pairs) >= 0.9 * high and late >= 0.1 * len(pairs)
+def _utf8_or_other(pieces: list[bytes]) -> list[Guess]:
+    """What is UTF-8 by its bytes is something else only where that makes common words of odd letters."""
+    utf8 = _guess(pieces, "utf-8")
+    if utf8.bits_per_character <= _LEAST_BITS_OF_DOUBT:
+        return [utf8]
+    other = _most_plausible(pieces, _TWO_BYTES)[0]
+    if other.bits >= utf8.bits or other.bits_per_character > _MOST_BITS_OF_COMMON:
+        return [utf8]
+    return [other] if other.bits + 2 * _CLEAR_BITS < utf8.bits else [utf8, other]
+
+
+def _guess(pieces: list[bytes], encoding: str) -> Guess:
+    text = b" ".join(pieces).decode(encoding, "replace")
+    bits = bits_of(text, encoding)
+    return Guess(encoding, bits + _UNUSUAL_BITS.get(encoding, 0), text)
+
+
+def _pieces(head: bytes, is_whole: bool) -> list[bytes]:
+    """The different runs of bytes beyond ASCII, each with what is next to it, up to _SAMPLE_BYTES of them.
+
+    A run that is repeated in every row says no more than once.
+    """
+    words = _WORD.findall(head)
+    if not is_whole and not b"".join(words[:-1]).isascii():
+        words.pop()  # it may end within a character
+    pieces: dict[bytes, bytes] = {}
+    size = 0
+    for word in words:
+        if word.isascii():
+            continue
+        first, end = len(word) - len(word.lstrip(_ASCII)), len(word.rstrip(_ASCII))
+        # The second byte of a character may be an ASCII one, and is followed by something.
+        piece = word[max(0, first - 1) : end + 2][:_SAMPLE_BYTES]
+        key = word[first : end + (word[end : end + 1] >= b"@")]
+        if key not in pieces:
+            pieces[key] = piece
+            size += len(piece)
+        if size >= _SAMPLE_BYTES:
+            break
+    return list(pieces.values())
 
 
 def _can_read(head: bytes, encoding: str, is_whole: bool) -> bool:

@@ -91,18 +91,22 @@ def to_pair(row: Any, origin: str) -> PreferencePair:
     return preference
 
 
-def load_preferences(path: Path, display_name: str | None = None) -> list[PreferencePair]:
+def load_preferences(
+    path: Path, display_name: str | None = None, notes: list[str] | None = None
+) -> list[PreferencePair]:
     """Every row as a pair of answers, for DPO and ORPO. Raises: InvalidDataError, naming bad rows."""
     from sage.tools.finetune.data.report import load_each
 
-    return load_each(path, to_pair, display_name)
+    return load_each(path, to_pair, display_name, notes)
 
 
-def load_rated_answers(path: Path, display_name: str | None = None) -> list[RatedAnswer]:
+def load_rated_answers(
+    path: Path, display_name: str | None = None, notes: list[str] | None = None
+) -> list[RatedAnswer]:
     """Every row as rated answers, for KTO; a pair gives two. Raises: InvalidDataError."""
     from sage.tools.finetune.data.report import load_each
 
-    return [r for p in load_each(path, to_preference, display_name) for r in rated(p)]
+    return [r for p in load_each(path, to_preference, display_name, notes) for r in rated(p)]
 
 
 def rated(preference: Preference) -> Iterator[RatedAnswer]:
@@ -161,6 +165,9 @@ class Rated(PreferenceFormat):
 
     def matches(self, row: Fields) -> bool:
         return "label" in row and "completion" in row and any(name in row for name in _PROMPTS)
+
+    def to_messages(self, row: Fields) -> NoReturn:
+        raise RowError("label", "rates a single answer, of which this method makes nothing: use method=kto")
 
     def to_preference(self, row: Fields, origin: str) -> RatedAnswer:
         answer = _turns(row, "completion")

@@ -12,10 +12,10 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import orjson
 
 from sage.tools.finetune.data.conversation import RowError
-from sage.tools.finetune.data.encodings import detect_encoding, has_fault, marked_faults
+from sage.tools.finetune.data.encodings import has_fault, marked_faults, possible_encodings
 from sage.tools.finetune.data.formats import format_name
 from sage.tools.finetune.data.json_members import member_rows, outline_of
-from sage.tools.finetune.data.json_rows import Found, document_rows, line_rows, list_rows
+from sage.tools.finetune.data.json_rows import MAX_ROW_BYTES, Found, document_rows, line_rows, list_rows
 from sage.tools.finetune.data.opening import HEAD_BYTES, PARQUET, head_of, open_plain
 from sage.tools.finetune.data.sources import files_of
 from sage.tools.finetune.data.tables import NO_DELIMITER, find_delimiter, parquet_rows, table_rows
@@ -23,6 +23,7 @@ from sage_contracts.errors import InvalidDataError
 
 _READ_BYTES = 1 << 18
 _SAMPLED_LINES = 100
+_LINE_CHARS = 16 << 20
 
 
 class Row(NamedTuple):
@@ -76,12 +77,10 @@ class Rows:
         head = head_of(path, name)
         if head.startswith(PARQUET):
             return self._told("Parquet", parquet_rows(path, name))
-        encoding = detect_encoding(head, is_whole=len(head) < HEAD_BYTES)
-        if encoding is None:
-            raise InvalidDataError(
-                f"{name} is not UTF-8 text, nor text in another encoding that can be recognised. "
-                "Save it as UTF-8 JSON, JSON Lines or CSV."
-            )
+        found = possible_encodings(head, is_whole=len(head) < HEAD_BYTES)
+        if len(found) != 1:
+            raise InvalidDataError(_unreadable(name, found))
+        (encoding,) = found
         if not encoding.startswith("utf-8"):
             self.notes.append(f"{name} is read as {encoding.upper().replace('_', '-')}")
         return self._text_rows(path, name, encoding, head.decode(encoding, "ignore").lstrip())
@@ -93,7 +92,7 @@ class Rows:
             return self._told("JSON", _read_text(path, name, encoding, list_rows))
         if head[0] == "{":
             first = _first_value(head)
-            if _is_lines(head) and "\n" not in first:
+            if "\n" not in first and (_is_lines(head) or _has_lines(path, name, encoding, head)):
                 return self._told("JSON Lines", _read_lines(path, name, encoding))
             if not first:  # it goes on behind the head, or is broken
                 return self._told("JSON", self._large_object(path, name, encoding))
@@ -102,7 +101,9 @@ class Rows:
         if delimiter is None:
             raise InvalidDataError(_not_rows(name, head))
         kind = {",": "CSV", NO_DELIMITER: "CSV", "\t": "TSV"}.get(delimiter, f"CSV with {delimiter!r}")
-        return self._told(kind, _read_text(path, name, encoding, lambda text: table_rows(text, delimiter)))
+        return self._told(
+            kind, _read_text(path, name, encoding, lambda text: table_rows(text, delimiter, name))
+        )
 
     def _documents(self, path: Path, name: str, encoding: str) -> Iterator[Found]:
         """Objects over several lines; a single one may be a row or hold the list of rows."""
@@ -202,6 +203,26 @@ def _is_lines(head: str) -> bool:
     return len(lines) > 1 and any(line.startswith("{") and _is_object(line) for line in lines)
 
 
+def _has_lines(path: Path, name: str, encoding: str, head: str) -> bool:
+    """The same of a file whose first lines go on behind its head. It stops where a line is longer than a row
+    may be."""
+    if head.count("\n") >= _SAMPLED_LINES:
+        return False
+    lines, found, skipped_chars = 0, False, 0
+    with open_plain(path, name) as stream, _as_text(stream, encoding, "replace") as text:
+        while (
+            lines < _SAMPLED_LINES and skipped_chars <= MAX_ROW_BYTES and (line := text.readline(_LINE_CHARS))
+        ):
+            if len(line) == _LINE_CHARS:
+                skipped_chars += len(line)
+                continue  # a piece of a line, of which only the last is counted
+            lines += bool(line.strip())
+            found = found or (line.startswith("{") and _is_object(line))
+            if found and lines > 1:
+                return True
+    return False
+
+
 def _is_object(line: str) -> bool:
     try:
         return isinstance(orjson.loads(line), dict)
@@ -215,6 +236,20 @@ def _is_list_of_objects(value: Any) -> bool:
 
 def _how_many(lists: list[str]) -> str:
     return f"{len(lists)} lists of objects ({', '.join(lists)}) are" if lists else "no list of objects is"
+
+
+def _unreadable(name: str, encodings: dict[str, str]) -> str:
+    if not encodings:
+        return (
+            f"{name} is not UTF-8 text, nor text in another encoding that can be recognised. "
+            "Save it as UTF-8 JSON, JSON Lines or CSV."
+        )
+    read = " or ".join(f"{encoding} (where it says {word!r})" for encoding, word in encodings.items())
+    other = next(encoding for encoding in encodings if encoding != "utf-8")
+    convert = f"Save it as UTF-8, for {other} with: iconv -f {other} -t utf-8 {name} > utf8-{name}"
+    # Text in UTF-8 that looks like something else stays so, however often it is saved.
+    marked = ". If it is UTF-8 already, save it with a byte-order mark" if "utf-8" in encodings else ""
+    return f"{name} may be text in {read}: too few of its characters tell. {convert}{marked}."
 
 
 def _not_rows(name: str, head: str) -> str:

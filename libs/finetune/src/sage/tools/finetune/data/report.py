@@ -29,6 +29,7 @@ from sage_contracts.errors import InvalidDataError
 
 SHOWN_BAD_ROWS = 5
 KEPT_BAD_ROWS = 20
+SHOWN_NOTES = 5
 _SAMPLED_ROWS = 1000
 
 T = TypeVar("T")
@@ -149,13 +150,23 @@ def validate_file(
     )
 
 
-def load_conversations(path: Path, display_name: str | None = None) -> list[Conversation]:
+def load_conversations(
+    path: Path, display_name: str | None = None, notes: list[str] | None = None
+) -> list[Conversation]:
     """Every row as chat messages. Raises: InvalidDataError, naming the first bad rows."""
-    return load_each(path, to_conversation, display_name)
+    return load_each(path, to_conversation, display_name, notes)
 
 
-def load_each(path: Path, read: Callable[[Any, str], T], display_name: str | None = None) -> list[T]:
-    """What `read(row, origin)` makes of every row. Raises: InvalidDataError, naming the first bad rows."""
+def load_each(
+    path: Path,
+    read: Callable[[Any, str], T],
+    display_name: str | None = None,
+    notes: list[str] | None = None,
+) -> list[T]:
+    """What `read(row, origin)` makes of every row; what to know of how they were read goes into `notes`.
+
+    Raises: InvalidDataError, naming the first bad rows.
+    """
     source = load_rows(path, display_name)
     good: list[T] = []
     bad: list[BadRow] = []
@@ -167,6 +178,8 @@ def load_each(path: Path, read: Callable[[Any, str], T], display_name: str | Non
             bad_count += 1
             if len(bad) < KEPT_BAD_ROWS:
                 bad.append(bad_row(row, error, source.name))
+    if notes is not None:
+        notes += source.notes
     if bad:
         raise InvalidDataError(_bad_rows_message(source.name, len(good) + bad_count, bad_count, bad))
     return good
@@ -261,6 +274,12 @@ def _longer(pair: PreferencePair) -> ReadRow:
 def _unlearned(prompt: list[Message]) -> list[Message]:
     """As preferences are trained: what the assistant said in the prompt carries no loss."""
     return [{**turn, "weight": 0} if turn["role"] == "assistant" else turn for turn in prompt]
+
+
+def with_notes(description: str, notes: Sequence[str]) -> str:
+    """What is said of data, and after it the first of the notes on how they were read."""
+    more = [f"and {len(notes) - SHOWN_NOTES} more such notes"] if len(notes) > SHOWN_NOTES else []
+    return "; ".join([description, *notes[:SHOWN_NOTES], *more])
 
 
 def bad_row(row: Row, error: RowError, name: str) -> BadRow:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, TextIO
@@ -14,6 +14,8 @@ from sage.tools.finetune.data.conversation import RowError
 from sage.tools.finetune.data.formats import format_name
 from sage.tools.finetune.data.json_rows import Found
 from sage.tools.finetune.data.opening import PARQUET, open_plain
+from sage.tools.finetune.data.tab_separated import TAB, Lines, Reader, tab_records
+from sage.tools.finetune.storage import temporary_folder_errors
 from sage_contracts.errors import InvalidDataError
 
 _DELIMITERS = ",\t;|"
@@ -23,6 +25,7 @@ _MAX_CELL_CHARS = 64 << 20
 _HEADER_LINES = 20
 _BATCH_ROWS = 1024
 _PIECE_BYTES = 1 << 16
+_WHAT_TO_DO = "write each quotation mark inside a cell twice and put the cell in quotation marks"
 _UNREADABLE = (ValueError, OverflowError, OSError)
 """Of a value that is no UTF-8 or out of Python's range, and of a damaged page."""
 
@@ -35,36 +38,61 @@ def find_delimiter(head: str) -> str | None:
     return NO_DELIMITER if found and len(headers[found]) == 1 else found
 
 
-def table_rows(text: TextIO, delimiter: str) -> Iterator[Found]:
+def table_rows(text: TextIO, delimiter: str, name: str) -> Iterator[Found]:
     """The rows below the header, the first line that is not blank. A row with more or fewer cells than the
-    header is wrong."""
+    header is wrong. Raises: InvalidDataError where two columns have one name."""
     csv.field_size_limit(_MAX_CELL_CHARS)
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    lines = Lines(text) if delimiter == TAB else text
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     columns = _names(_first_record(reader))
-    while True:
-        lines_before = reader.line_num
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield _broken(error, lines_before + 1, reader.line_num)
-            continue
-        if len(cells) == len(columns):
+    _require_names_of_their_own(columns, name, f" in its header (line {reader.line_num})")
+    records = tab_records(lines, reader, len(columns)) if isinstance(lines, Lines) else _records(reader)
+    for cells in records:
+        if isinstance(cells, RowError):
+            yield cells
+        elif len(cells) == len(columns):
             yield dict(zip(columns, cells, strict=True))
         elif cells:
             yield RowError("row", f"has {len(cells)} cells where the header has {len(columns)}")
 
 
+def _records(reader: Reader) -> Iterator[list[str] | RowError]:
+    while True:
+        lines_before = reader.line_num
+        try:
+            yield next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield _broken(error, lines_before + 1, reader.line_num)
+
+
 def _broken(error: csv.Error, first_line: int, last_line: int) -> RowError:
+    where = f"near line {last_line}; {_WHAT_TO_DO}"
     if str(error) == "unexpected end of data":
         what = f"a quotation mark in the row that begins in line {first_line} is never closed"
-        return RowError("row", f"is not valid CSV: {what}; what follows was not read")
+        where = f"what follows was not read; {_WHAT_TO_DO}"
+        return RowError("row", f"is not valid CSV: {what}; {where}")
+    if "expected after" in str(error):  # it names the delimiter, which may be invisible
+        return RowError(
+            "row", f"is not valid CSV: text follows the closing quotation mark of a cell, {where}"
+        )
     return RowError("row", f"is not valid CSV: {error}, near line {last_line}")
 
 
+def _require_names_of_their_own(columns: Sequence[str], name: str, where: str = "") -> None:
+    for column in filter(None, columns):
+        places = [number for number, other in enumerate(columns, 1) if other == column]
+        if len(places) > 1:
+            numbers = f"{', '.join(map(str, places[:-1]))} and {places[-1]}"
+            raise InvalidDataError(
+                f"{name} has {len(places)} columns called {column!r}{where}: columns {numbers}. Rename or "
+                "remove all but one of them; capitals make no difference."
+            )
+
+
 def parquet_rows(path: Path, name: str) -> Iterator[Found]:
-    """Raises: InvalidDataError, also where pyarrow is not installed."""
+    """Raises: InvalidDataError, also where pyarrow is not installed; StorageFullError."""
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -77,6 +105,7 @@ def parquet_rows(path: Path, name: str) -> Iterator[Found]:
         try:
             # In small pieces: by default a whole row group, often the whole file, is held in memory.
             file = ParquetFile(stream, buffer_size=_PIECE_BYTES, pre_buffer=False)
+            _require_names_of_their_own(file.schema_arrow.names, name)
             for batch in file.iter_batches(_BATCH_ROWS):
                 yield from _values(batch)
         except (ArrowException, *_UNREADABLE) as error:
@@ -102,14 +131,16 @@ def _value(single: Any) -> Found:
 
 @contextmanager
 def _seekable(path: Path, name: str) -> Iterator[IO[bytes]]:
-    """Parquet is read from its end; a compressed file is unpacked for that."""
+    """Parquet is read from its end; a compressed file is unpacked for that. Raises: StorageFullError."""
     with path.open("rb") as stream:
         if stream.read(len(PARQUET)) == PARQUET:
             yield stream
             return
-    with TemporaryFile() as unpacked:
-        with open_plain(path, name) as packed:
+    with ExitStack() as stack:
+        with temporary_folder_errors(), open_plain(path, name) as packed:
+            unpacked = stack.enter_context(TemporaryFile())
             shutil.copyfileobj(packed, unpacked, 1 << 20)
+            unpacked.flush()
         yield unpacked
 
 

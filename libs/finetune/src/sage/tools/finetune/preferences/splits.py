@@ -14,7 +14,7 @@ from sage.tools.finetune.data.preferences import (
     load_preferences,
     load_rated_answers,
 )
-from sage.tools.finetune.data.report import conversation_key
+from sage.tools.finetune.data.report import conversation_key, with_notes
 from sage.tools.finetune.task_data import SAMPLES_DIR, RowSplits, content_bytes
 from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import InvalidDataError
@@ -46,16 +46,17 @@ def prepare_preferences(
 
 
 def _split(
-    load: Callable[[Path], list[Row]], config: TrainingConfig, path: Path | None, validation_path: Path | None
+    load: Callable[..., list[Row]], config: TrainingConfig, path: Path | None, validation_path: Path | None
 ) -> PreferenceSplits[Row]:
     source = path.name if path else "the sample set 'preferences'"
-    loaded = load(path or SAMPLE_SET)
+    notes: list[str] = []
+    loaded = load(path or SAMPLE_SET, notes=notes)
     rows = _unique(loaded)
     dropped = len(loaded) - len(rows)
     if validation_path is None:
         train, held = _by_prompt(rows, config)
     else:
-        held = _unique(load(validation_path))
+        held = _unique(load(validation_path, notes=notes))
         known = {_prompt_key(row) for row in held}
         train = [row for row in rows if _prompt_key(row) not in known]
         Random(config.seed).shuffle(train)
@@ -67,7 +68,7 @@ def _split(
     description = f"{source}: {len(train)} preferences, {len(held)} held out{note}"
     if config.max_train_rows:
         train = train[: config.max_train_rows]
-    return PreferenceSplits(train, held[: config.max_eval_rows], description)
+    return PreferenceSplits(train, held[: config.max_eval_rows], with_notes(description, notes))
 
 
 def _by_prompt(rows: Sequence[Row], config: TrainingConfig) -> tuple[list[Row], list[Row]]:

@@ -1,0 +1,114 @@
+"""Tables whose columns share a name, and what their quotation marks mean."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sage.tools.finetune.data import load_rows, validate_file
+from sage.tools.finetune.data.tables import table_rows
+from sage_contracts.errors import InvalidDataError
+
+
+def rows_of(path: Path, text: str) -> list[object]:
+    path.write_text(text)
+    return [row.value if isinstance(row.value, dict) else str(row.value) for row in load_rows(path)]
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", ";", "|"])
+def test_two_columns_of_one_name_are_refused_with_their_places(tmp_path: Path, delimiter: str) -> None:
+    header = delimiter.join(["Question", "answer", "note", "ANSWER"])
+    with pytest.raises(InvalidDataError) as refused:
+        rows_of(tmp_path / "rows.csv", f"\n{header}\n{delimiter.join('abcd')}\n")
+    said = "rows.csv has 2 columns called 'answer' in its header (line 2): columns 2 and 4"
+    assert said in str(refused.value)
+    assert "Rename or remove" in str(refused.value)
+
+
+def test_columns_without_a_name_may_be_several(tmp_path: Path) -> None:
+    (row,) = rows_of(tmp_path / "rows.csv", "question,answer,,\na,b,,\n")
+    assert row == {"question": "a", "answer": "b", "": ""}
+
+
+def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path: Path) -> None:
+    from pyarrow import parquet, table
+
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(table([["q"], ["a"], ["b"]], names=["question", "answer", "answer"]), path)
+    with pytest.raises(InvalidDataError, match=r"2 columns called 'answer': columns 2 and 3"):
+        list(load_rows(path))
+
+
+@pytest.mark.parametrize(
+    ("lines", "rows"),
+    [
+        (['"Yes" in French?\tOui', "next\trow"], [('"Yes" in French?', "Oui"), ("next", "row")]),
+        (['"never closed\tOui', "next\trow"], [('"never closed', "Oui"), ("next", "row")]),
+        (
+            ['"opened\tOui', "next\trow", 'closed"\tend'],
+            [('"opened', "Oui"), ("next", "row"), ('closed"', "end")],
+        ),
+        (['"\t"', "next\trow"], [('"', '"'), ("next", "row")]),
+        (['5" pipe\t"a" or "b"', "next\trow"], [('5" pipe', '"a" or "b"'), ("next", "row")]),
+        (['"a ""quoted"" b"\t"Yes" then'], [('a "quoted" b', '"Yes" then')]),
+        (
+            ['"tab\tinside"\tb', 'a\t"two\nlines"', '"a ""b"""\tc'],
+            [("tab\tinside", "b"), ("a", "two\nlines"), ('a "b"', "c")],
+        ),
+        (['"two\nlines"\t"and\n\ttwo"'], [("two\nlines", "and\n\ttwo")]),
+        (['"a" b\tc\td', "next\trow"], ["row: has 3 cells where the header has 2", ("next", "row")]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_tabs_part_cells_whether_or_not_they_are_quoted(
+    tmp_path: Path, lines: list[str], rows: list[tuple[str, str] | str], ending: str
+) -> None:
+    path = tmp_path / "rows.tsv"
+    path.write_bytes("".join(line + ending for line in ["question\tanswer", *lines]).encode())
+    expected = [r if isinstance(r, str) else dict(zip(("question", "answer"), r, strict=True)) for r in rows]
+    assert [r.value if isinstance(r.value, dict) else str(r.value) for r in load_rows(path)] == expected
+    assert validate_file(path).container == "TSV"
+
+
+# Lines that are all rows without the marks are taken for rows: no row here has both tabs and ends of lines.
+quoted_row = st.sampled_from(['ab", é\t', 'ab", é\n']).flatmap(
+    lambda signs: st.tuples(*[st.text(st.sampled_from(signs), max_size=6)] * 3)
+)
+
+
+@given(st.lists(quoted_row, max_size=6), st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]))
+def test_quoted_cells_come_back_as_they_were(rows: list[tuple[str, ...]], quoting: int) -> None:
+    for delimiter in ",\t":
+        written = io.StringIO(newline="")
+        csv.writer(written, delimiter=delimiter, quoting=quoting).writerows([("a", "b", "c"), *rows])  # type: ignore[arg-type]
+        written.seek(0)
+        read = [tuple(row.values()) for row in table_rows(written, delimiter, "rows")]
+        assert read == rows
+
+
+@given(st.lists(st.tuples(*[st.text(st.sampled_from('ab" ,é'), min_size=1, max_size=5)] * 2), max_size=8))
+def test_no_cell_that_was_never_quoted_swallows_another(rows: list[tuple[str, ...]]) -> None:
+    text = io.StringIO("".join("\t".join(row) + "\n" for row in [("a", "b"), *rows]), newline="")
+    read = [tuple(row.values()) for row in table_rows(text, "\t", "rows")]
+    assert [[cell.strip('"').replace('""', '"') for cell in row] for row in read] == [
+        [cell.strip('"').replace('""', '"') for cell in row] for row in rows
+    ]
+
+
+@pytest.mark.parametrize("header", ["text", "question,answer", "question;answer"])
+def test_what_is_wrong_with_the_marks_of_a_row_says_what_to_do(tmp_path: Path, header: str) -> None:
+    delimiter = header[8:9] or "\n"
+    bad, good = rows_of(
+        tmp_path / "rows.csv", f'{header}\n"Yes" in French?{delimiter}Oui\n"a"{delimiter}b\n'
+    )[:2]
+    assert bad.startswith(
+        "row: is not valid CSV: text follows the closing quotation mark of a cell, near line 2"
+    )  # type: ignore[attr-defined]
+    assert "write each quotation mark inside a cell twice" in str(bad)
+    assert str(bad).isprintable()
+    assert isinstance(good, dict)
