@@ -1,5 +1,8 @@
 """How likely a text is, in bits: what tells which of several encodings a file is in.
 
+Why not charset-normalizer: where few characters are beyond ASCII, as a degree sign here and there, it takes
+Western text for Korean or Japanese.
+
 The numbers are rough on purpose: a wrong encoding turns the frequent characters of a language into rare ones
 of another, and letters into signs, which costs several times as much as the right one.
 """

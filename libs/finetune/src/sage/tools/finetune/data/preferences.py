@@ -167,7 +167,7 @@ class Rated(PreferenceFormat):
         return "label" in row and "completion" in row and any(name in row for name in _PROMPTS)
 
     def to_messages(self, row: Fields) -> NoReturn:
-        raise RowError("label", "rates a single answer, of which this method makes nothing: use method=kto")
+        raise RowError("label", "rates a single answer, which this method cannot use: use method=kto")
 
     def to_preference(self, row: Fields, origin: str) -> RatedAnswer:
         answer = _turns(row, "completion")

@@ -249,7 +249,7 @@ def _unreadable(name: str, encodings: dict[str, str]) -> str:
     convert = f"Save it as UTF-8, for {other} with: iconv -f {other} -t utf-8 {name} > utf8-{name}"
     # Text in UTF-8 that looks like something else stays so, however often it is saved.
     marked = ". If it is UTF-8 already, save it with a byte-order mark" if "utf-8" in encodings else ""
-    return f"{name} may be text in {read}: too few of its characters tell. {convert}{marked}."
+    return f"{name} may be text in {read}: it has too few characters beyond ASCII to tell. {convert}{marked}."
 
 
 def _not_rows(name: str, head: str) -> str:

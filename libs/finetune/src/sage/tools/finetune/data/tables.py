@@ -87,7 +87,7 @@ def _require_names_of_their_own(columns: Sequence[str], name: str, where: str = 
             numbers = f"{', '.join(map(str, places[:-1]))} and {places[-1]}"
             raise InvalidDataError(
                 f"{name} has {len(places)} columns called {column!r}{where}: columns {numbers}. Rename or "
-                "remove all but one of them; capitals make no difference."
+                "remove all but one of them."
             )
 
 
