@@ -25,8 +25,9 @@ _CLEAR_BITS = 7
 _MOST_BITS = 18
 """Of a character beyond ASCII on average; what costs more is no text in any of the encodings."""
 _MOST_BITS_OF_COMMON = 12
-_LEAST_BITS_OF_DOUBT = 10.5
-"""On average: frequent characters of another encoding, and what makes UTF-8 doubtful."""
+_LEAST_BITS_OF_DOUBT = 18
+"""On average: frequent characters of another encoding, and what makes UTF-8 doubtful: letters that hardly any
+language has, while a lone Cyrillic one may be a slip."""
 _FAULT = "\udcff"
 _CONTROL_BYTES = 1 << 16
 _SAMPLE_BYTES = 1 << 14
@@ -124,14 +125,17 @@ def _most_plausible(pieces: list[bytes], encodings: Iterable[str]) -> list[Guess
 
 
 def _utf8_or_other(pieces: list[bytes]) -> list[Guess]:
-    """What is UTF-8 by its bytes is something else only where that makes common words of odd letters."""
+    """What is UTF-8 by its bytes is something else only where that makes common words of odd letters.
+
+    It is never refused: nearly every file is in UTF-8.
+    """
     utf8 = _guess(pieces, "utf-8")
     if utf8.bits_per_character <= _LEAST_BITS_OF_DOUBT:
         return [utf8]
     other = _most_plausible(pieces, _TWO_BYTES)[0]
     if other.bits >= utf8.bits or other.bits_per_character > _MOST_BITS_OF_COMMON:
         return [utf8]
-    return [other] if other.bits + 2 * _CLEAR_BITS < utf8.bits else [utf8, other]
+    return [other] if other.bits + 2 * _CLEAR_BITS < utf8.bits else [utf8]
 
 
 def _guess(pieces: list[bytes], encoding: str) -> Guess:

@@ -245,11 +245,9 @@ def _unreadable(name: str, encodings: dict[str, str]) -> str:
             "Save it as UTF-8 JSON, JSON Lines or CSV."
         )
     read = " or ".join(f"{encoding} (where it says {word!r})" for encoding, word in encodings.items())
-    other = next(encoding for encoding in encodings if encoding != "utf-8")
-    convert = f"Save it as UTF-8, for {other} with: iconv -f {other} -t utf-8 {name} > utf8-{name}"
-    # Text in UTF-8 that looks like something else stays so, however often it is saved.
-    marked = ". If it is UTF-8 already, save it with a byte-order mark" if "utf-8" in encodings else ""
-    return f"{name} may be text in {read}: it has too few characters beyond ASCII to tell. {convert}{marked}."
+    first = next(iter(encodings))
+    convert = f"Save it as UTF-8, for {first} with: iconv -f {first} -t utf-8 {name} > utf8-{name}"
+    return f"{name} may be text in {read}: it has too few characters beyond ASCII to tell. {convert}"
 
 
 def _not_rows(name: str, head: str) -> str:
