@@ -152,6 +152,15 @@ def test_workers_are_seen_while_they_beat(rig: Rig) -> None:
     assert rig.get("/internal/workers")["data"] == []
 
 
+def test_a_worker_that_leaves_in_order_is_not_waited_for(rig: Rig) -> None:
+    beat = {"worker_id": "w1", "kind": "trainer"}
+    rig.http.post("/internal/workers/beat", json=beat | {"is_leaving": True})  # nobody knew it
+    rig.http.post("/internal/workers/beat", json=beat)
+    rig.http.post("/internal/workers/beat", json=beat | {"worker_id": "w2"})
+    rig.http.post("/internal/workers/beat", json=beat | {"is_leaving": True})
+    assert [worker["worker_id"] for worker in rig.get("/internal/workers")["data"]] == ["w2"]
+
+
 # The policy alone, over everything that can happen on one device.
 
 TOTAL = 100

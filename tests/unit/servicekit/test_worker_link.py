@@ -104,21 +104,41 @@ def test_a_silent_orchestrator_is_named(tmp_path: Path) -> None:
         OrchestratorLink(settings, timeout_s=1).tell("/x", REQUEST)
 
 
-def test_signs_of_life_go_on_without_an_orchestrator(tmp_path: Path) -> None:
+def test_signs_of_life_show_once_the_orchestrator_has_heard_them_and_go_on_without_it(tmp_path: Path) -> None:
+    alive = tmp_path / "run" / "trainer.alive"
     beaten = threading.Event()
-    beats = 0
+    shown: list[bool] = []
 
     def beat() -> WorkerBeat:
-        nonlocal beats
-        beats += 1
-        if beats >= 4:
+        shown.append(alive.exists())
+        if len(shown) == 8:
             beaten.set()
         return WorkerBeat(worker_id="w", kind="trainer")
 
-    link = ScriptedLink(*[ServiceUnavailableError("down")] * 1000)
+    down = ServiceUnavailableError("down")
+    link = ScriptedLink(down, down, REQUEST, *[down] * 1000)
     life = SignOfLife(ServiceSettings(home_dir=tmp_path), link, beat, interval_s=0.01)
     life.start()
     assert beaten.wait(10)
-    assert (tmp_path / "run" / "trainer.alive").exists()
     life.stop()
-    assert not (tmp_path / "run" / "trainer.alive").exists()
+    # The first is of its making; the orchestrator hears the fourth.
+    assert shown[:8] == [False, False, False, False, True, True, True, True]
+    assert not alive.exists()
+
+
+def test_the_last_sign_of_life_says_farewell(tmp_path: Path) -> None:
+    told: list[WorkerBeat] = []
+    heard = threading.Event()
+
+    class Listening(OrchestratorLink):
+        def _send(self, path: str, message: BaseModel) -> bytes:
+            told.append(WorkerBeat.model_validate(message.model_dump()))
+            heard.set()
+            return b"{}"
+
+    settings = ServiceSettings(home_dir=tmp_path)
+    life = SignOfLife(settings, Listening(settings), lambda: WorkerBeat(worker_id="w", kind="merger"))
+    life.start()
+    assert heard.wait(10)
+    life.stop()
+    assert [beat.is_leaving for beat in told] == [False] * (len(told) - 1) + [True]

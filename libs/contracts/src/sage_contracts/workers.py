@@ -173,6 +173,8 @@ class WorkerBeat(_Wire):
     device_total_bytes: int = 0
     device_free_bytes: int | None = None
     detail: dict[str, Any] = Field(default_factory=dict)
+    is_leaving: bool = False
+    """The last beat of a worker that was told to stop."""
 
 
 class WorkerSeen(WorkerBeat):

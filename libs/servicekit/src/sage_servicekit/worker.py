@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -137,8 +138,16 @@ def until_accepted(
         left_s -= _RETRY_S
 
 
+_BEAT = "/internal/workers/beat"
+_FIRST_BEATS_S = 0.5
+"""Between those of a worker that was never heard: it may have started before the orchestrator."""
+
+
 class SignOfLife:
-    """Touches `<run>/<kind>.alive` and beats to the orchestrator every `interval_s` until stopped."""
+    """Beats to the orchestrator every `interval_s` until stopped, and touches `<run>/<kind>.alive`.
+
+    The file is there once the orchestrator has heard the worker: who waits for it finds both of one mind.
+    """
 
     def __init__(
         self,
@@ -164,17 +173,22 @@ class SignOfLife:
         self._stop.set()
         self._thread.join(timeout=15)
         self._path.unlink(missing_ok=True)
+        with suppress(SageError):  # else it is missed after a while
+            self._link.tell(_BEAT, self._beat().model_copy(update={"is_leaving": True}))
 
     def _run(self) -> None:
+        was_ever_heard = False
         while not self._stop.is_set():
-            self._path.touch()
             self._tell()
-            self._stop.wait(self._interval_s)
+            was_ever_heard = was_ever_heard or self._is_heard
+            if was_ever_heard:
+                self._path.touch()
+            self._stop.wait(self._interval_s if was_ever_heard else min(_FIRST_BEATS_S, self._interval_s))
 
     def _tell(self) -> None:
         # A silent orchestrator is not the worker's end: it says so once and beats on.
         try:
-            self._link.tell("/internal/workers/beat", self._beat())
+            self._link.tell(_BEAT, self._beat())
         except SageError as error:
             if self._is_heard:
                 logger.warning("beats are not delivered: %s", error)

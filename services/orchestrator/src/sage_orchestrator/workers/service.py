@@ -30,6 +30,10 @@ class WorkerService:
         now = self._clock()
         with self._database.write() as session:
             row = workers.get(session, beat.worker_id)
+            if beat.is_leaving:
+                if row is not None:
+                    session.delete(row)
+                return
             if row is None:
                 row = WorkerRow(worker_id=beat.worker_id, first_seen=now)
                 session.add(row)
