@@ -242,6 +242,9 @@ def test_orders_to_a_lost_worker_are_carried_out(rig: Rig) -> None:
         (Outcome.PAUSED, Order.PAUSE, JobStatus.PAUSED),
         (Outcome.PAUSED, Order.CONTINUE, JobStatus.QUEUED),
         (Outcome.PAUSED, Order.CANCEL, JobStatus.CANCELLED),
+        (Outcome.SUSPENDED, Order.CONTINUE, JobStatus.PAUSED),
+        (Outcome.SUSPENDED, Order.PAUSE, JobStatus.PAUSED),
+        (Outcome.SUSPENDED, Order.CANCEL, JobStatus.CANCELLED),
         (Outcome.RELEASED, Order.CONTINUE, JobStatus.QUEUED),
         (Outcome.RELEASED, Order.PAUSE, JobStatus.PAUSED),
         (Outcome.RELEASED, Order.CANCEL, JobStatus.CANCELLED),
@@ -251,6 +254,21 @@ def test_the_owners_last_word_decides_where_an_attempt_ends(
     outcome: Outcome, order: Order, target: JobStatus
 ) -> None:
     assert target_of(outcome, order) is target
+
+
+def test_a_job_that_cannot_go_on_is_paused_with_the_reason_until_it_is_resumed(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    rig.claim(job_id)
+    full = {"error_code": "insufficient_storage", "error_message": "The disk is full: free some."}
+    rig.finish(job_id, "suspended", **full)
+    job = rig.job(job_id)
+    assert (job["status"], job["error"]["code"]) == ("paused", "insufficient_storage")
+    newest = rig.get(f"{JOBS}/{job_id}/events")["data"][0]
+    assert newest["level"] == "error"
+    assert newest["message"].endswith("The disk is full: free some.")
+    resumed = rig.post(f"{JOBS}/{job_id}/resume")
+    assert (resumed["status"], resumed["error"]) == ("queued", None)
+    assert rig.claim(job_id)["attempt"] == 2
 
 
 def test_two_jobs_of_one_name_do_not_write_its_folder_at_once(rig: Rig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import signal
@@ -194,6 +195,24 @@ def test_an_error_of_ours_keeps_its_code(tmp_path: Path) -> None:
     assert isinstance(words, FailedMessage)
     assert words.is_explained
     assert words.code == "invalid_training_file"
+
+
+class NoRoom(io.TextIOBase):
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_said_though_the_log_lies_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell, out = telling(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", NoRoom())
+        tell.on_log("info", "on it goes")
+        words = last_words(spec_of(tmp_path, training_path="files/none"), tell)
+    assert "on it goes" in out.getvalue()
+    assert isinstance(words, FailedMessage)
+    assert words.is_explained
 
 
 def test_the_engines_news_becomes_messages(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ DONE = DoneMessage(metrics=JobMetrics(), base_model="base", adapter_path="adapte
 STOPPED = StoppedMessage(step=3)
 FAILED = FailedMessage(code="training_failed", message="ValueError: no")
 EXPLAINED = FailedMessage(code="invalid_training_file", message="Row 7", param="data", is_explained=True)
+FULL = FailedMessage(code="insufficient_storage", message="The disk is full", is_explained=True)
 CANCELLED, PAUSED, RELEASED = Outcome.CANCELLED, Outcome.PAUSED, Outcome.RELEASED
 
 
@@ -36,6 +37,9 @@ def with_log(message: str) -> str:
         (RELEASED, None, -15, RELEASED),
         (RELEASED, DONE, 0, Outcome.SUCCEEDED),
         (None, None, 0, Outcome.FAILED),
+        (None, FULL, 1, Outcome.SUSPENDED),
+        (PAUSED, FULL, 1, PAUSED),
+        (CANCELLED, FULL, 1, CANCELLED),
     ],
 )
 def test_outcomes(ordered: Outcome | None, words: LastWords | None, exit_code: int, outcome: Outcome) -> None:

@@ -74,7 +74,11 @@ def facts(console: Console, rows: list[tuple[str, str]]) -> None:
 
 
 def require_success(job: FineTuningJob) -> None:
-    """Raises: the SageError behind a failed or cancelled job; typer.Exit(0) for a paused one."""
+    """Raises: the SageError behind a job that failed, was cancelled or cannot go on; typer.Exit(0) for one
+    that somebody paused."""
+    if job.status is JobStatus.PAUSED and job.error:
+        cls = all_errors().get(job.error.code, TrainingFailedError)
+        raise cls(f"The job is paused: {job.error.message}\nThen go on with: sage finetune resume {job.id}")
     if job.status is JobStatus.PAUSED:
         typer.echo(f"Paused. Go on with: sage finetune resume {job.id}")
         raise typer.Exit(0)

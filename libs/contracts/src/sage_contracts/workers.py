@@ -102,6 +102,8 @@ class Outcome(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     PAUSED = "paused"
+    SUSPENDED = "suspended"
+    """It cannot go on where it is, and could once somebody has helped: paused, with the reason."""
     RELEASED = "released"
     """The worker is going away; the job returns to the queue and resumes elsewhere."""
 

@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from sage_contracts.errors import AuthenticationError
 from sage_contracts.workers import INTERNAL_TOKEN_HEADER
 from sage_servicekit import errors
+from sage_servicekit.bodies import CheckedBodies
 from sage_servicekit.settings import ServiceSettings
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]] | Callable[[FastAPI], AsyncIterator[None]]
@@ -26,6 +27,7 @@ def create_app(name: str, settings: ServiceSettings, lifespan: Any = None) -> Fa
     app.state.settings = settings
     registry = CollectorRegistry()
     app.state.metrics_registry = registry
+    app.add_middleware(CheckedBodies, source=name, max_bytes=settings.max_body_bytes)
     errors.install(app, name)
     _measure(app, name, registry)  # outermost: it counts what went wrong as well
 

@@ -29,6 +29,8 @@ class ServiceSettings(BaseSettings):
     broker_url: str = "filesystem://"
     internal_token: SecretStr | None = None
     """Shared by the services for /internal/*; None leaves that open (embedded, on loopback)."""
+    max_body_bytes: int = 32 * 1024 * 1024
+    """Of a request. Uploads are streamed, and limited by the orchestrator."""
 
     @field_validator("home_dir")
     @classmethod

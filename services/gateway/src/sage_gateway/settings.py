@@ -42,8 +42,6 @@ class GatewaySettings(ServiceSettings):
     vllm_api_key: SecretStr | None = None
     ollama_base_url: str = ""
 
-    max_body_bytes: int = 32 * 1024 * 1024
-    """Of a chat or embeddings request. Uploads are streamed and limited by the orchestrator."""
     first_byte_timeout_s: float = 600.0
     """A cold engine has to start within it."""
     stream_silence_s: float = 300.0

@@ -15,6 +15,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType
@@ -112,7 +113,7 @@ class Telling(TrainingCallback):
     def on_phase(self, name: str, detail: str) -> None:
         self._phase = name
         text = _SENTENCES.get(name, "{detail}").format(detail=detail)
-        print(text, file=sys.stderr, flush=True)
+        _log(text)
         self.say(PhaseMessage(name=name, detail=text))
         if self._is_stopping and name not in _ASKS_FOR_STOP | _SETTLED:
             raise StopNow
@@ -146,7 +147,7 @@ class Telling(TrainingCallback):
 
     def on_eval(self, evaluation: Evaluation) -> None:
         text = evaluation_text(evaluation)
-        print(text, file=sys.stderr, flush=True)
+        _log(text)
         self.say(
             EvalMessage(
                 of=evaluation.name,
@@ -169,7 +170,7 @@ class Telling(TrainingCallback):
             raise RestartNow
 
     def on_log(self, level: Literal["info", "warn", "error"], message: str) -> None:
-        print(message, file=sys.stderr, flush=True)
+        _log(message)
         self.say(LogMessage(level=EventLevel(level), message=message))
 
 
@@ -248,6 +249,16 @@ def _job_metrics(result: TrainResult) -> JobMetrics:
     return JobMetrics.model_validate({**known, "phase": "done", "eta_s": 0, "oom_rungs": rungs or None})
 
 
+def _log(text: str) -> None:
+    """Into the job's log; a full disk must not end a run for the sake of a line."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _log_traceback() -> None:
+    _log(traceback.format_exc())
+
+
 def last_words(spec: ChildSpec, tell: Telling) -> LastWords:
     """`train`, with whatever goes wrong put into words."""
     try:
@@ -257,10 +268,10 @@ def last_words(spec: ChildSpec, tell: Telling) -> LastWords:
     except RestartNow:
         return RestartMessage()
     except SageError as error:
-        traceback.print_exc()
+        _log_traceback()
         return FailedMessage(code=error.code, message=error.message, param=error.param, is_explained=True)
     except Exception as error:
-        traceback.print_exc()
+        _log_traceback()
         return FailedMessage(code=TrainingFailedError.code, message=f"{type(error).__name__}: {error}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sage_contracts.errors import TrainingFailedError
+from sage_contracts.errors import StorageFullError, TrainingFailedError
 from sage_contracts.workers import Outcome
 from sage_servicekit.attempt import Ending
 from sage_servicekit.children import describe_exit
@@ -31,7 +31,9 @@ def ending_of(
         return Ending(ordered)
     if isinstance(words, FailedMessage):
         message = words.message if words.is_explained else with_log(words.message)
-        return Ending(Outcome.FAILED, words.code, message, words.param)
+        # A full disk takes nothing away: the run goes on from its last checkpoint once there is room.
+        outcome = Outcome.SUSPENDED if words.code == StorageFullError.code else Outcome.FAILED
+        return Ending(outcome, words.code, message, words.param)
     if isinstance(words, StoppedMessage):
         # Somebody else sent it SIGTERM; what it saved is as good as after a release.
         return Ending(Outcome.RELEASED)

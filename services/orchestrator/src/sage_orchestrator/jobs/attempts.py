@@ -40,6 +40,7 @@ _TARGETS = {
     Outcome.FAILED: JobStatus.FAILED,
     Outcome.CANCELLED: JobStatus.CANCELLED,
     Outcome.PAUSED: JobStatus.PAUSED,
+    Outcome.SUSPENDED: JobStatus.PAUSED,
     Outcome.RELEASED: JobStatus.QUEUED,
 }
 
@@ -188,7 +189,8 @@ class AttemptService:
                     param="adapter_path",
                 )
             values["fine_tuned_model"] = f"{row.name}@{row.version}"
-        if target is JobStatus.FAILED:
+        is_suspended = finish.outcome is Outcome.SUSPENDED and target is JobStatus.PAUSED
+        if target is JobStatus.FAILED or is_suspended:
             values["error"] = {
                 "code": finish.error_code or TrainingFailedError.code,
                 "message": finish.error_message or "The worker gave no reason; see its log.",
@@ -258,6 +260,8 @@ def _last_event(finish: Finish, target: JobStatus, values: dict[str, Any]) -> tu
         return f"New fine-tuned model created: {values['fine_tuned_model']}", EventLevel.INFO
     if target is JobStatus.FAILED:
         return str(values["error"]["message"]), EventLevel.ERROR
+    if target is JobStatus.PAUSED and values.get("error"):
+        return f"Paused, to be resumed once this is put right: {values['error']['message']}", EventLevel.ERROR
     if target is JobStatus.QUEUED:
         return (
             "The worker gave the job back; waiting for another, to resume from the last checkpoint",

@@ -31,10 +31,13 @@ _COLUMNS = {
 
 def add_results(session: Session, home: Home, job_id: str, metrics: JobMetrics, now: float) -> str:
     """Write the file and its row; the file's id. Raises: StorageFullError."""
+    from sage.tools.finetune.storage import storage_errors
+
     content = step_metrics_csv(jobs.event_data(session, job_id), metrics).encode()
     file_id = new_id("file")
     path = home.files / f"{file_id}.csv"
-    write_whole(path, content)
+    with storage_errors(path):
+        write_whole(path, content)
     session.add(
         FileRow(
             id=file_id,

@@ -163,7 +163,8 @@ class JobService:
             row = jobs.get(session, job_id, lock=True)
             status = JobStatus(row.status)
             if status is JobStatus.PAUSED:
-                jobs.transition(session, job_id, JobStatus.QUEUED, queued_values(now), sources=[status])
+                values = {**queued_values(now), "error": None}  # what it was paused for may be put right
+                jobs.transition(session, job_id, JobStatus.QUEUED, values, sources=[status])
                 jobs.add_event(session, job_id, now, "Job resumed, waiting for a worker")
             elif status is JobStatus.RUNNING and jobs.order_of(row) is Order.PAUSE:
                 jobs.change(session, job_id, {"pending_order": Order.CONTINUE.value})

@@ -37,6 +37,8 @@ class CurveWriter(TrainingCallback):
         self._board = _tensorboard(self.folder, resumed_step) if "tensorboard" in config.report_to else None
         self._wandb = _wandb(self.folder, config, tell) if "wandb" in config.report_to else None
         self._step = resumed_step
+        self._tell = tell
+        self._has_warned = False
 
     def on_step(self, metrics: StepMetrics) -> None:
         self._step = metrics.step
@@ -63,31 +65,44 @@ class CurveWriter(TrainingCallback):
         self._write(values, evaluation.step)
 
     def on_answers(self, step: int, answers: Sequence[GeneratedAnswer]) -> None:
-        said = [asdict(answer) for answer in answers]
-        print(json.dumps({"step": step, "answers": said}), file=self._lines, flush=True)
-        for index, answer in enumerate(answers):
-            if self._board is not None:
-                text = f"**{answer.prompt}**\n\n{answer.answer}"
-                self._board.add_text(f"answers/{index}", text, step)
-            if self._wandb is not None:
-                self._wandb.log({f"answers/{index}": answer.answer}, step=self._step)
+        with self._despite_a_full_disk():
+            said = [asdict(answer) for answer in answers]
+            print(json.dumps({"step": step, "answers": said}), file=self._lines, flush=True)
+            for index, answer in enumerate(answers):
+                if self._board is not None:
+                    text = f"**{answer.prompt}**\n\n{answer.answer}"
+                    self._board.add_text(f"answers/{index}", text, step)
+                if self._wandb is not None:
+                    self._wandb.log({f"answers/{index}": answer.answer}, step=self._step)
 
     def close(self) -> None:
-        self._lines.close()
-        if self._board is not None:
-            self._board.close()
+        for closing in (self._lines, self._board):
+            with self._despite_a_full_disk():
+                if closing is not None:
+                    closing.close()
         if self._wandb is not None:
             self._wandb.finish()
 
     def _write(self, values: dict[str, float], step: int) -> None:
-        print(json.dumps({"step": step, **values}), file=self._lines, flush=True)
-        if self._board is not None:
-            for tag, value in values.items():
-                self._board.add_scalar(tag, value, step)
-            self._board.flush()  # people watch while it trains
-        if self._wandb is not None:
-            # It takes nothing for a step that is past, such as the base's figures after the first step.
-            self._wandb.log(values, step=max(step, self._step))
+        with self._despite_a_full_disk():
+            print(json.dumps({"step": step, **values}), file=self._lines, flush=True)
+            if self._board is not None:
+                for tag, value in values.items():
+                    self._board.add_scalar(tag, value, step)
+                self._board.flush()  # people watch while it trains
+            if self._wandb is not None:
+                # It takes nothing for a step that is past, such as the base's figures after the first step.
+                self._wandb.log(values, step=max(step, self._step))
+
+    @contextmanager
+    def _despite_a_full_disk(self) -> Iterator[None]:
+        """A run does not end for the sake of a curve; its checkpoints tell when there is no room for them."""
+        try:
+            yield
+        except OSError as error:
+            if not self._has_warned:
+                self._has_warned = True
+                self._tell.on_log("warn", f"The curves in {self.folder} have gaps: {error}")
 
 
 @contextmanager

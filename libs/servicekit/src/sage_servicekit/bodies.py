@@ -1,0 +1,76 @@
+"""Request bodies, looked at before any service reads them: their size, and text that cannot be written."""
+
+from __future__ import annotations
+
+import re
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sage_contracts.errors import InvalidRequestError, PayloadTooLargeError, SageError
+from sage_servicekit.errors import error_response
+
+_ESCAPE = re.compile(rb"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
+
+
+class CheckedBodies:
+    """Refuses a body of more than `max_bytes`, or with half a character in it; uploads pass untouched.
+
+    Half a character is a surrogate without its other half, as of an emoji that somebody cut in two: JSON can
+    say it, and nothing can store it or send it on.
+    """
+
+    def __init__(self, app: ASGIApp, source: str, max_bytes: int) -> None:
+        self._app = app
+        self._source = source
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        content_type = dict(scope.get("headers", ())).get(b"content-type", b"")
+        if scope["type"] != "http" or content_type.startswith(b"multipart/"):
+            await self._app(scope, receive, send)
+            return
+        try:
+            waiting = [await self._read(receive)]
+        except SageError as error:
+            await error_response(error, self._source)(scope, receive, send)
+            return
+
+        async def replayed() -> Message:
+            return waiting.pop() if waiting else await receive()
+
+        await self._app(scope, replayed, send)
+
+    async def _read(self, receive: Receive) -> Message:
+        """The whole body as one message; the last one where the client left. Raises: SageError."""
+        content = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return message
+            content += message.get("body", b"")
+            if len(content) > self._max_bytes:
+                raise PayloadTooLargeError(f"The body is larger than {self._max_bytes} bytes.")
+            if not message.get("more_body", False):
+                break
+        if has_half_character(content):
+            raise InvalidRequestError(
+                "The body holds half a character, such as \\ud83d alone: an emoji was cut in two. Cut text "
+                "between characters."
+            )
+        return {"type": "http.request", "body": bytes(content), "more_body": False}
+
+
+def has_half_character(content: bytes | bytearray) -> bool:
+    """Whether JSON has an escaped surrogate without its other half."""
+    if b"\\ud" not in content.lower():
+        return False
+    waits_at = None
+    for escape in _ESCAPE.finditer(content):
+        code = int(escape[1][1:], 16) if len(escape[1]) == 5 else 0
+        is_second = 0xDC00 <= code < 0xE000
+        if is_second != (waits_at == escape.start()):
+            return True
+        if waits_at is not None and not is_second:
+            return True
+        waits_at = escape.end() if 0xD800 <= code < 0xDC00 else None
+    return waits_at is not None
