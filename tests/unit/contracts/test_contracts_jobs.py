@@ -59,6 +59,9 @@ def test_plain_names_are_accepted(name: str) -> None:
         ({"method": {"type": "grpo"}}, "type"),
         ({"sage": {"task": "poetry"}}, "task"),
         ({"trainingfile": "file-1"}, "trainingfile"),
+        ({"metadata": {"a": "x" * 513}}, "metadata.a"),
+        ({"metadata": {"k" * 65: "x"}}, "metadata"),
+        ({"metadata": {str(n): "x" for n in range(17)}}, "metadata"),
     ],
 )
 def test_a_wrong_request_names_the_field(fields: dict[str, Any], where: str) -> None:

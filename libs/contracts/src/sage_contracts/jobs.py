@@ -145,6 +145,12 @@ class SageJobOptions(BaseModel):
     """Sparse TrainingConfig fields; they win over the preset and over `hyperparameters`."""
 
 
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+"""OpenAI's bounds: https://platform.openai.com/docs/api-reference/fine-tuning/create."""
+
+
 class CreateJobRequest(BaseModel):
     """POST /v1/fine_tuning/jobs. `training_file` may be left out for tasks that ship their own data."""
 
@@ -158,7 +164,7 @@ class CreateJobRequest(BaseModel):
     seed: Seed | None = None
     hyperparameters: Hyperparameters | None = None
     method: JobMethod | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     integrations: list[dict[str, Any]] | None = None
     sage: SageJobOptions = Field(default_factory=SageJobOptions)
 
