@@ -8,7 +8,7 @@ they begin with in common is there once (see prefix_tree.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from typing import Any
 
@@ -30,7 +30,9 @@ def fuse_layers(decoder: Any, head: Any) -> None:
     from types import MethodType
 
     require_fusable(decoder)
-    _leave_the_file(decoder, head)
+    # What is joined is copied by that.
+    joined = {id(weight) for layer in decoder.layers for weight in _joined_weights(layer)}
+    _leave_the_file(joined, decoder, head)
     fused = [FusedLayer(layer) for layer in decoder.layers]
     for layer, quick in zip(decoder.layers, fused, strict=True):
         usual = layer.forward
@@ -122,14 +124,20 @@ def _kinds(layer: Any) -> list[type]:
     return [type(part) for part in (layer, layer.self_attn, layer.mlp, layer.mlp.act_fn, *norms)]
 
 
-def _leave_the_file(*modules: Any) -> None:
+def _joined_weights(layer: Any) -> list[Any]:
+    attention, mlp = layer.self_attn, layer.mlp
+    parts = (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj)
+    return [getattr(part, "base_layer", part).weight for part in parts]
+
+
+def _leave_the_file(but: Collection[int], *modules: Any) -> None:
     """Copy weights that may be windows into their file: its pages would stay beside what is joined.
 
     That is so where loading converts nothing: half precision, as files have it.
     """
     for module in modules:
         for weight in module.parameters():
-            if weight.dtype.itemsize < 4 and not weight.requires_grad:
+            if weight.dtype.itemsize < 4 and not weight.requires_grad and id(weight) not in but:
                 weight.data = weight.data.clone()
 
 
