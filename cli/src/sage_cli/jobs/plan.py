@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +14,6 @@ from rich.console import Console
 from rich.text import Text
 
 from sage.tools.finetune.code_data.archives import is_archive_name
-from sage.tools.finetune.storage import temporary_folder_errors
 from sage_cli import locate, render
 from sage_cli.failures import print_json
 from sage_cli.jobs import outcome
@@ -64,13 +62,11 @@ def _require_packages(spec: dict[str, Any]) -> None:
 
 
 def _run(spec: dict[str, Any]) -> dict[str, Any]:
-    """The plan. Raises: the SageError that the child reported, or one for its death; StorageFullError."""
+    """The plan. Raises: the SageError that the child reported, or SageError for its death."""
     console = render.error_console()
-    with ExitStack() as stack:
-        with temporary_folder_errors():
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="sage-plan-")))
-            path, log = folder / "spec.json", folder / "log"
-            path.write_text(json.dumps(spec), encoding="utf-8")
+    with TemporaryDirectory(prefix="sage-plan-") as folder:
+        path, log = Path(folder) / "spec.json", Path(folder) / "log"
+        path.write_text(json.dumps(spec), encoding="utf-8")
         command = [sys.executable, "-m", PROGRAM, str(path)]
         with (
             log.open("wb") as stderr,
