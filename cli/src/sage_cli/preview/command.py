@@ -19,6 +19,7 @@ from sage_contracts.config import Method, Task
 from sage_contracts.errors import (
     ErrorBody,
     InvalidRequestError,
+    SageError,
     ServiceUnavailableError,
     from_body,
 )
@@ -106,7 +107,7 @@ def _follow(process: subprocess.Popen[str], console: Console) -> list[str]:
     return list(tail)
 
 
-def _failure(answer: bytes, tail: list[str]) -> Exception:
+def _failure(answer: bytes, tail: list[str]) -> SageError:
     try:
         error = from_body(ErrorBody.model_validate_json(answer))
         error.source = None  # the process is this command's own business
@@ -118,4 +119,4 @@ def _failure(answer: bytes, tail: list[str]) -> Exception:
             f"Rendering needs the training packages, which this Python lacks ({last}). "
             "Install them: `make install` in the source tree."
         )
-    return RuntimeError(f"the preview failed: {last}")
+    return SageError(f"The preview failed: {last}")
