@@ -147,8 +147,8 @@ def test_a_run_can_be_done_again_from_its_own_configuration(
     rows = tmp_path / "rows.json"
     rows.write_text('[{"question": "2+2?", "answer": "4"}]')
     ran = TrainingConfig(
-        model_name="smollm2-135m", task=Task.QA, preset=PresetName.CPU, max_steps=7,
-        output_dir="/elsewhere/w1", data_path=str(rows),
+        model_name="smollm2-135m", task=Task.QA, preset=PresetName.CPU, output_dir="/elsewhere/w1", max_steps=7,
+        data_path=str(rows),
     )  # fmt: skip
     config = tmp_path / "training_config.json"
     config.write_text(ran.model_dump_json())
