@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from sage.tools.finetune.quickstart import quickstart_overrides
-from sage_contracts.config import PresetName, Task, TrainingConfig
 
 Sage = Callable[..., Any]
 Requests = Callable[[str], list[dict[str, Any]]]
@@ -140,33 +139,6 @@ def test_a_refused_job_leaves_no_uploaded_file(online: Sage, requests: Requests,
     assert len(deleted) == 1
 
 
-def test_a_run_can_be_done_again_from_its_own_configuration(
-    online: Sage, requests: Requests, tmp_path: Path
-) -> None:
-    """training_config.json, which lies beside every tuned model, says everything; options win over it."""
-    rows = tmp_path / "rows.json"
-    rows.write_text('[{"question": "2+2?", "answer": "4"}]')
-    ran = TrainingConfig(
-        model_name="smollm2-135m", task=Task.QA, preset=PresetName.CPU, output_dir="/elsewhere/w1", max_steps=7,
-        data_path=str(rows),
-    )  # fmt: skip
-    config = tmp_path / "training_config.json"
-    config.write_text(ran.model_dump_json())
-    start = ("finetune", "start", "--config", str(config), "--name", "again", "--no-watch")
-    assert online(*start).exit_code == 0
-    assert online(*start, "--task", "chat", "--preset", "minimal", "--set", "max_steps=9").exit_code == 0
-    bodies = [entry["body"] for entry in requests("job body")]
-    said = [
-        (b["model"], b["sage"]["task"], b["sage"]["preset"], b["sage"]["config"]["max_steps"]) for b in bodies
-    ]
-    assert said == [("smollm2-135m", "qa", "cpu", 7), ("smollm2-135m", "chat", "minimal", 9)]
-    elsewhere = {"model_name", "task", "preset", "output_dir", "data_path"}
-    for body in bodies:
-        assert body["training_file"] and body["sage"]["name"] == "again"
-        assert not elsewhere & set(body["sage"]["config"])
-        assert body["sage"]["config"]["seed"] == 42
-
-
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -199,7 +171,6 @@ def test_jobs_can_be_paused_resumed_and_cancelled_by_name(online: Sage) -> None:
     missing = online("finetune", "show", "nobody")
     assert missing.exit_code == 2
     assert "Names that have jobs: endless" in missing.stderr
-    assert "All: sage finetune list" in online("finetune", "logs", "ftjob-x").stderr
 
 
 def test_one_question_is_answered_on_standard_output_alone(online: Sage, requests: Requests) -> None:

@@ -91,8 +91,6 @@ def test_a_refused_sweep_leaves_no_uploaded_file(online: Sage, requests: Request
     [
         ([], "needs a grid"),
         (["--grid", "learning_rate"], "KEY=V1,V2"),
-        (["--grid", "model_name=a,b"], "Say it with --model"),
-        (["--grid", "seed=1,2"], "--set seed=VALUE"),
         (["--grid", "lora.r=4", "--grid", "lora.r=8"], "given twice"),
         (["--grid", "learning_rat=1"], "Did you mean 'learning_rate'"),
         (["--grid", "lora.r=4,0"], "grid.lora.r: 0: Input should be greater than 0"),

@@ -146,12 +146,3 @@ def test_a_row_that_the_models_template_refuses_is_bad(sage: Sage, tmp_path: Pat
     assert "1 of 2 rows cannot be used" in ran.stdout
     told = json.loads(sage("finetune", "validate", path, "--model", str(model), "--json").stdout)
     assert (told["good"], [bad["row"] for bad in told["bad"]]) == (1, [2])
-
-
-def test_a_built_in_model_that_was_never_used_names_the_command_that_prepares_it(
-    sage: Sage, tmp_path: Path
-) -> None:
-    path = write(tmp_path / "rows.jsonl", [GOOD])
-    ran = sage("finetune", "validate", path, "--model", "smollm2-135m")
-    assert ran.exit_code == 2
-    assert "`sage finetune preview FILE` with the same --model prepares it" in " ".join(ran.output.split())

@@ -12,10 +12,7 @@ _SEARCHED = 100
 def find_job(client: Client, given: str) -> FineTuningJob:
     """Raises: NotFoundError naming the newest jobs."""
     if given.startswith("ftjob"):
-        try:
-            return client.job(given)
-        except NotFoundError:
-            raise NotFoundError(f"There is no job {given!r}. All: sage finetune list") from None
+        return client.job(given)
     jobs = client.jobs(_SEARCHED)
     for job in jobs:  # newest first
         if given in (job.sage.name, job.fine_tuned_model):

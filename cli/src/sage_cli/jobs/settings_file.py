@@ -21,11 +21,6 @@ def gather(config: Path | None, settings: Sequence[str]) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for setting in settings:
         _assign(said, setting)
-    if "output_dir" in said:
-        raise InvalidRequestError(
-            "--set output_dir: a job writes to finetune_output/NAME in SAGE_HOME. Say --name NAME.",
-            param="output_dir",
-        )
     fields = overlay(read_file(config), said) if config else said
     check(fields)
     return fields
@@ -57,10 +52,6 @@ def check(fields: dict[str, Any]) -> None:
                 f"There is no training setting {name!r}.{_nearest(name)}", param=name
             ) from None
         message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "list_type":
-            name = ".".join(str(part) for part in first["loc"] if not _is_kind(part))
-            example = json.dumps([part.strip() for part in str(first["input"]).split(",")])
-            message = f"several values are written as a JSON list, --set '{name}={example}'"
         given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
         raise InvalidRequestError(
             f"{f'{name}: ' if name else ''}{message}{given}.", param=name or None
@@ -114,11 +105,6 @@ def value_of(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return {"True": True, "False": False}.get(text, text)
-
-
-def _is_kind(part: int | str) -> bool:
-    """Whether a part of an error's place is one of a union's types, and no field."""
-    return isinstance(part, str) and ("[" in part or part == "literal")
 
 
 def _nearest(name: str) -> str:

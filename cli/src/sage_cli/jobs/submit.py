@@ -58,11 +58,10 @@ class CheckedWish:
 
 def check(wish: JobWish) -> CheckedWish:
     """Look at everything that can be judged here, before anything runs. Raises: InvalidRequestError."""
-    fields = settings_file.gather(wish.config, wish.settings)
-    wish = _with_said_in_settings(wish, fields)
     task = Task(wish.task)
+    fields = settings_file.gather(wish.config, wish.settings)
     model = _model(wish.model, fields)
-    data = wish.data
+    data = wish.data or _data_in_settings(fields)
     if wish.preset is not None:
         preset_fields(wish.preset)
     if wish.name is not None and (fault := name_fault(wish.name)):
@@ -128,17 +127,7 @@ def _model(given: str, fields: dict[str, Any]) -> str:
     return model
 
 
-def _with_said_in_settings(wish: JobWish, fields: dict[str, Any]) -> JobWish:
-    """Settings that the command line has options for count as those, and go from `fields`; options win.
-
-    A run's own training_config.json holds all of them.
-    """
-    fields.pop("output_dir", None)  # where that run wrote; this one's folder follows from its name
-    task, preset, data = (fields.pop(name, None) for name in ("task", "preset", "data_path"))
-    return replace(
-        wish,
-        task=task if task and wish.task == Task.CUSTOM else wish.task,
-        preset=wish.preset or preset,
-        # The trainer may run elsewhere: a path in the settings is uploaded like one of --data.
-        data=wish.data or (Path(str(data)) if data else None),
-    )
+def _data_in_settings(fields: dict[str, Any]) -> Path | None:
+    # The trainer may run elsewhere: a path in the settings is uploaded like one of --data.
+    path = fields.pop("data_path", None)
+    return Path(str(path)) if path else None

@@ -22,23 +22,7 @@ from sage_cli.jobs.submit import CheckedWish, JobWish, check, uploaded
 from sage_cli.jobs.sweep_table import base_loss, print_table, view_for
 from sage_cli.stack.updown import ensure_stack
 from sage_contracts.errors import InvalidRequestError, NotFoundError, TrainingFailedError
-from sage_contracts.sweeps import (
-    SAME_LOSS,
-    CreateSweepRequest,
-    Grid,
-    Sweep,
-    SweepStatus,
-    grid_points,
-    point_text,
-)
-
-_OPTIONS = {
-    "model_name": "--model",
-    "data_path": "--data",
-    "output_dir": "--name",
-    "task": "--task",
-    "preset": "--preset",
-}
+from sage_contracts.sweeps import CreateSweepRequest, Grid, Sweep, SweepStatus, grid_points, point_text
 
 
 def start_command(
@@ -93,15 +77,6 @@ def parse_grid(given: Sequence[str]) -> Grid:
         if not equals or not name or not text:
             raise InvalidRequestError(
                 f"--grid {entry!r}: write it as KEY=V1,V2, for example --grid learning_rate=1e-4,2e-4."
-            )
-        if name in _OPTIONS:
-            raise InvalidRequestError(
-                f"--grid {name}: it is the same for all jobs of a sweep. Say it with {_OPTIONS[name]}."
-            )
-        if name in SAME_LOSS:
-            raise InvalidRequestError(
-                f"--grid {name}: it changes the held-out rows or their loss, by which the jobs are compared. "
-                f"Set it for all of them: --set {name}=VALUE."
             )
         if name in grid:
             raise InvalidRequestError(f"--grid {name} is given twice: put all its values into one.")

@@ -30,7 +30,7 @@ _SAID_ONCE = {
     "preset": "`sage.preset`",
 }
 # The jobs are compared by their held-out loss, which has to be the same measure of the same rows.
-SAME_LOSS = (
+_SAME_LOSS = (
     "validation_fraction",
     "max_eval_rows",
     "max_length",
@@ -163,7 +163,7 @@ def _check_name(name: str) -> None:
     known += [f"lora.{field}" for field in LoRAConfig.model_fields]
     if name in _SAID_ONCE:
         raise InvalidRequestError(f"{param} is the same for all jobs: use {_SAID_ONCE[name]}.", param=param)
-    if name in SAME_LOSS:
+    if name in _SAME_LOSS:
         raise InvalidRequestError(
             f"{param}: the jobs are compared by their loss on the same held-out rows, and {name} changes"
             " the rows or the loss: set it for all of them in sage.config.",

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from sage.tools.finetune.base_models import SMOLLM2, folder_name, is_builtin
+from sage.tools.finetune.base_models import SMOLLM2, folder_name
 from sage.tools.finetune.data.frames import Frames
 from sage.tools.finetune.data.lengths import LengthCounter
 from sage.tools.finetune.data.training_check import training_check
@@ -34,12 +34,6 @@ def length_counter(model: str | None, home: Path, max_length: int) -> LengthCoun
     """
     folder = _folder(model or SMOLLM2, home)
     if folder is None and model is not None:
-        if is_builtin(model):
-            raise InvalidRequestError(
-                f"--model {model}: the built-in model was not used on this machine yet. `sage finetune "
-                "preview FILE` with the same --model prepares it; or leave --model out for an estimate.",
-                param="model",
-            )
         folder = _from_hub(model)
     counter: FileCounter | Estimate = Estimate()
     frames = Frames()
