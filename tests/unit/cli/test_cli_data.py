@@ -17,6 +17,7 @@ from sage_cli.jobs.plan import plan_command
 from sage_cli.jobs.submit import JobWish
 from sage_contracts.config import Task
 from sage_contracts.errors import InvalidDataError, InvalidRequestError
+from sage_contracts.home import Home
 from sage_orchestrator.jobs.datafile import check_data
 
 FUNCTION = '''
@@ -132,7 +133,7 @@ def test_a_folder_of_pairs_with_code_beside_them_is_sent_as_rows(tmp_path: Path,
     data.check(folder, Task.CODE, method)
     with data.packed(folder, Task.CODE, method) as file:
         assert file.filename == "pairs.jsonl"
-        check_data(file.path, file.filename, Task.CODE, method)
+        check_data(file.path, file.filename, Task.CODE, method, "smollm2-135m", Home(tmp_path))
     data.check(folder, Task.CODE)
     with data.packed(folder, Task.CODE) as file:
         assert file.filename == "pairs.zip"
@@ -144,7 +145,7 @@ def test_a_single_source_file_is_packed_so_that_the_server_takes_it(tmp_path: Pa
     (tmp_path / "other.py").write_text(FUNCTION)
     data.check(path, Task.CODE)
     with data.packed(path, Task.CODE) as file:
-        check_data(file.path, file.filename, Task.CODE, "sft")
+        check_data(file.path, file.filename, Task.CODE, "sft", "smollm2-135m", Home(tmp_path))
         assert zipfile.ZipFile(file.path).namelist() == ["app.py"]
     with pytest.raises(InvalidDataError, match="neither JSON nor a table"):
         data.check(path, Task.QA)
@@ -179,7 +180,7 @@ def test_archives_are_taken_here_as_by_the_server(tmp_path: Path, name: str) -> 
     data.check(path, Task.CODE)
     with data.packed(path, Task.CODE) as file:
         assert (file.path, file.filename) == (path, name)
-        check_data(file.path, file.filename, Task.CODE, "sft")
+        check_data(file.path, file.filename, Task.CODE, "sft", "smollm2-135m", Home(tmp_path))
     # What neither takes is refused here already, and in the same words.
     nothing = packed_tree(tmp_path / f"none-{name}", "project/tests/a.js", "node_modules/b.js", "c.min.js")
     for refused, task, method, told in (
@@ -190,7 +191,7 @@ def test_archives_are_taken_here_as_by_the_server(tmp_path: Path, name: str) -> 
         with pytest.raises(InvalidDataError, match=told) as here:
             data.check(refused, task, method)
         with pytest.raises(InvalidDataError) as there:
-            check_data(refused, refused.name, task, method)
+            check_data(refused, refused.name, task, method, "smollm2-135m", Home(tmp_path))
         assert str(here.value) == str(there.value)
 
 
