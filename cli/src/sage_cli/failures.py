@@ -30,6 +30,15 @@ _ADVICE: dict[type[errors.SageError], str] = {
     errors.StorageFullError: "Free some space, or point SAGE_HOME at a larger disk.",
 }
 
+# Of the API's requests: what a person at the command line said them with.
+_OPTIONS = {
+    "training_file": "--data",
+    "sage.config": "--set or --config",
+    "sage.name": "--name",
+    "sage.preset": "--preset",
+    "sage.task": "--task",
+}
+
 
 class StackError(errors.SageError):
     """The stack could not be started or stopped; the message says which part and why."""
@@ -61,7 +70,9 @@ def describe(error: Exception) -> list[str]:
             "This is a fault of sage itself. SAGE_DEBUG=1 shows the traceback.",
         ]
     lines = [error.message]
-    where = [f"in {error.param}"] if error.param and error.param not in error.message else []
+    where = []
+    if error.param and error.param not in error.message:
+        where.append(f"in {_OPTIONS.get(error.param, error.param)}")
     if error.source and error.source not in error.message:
         where.append(f"said by {error.source}")
     if where:

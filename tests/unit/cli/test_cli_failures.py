@@ -45,3 +45,8 @@ def test_a_retry_time_is_passed_on() -> None:
 
 def test_a_fault_of_ours_says_so() -> None:
     assert "SAGE_DEBUG=1" in "\n".join(describe(KeyError("x")))
+
+
+def test_a_place_in_the_request_is_told_as_the_option_that_said_it() -> None:
+    error = errors.InvalidDataError("It holds no rows.", param="training_file", source="orchestrator")
+    assert "Where: in --data, said by orchestrator." in describe(error)

@@ -17,14 +17,15 @@ from sage.tools.finetune.code_data.archives import is_archive_name
 from sage_cli import locate, render
 from sage_cli.failures import print_json
 from sage_cli.jobs import outcome
-from sage_cli.jobs.submit import CheckedWish, JobWish, check
+from sage_cli.jobs.submit import CheckedWish, check
+from sage_cli.jobs.wish import JobWish
 from sage_contracts.errors import InvalidRequestError, ServiceUnavailableError, all_errors
 
 PROGRAM = "sage.tools.finetune.planning"
 
 
 def plan_command(wish: JobWish, *, is_auto: bool, as_json: bool) -> None:
-    checked = check(wish)
+    checked = check(wish, is_trained=False)
     spec = _spec(checked, is_auto=is_auto)
     _require_packages(spec)
     found = _run(spec)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from pathlib import Path
 from tempfile import TemporaryFile
 
 from pydantic import ValidationError
@@ -14,8 +13,9 @@ from rich.console import Console
 
 from sage.tools.finetune.preview_types import Preview, PreviewRequest
 from sage_cli import failures, locate, render
+from sage_cli.jobs.wish import JobWish
 from sage_cli.preview.view import show
-from sage_contracts.config import Method, Task
+from sage_contracts.config import Task
 from sage_contracts.errors import (
     ErrorBody,
     InvalidRequestError,
@@ -30,29 +30,23 @@ _TAIL_LINES = 5
 
 
 def preview_command(
-    data: Path | None,
-    *,
-    task: str,
-    method: Method | None,
-    model: str,
-    rows: int,
-    max_length: int | None,
-    with_tokens: bool,
-    as_json: bool,
+    wish: JobWish, *, rows: int, max_length: int | None, with_tokens: bool, as_json: bool
 ) -> None:
-    if data is None and task == Task.CUSTOM and method in (None, "sft"):
+    wish, settings = wish.with_settings(is_trained=False)
+    task, method = Task(wish.task or Task.CUSTOM), settings.get("method")
+    if wish.data is None and task == Task.CUSTOM and method in (None, "sft"):
         raise InvalidRequestError(
             "Give a FILE to preview, or with --task code, qa, chat or instruction the data such a task has; "
             "--method dpo, orpo and kto bring a sample set too."
         )
     request = PreviewRequest(
         home=locate.home_root(),
-        data=data,
-        task=Task(task),
+        data=wish.data,
+        task=task,
         method=method,
-        model=model,
+        model=wish.model,
         rows=rows,
-        max_length=max_length,
+        max_length=max_length or settings.get("max_length"),
     )
     found = run(request, render.error_console())
     if as_json:
