@@ -152,6 +152,14 @@ def test_workers_are_seen_while_they_beat(rig: Rig) -> None:
     assert rig.get("/internal/workers")["data"] == []
 
 
+def test_a_worker_that_leaves_is_forgotten_at_once(rig: Rig) -> None:
+    for worker_id in ("w1", "w2"):
+        rig.http.post("/internal/workers/beat", json={"worker_id": worker_id, "kind": "trainer"})
+    for _ in range(2):  # whom nobody knows may leave too
+        assert rig.http.post("/internal/workers/leave", json={"worker_id": "w1"}).status_code == 204
+    assert [worker["worker_id"] for worker in rig.get("/internal/workers")["data"]] == ["w2"]
+
+
 # The policy alone, over everything that can happen on one device.
 
 TOTAL = 100

@@ -18,7 +18,7 @@ from sage_contracts.errors import (
     SageError,
     ServiceUnavailableError,
 )
-from sage_contracts.workers import ClaimRequest, ReportReply, WorkerBeat
+from sage_contracts.workers import ClaimRequest, ReportReply, WorkerBeat, WorkerLeaves
 from sage_servicekit.settings import ServiceSettings
 from sage_servicekit.worker import OrchestratorLink, SignOfLife, claim, until_accepted
 
@@ -32,9 +32,11 @@ class ScriptedLink(OrchestratorLink):
         super().__init__(ServiceSettings(home_dir=Path("/nowhere")))
         self.answers = list(answers)
         self.asked = 0
+        self.last: tuple[str, BaseModel] | None = None
 
     def _send(self, path: str, message: BaseModel) -> bytes:
         self.asked += 1
+        self.last = (path, message)
         answer = self.answers.pop(0)
         if isinstance(answer, SageError):
             raise answer
@@ -122,3 +124,4 @@ def test_signs_of_life_go_on_without_an_orchestrator(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "trainer.alive").exists()
     life.stop()
     assert not (tmp_path / "run" / "trainer.alive").exists()
+    assert link.last == ("/internal/workers/leave", WorkerLeaves(worker_id="w"))

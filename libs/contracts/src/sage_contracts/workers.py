@@ -172,6 +172,12 @@ class WorkerBeat(_Wire):
     detail: dict[str, Any] = Field(default_factory=dict)
 
 
+class WorkerLeaves(_Wire):
+    """POST /internal/workers/leave: a worker stops in good order, and is to be forgotten at once."""
+
+    worker_id: str
+
+
 class WorkerSeen(WorkerBeat):
     """One of GET /internal/workers: the last beat, and when it came."""
 

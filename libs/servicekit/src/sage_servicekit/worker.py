@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -21,7 +22,7 @@ from sage_contracts.errors import (
     UpstreamError,
     from_response,
 )
-from sage_contracts.workers import ClaimRequest, WorkerBeat
+from sage_contracts.workers import ClaimRequest, WorkerBeat, WorkerLeaves
 from sage_servicekit.machine import return_free_memory
 from sage_servicekit.settings import ServiceSettings
 
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 Reply = TypeVar("Reply", bound=BaseModel)
 
 _RETRY_S = 2.0
+_UNHEARD_S = 1.0
+"""Between beats that do not arrive."""
 _LEAVING_S = 6.0
 """How long a worker that was told to stop still tries to say how its attempt ended."""
 
@@ -138,7 +141,10 @@ def until_accepted(
 
 
 class SignOfLife:
-    """Touches `<run>/<kind>.alive` and beats to the orchestrator every `interval_s` until stopped."""
+    """Touches `<run>/<kind>.alive` and beats to the orchestrator every `interval_s` until stopped.
+
+    Then it says that the worker leaves, so that nobody counts on it.
+    """
 
     def __init__(
         self,
@@ -164,12 +170,16 @@ class SignOfLife:
         self._stop.set()
         self._thread.join(timeout=15)
         self._path.unlink(missing_ok=True)
+        # An orchestrator that does not hear it forgets whoever is silent.
+        with suppress(SageError):
+            self._link.tell("/internal/workers/leave", WorkerLeaves(worker_id=self._beat().worker_id))
 
     def _run(self) -> None:
         while not self._stop.is_set():
             self._path.touch()
             self._tell()
-            self._stop.wait(self._interval_s)
+            # Both may have been started together: whoever waits for the stack waits for the first beat.
+            self._stop.wait(self._interval_s if self._is_heard else min(self._interval_s, _UNHEARD_S))
 
     def _tell(self) -> None:
         # A silent orchestrator is not the worker's end: it says so once and beats on.

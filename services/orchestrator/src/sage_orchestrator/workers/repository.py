@@ -23,5 +23,9 @@ def newest(session: Session, kind: str, *, seen_after: float) -> WorkerRow | Non
     return session.scalar(query.order_by(WorkerRow.last_seen.desc()).limit(1))
 
 
+def delete_one(session: Session, worker_id: str) -> None:
+    session.execute(delete(WorkerRow).where(WorkerRow.worker_id == worker_id))
+
+
 def delete_unseen(session: Session, since: float) -> None:
     session.execute(delete(WorkerRow).where(WorkerRow.last_seen < since))

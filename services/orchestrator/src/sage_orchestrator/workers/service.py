@@ -1,4 +1,4 @@
-"""Who works here: beats come in, and whoever is silent is forgotten after an hour."""
+"""Who works here: beats come in; who leaves is forgotten, and whoever is silent after an hour."""
 
 from __future__ import annotations
 
@@ -58,6 +58,10 @@ class WorkerService:
         with self._database.read() as session:
             row = workers.newest(session, "trainer", seen_after=self._clock() - self._seen_s)
         return None if row is None else (row.device, row.device_total_bytes)
+
+    def forget(self, worker_id: str) -> None:
+        with self._database.write() as session:
+            workers.delete_one(session, worker_id)
 
     def forget_unseen(self) -> None:
         with self._database.write() as session:
