@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from sage.tools.finetune.code_data import SOURCE_SUFFIXES, build_code_pairs
 from sage.tools.finetune.code_data import source_files as trees
 from sage.tools.finetune.code_data.archives import check_archive, is_archive_name
 from sage.tools.finetune.data.hub import is_hub_id
 from sage.tools.finetune.data.opening import is_parquet
+from sage.tools.finetune.storage import temporary_folder
 from sage.tools.finetune.task_data import is_source_tree
 from sage_contracts.config import Task
 from sage_contracts.errors import InvalidDataError
@@ -59,18 +59,18 @@ def check(path: Path, task: Task, method: str = "sft") -> None:
 def packed(path: Path, task: Task, method: str = "sft") -> Iterator[DataFile]:
     """The file to upload: the path itself; or temporarily the rows of a folder, of a hub's data set or of a
     Parquet file, which the server could not read, as JSON Lines; or an archive of a folder's sources, or of a
-    single one, as a source tree is an archive to the server."""
+    single one, as a source tree is an archive to the server. Raises: StorageFullError."""
     is_tree = path.exists() and _means_sources(path, task, method)
     if path.is_file() and not is_tree and not is_parquet(path, path.name):
         yield DataFile(path, path.name)
         return
-    with TemporaryDirectory(prefix="sage-data-") as folder:
+    with temporary_folder("sage-data-") as folder:
         if not is_tree:
-            lines = Path(folder) / f"{path.absolute().name.removesuffix('.parquet') or 'rows'}.jsonl"
+            lines = folder / f"{path.absolute().name.removesuffix('.parquet') or 'rows'}.jsonl"
             _write_rows(path, lines)
             yield DataFile(lines, lines.name)
             return
-        archive = Path(folder) / f"{path.absolute().name or 'sources'}.zip"
+        archive = folder / f"{path.absolute().name or 'sources'}.zip"
         root, files = (path, uploadable_sources(path)) if path.is_dir() else (path.parent, [path])
         # Not strict: the format knows no time before 1980, which some files are from.
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as stream:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, gettempdir, mkdtemp
 from typing import Any
 
-from sage_contracts.errors import ServiceUnavailableError, StorageFullError
+from sage_contracts.errors import SageError, ServiceUnavailableError, StorageFullError
 from sage_contracts.home import write_whole
 
 _LOCK_POLL_S = 0.2
@@ -69,6 +69,29 @@ def storage_errors(where: Path) -> Iterator[None]:
                 f"The disk is full: {where} could not be written. Free some space."
             ) from error
         raise
+
+
+@contextmanager
+def temporary_storage_errors() -> Iterator[None]:
+    """The same of a block that writes temporary files; what it says itself about a full disk is left."""
+    try:
+        yield
+    except SageError:
+        raise
+    except Exception as error:
+        if _is_full(error):
+            raise StorageFullError(
+                f"The disk is full: {gettempdir()} has no room for temporary files. Free some space. "
+                "Or set TMPDIR to a folder on another disk."
+            ) from error
+        raise
+
+
+@contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """A new folder for temporary files, for the length of a block. Raises: StorageFullError."""
+    with temporary_storage_errors(), TemporaryDirectory(prefix=prefix) as folder:
+        yield Path(folder)
 
 
 def _is_full(error: BaseException) -> bool:
