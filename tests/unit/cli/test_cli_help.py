@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -55,3 +57,12 @@ def test_the_commands_name_the_tasks_and_presets_that_exist() -> None:
 
 def test_every_backend_of_the_product_page_is_offered() -> None:
     assert set(get_args(chat.Backend)) == {"mock", "openai", "finetune", "vllm", "ollama"}
+
+
+def test_an_interruption_while_it_is_imported_ends_it_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    ran = subprocess.run([sys.executable, "-m", "sage_cli", "--help"], capture_output=True, timeout=30)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, b"", b"")
