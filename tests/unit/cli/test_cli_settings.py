@@ -131,7 +131,8 @@ def test_settings_that_have_an_option_are_told_by_its_name(tmp_path: Path) -> No
     with pytest.raises(InvalidRequestError, match=r"training_config\.json: output_dir .* give --name NAME"):
         JobWish(config=path).with_settings()
     assert JobWish(config=path, name="new").with_settings()[0].name == "new"
-    assert JobWish(config=path).with_settings(is_trained=False)[0].preset == "cpu"
+    planned, _ = JobWish(config=path).with_settings(is_trained=False)
+    assert (planned.preset, planned.name) == ("cpu", None)
 
 
 def test_a_seed_that_no_job_takes_is_refused_here() -> None:

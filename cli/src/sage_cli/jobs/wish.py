@@ -47,15 +47,13 @@ class JobWish:
         fields = overlay(in_file, said)
         settings_file.check(fields)
         options = {name: self._option(name, said, in_file) for name in OPTION_OF}
-        if is_trained:
-            options["output_dir"] = self._name(said, in_file)
         data = options["data_path"]
         wish = replace(
             self,
             task=options["task"],
             model=options["model_name"] or "auto",
             data=Path(data) if data else None,
-            name=options["output_dir"],
+            name=self._name(said, in_file) if is_trained else self.name,
             preset=options["preset"],
         )
         return wish, {name: value for name, value in fields.items() if name not in OPTION_OF}
