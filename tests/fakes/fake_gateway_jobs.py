@@ -8,7 +8,7 @@ from fastapi import FastAPI, UploadFile
 from tests.fakes.fake_gateway_state import FAILURES, MODEL, State, make_job
 
 from sage_contracts.config import Task
-from sage_contracts.errors import ConflictError
+from sage_contracts.errors import ConflictError, NotFoundError
 from sage_contracts.files import FileObject, FilePurpose
 from sage_contracts.jobs import CreateJobRequest, FineTuningJob, JobError, JobEvent, JobStatus
 from sage_contracts.paging import Deleted, ListPage
@@ -100,6 +100,8 @@ def add_sweeps(app: FastAPI, state: State) -> None:
     @app.get("/v1/sage/sweeps/{sweep_id}")
     def retrieve(sweep_id: str) -> Sweep:
         """Each look ends the next job: every second one fails, the rest get better and better."""
+        if sweep_id not in state.sweeps:
+            raise NotFoundError(f"There is no sweep {sweep_id}: list them with GET /v1/sage/sweeps.")
         sweep = state.sweeps[sweep_id]
         waiting = [child for child in sweep.children if not child.status.is_terminal]
         if sweep.name == "endless" or sweep.status.is_terminal:

@@ -108,7 +108,7 @@ class State:
 
     def job(self, job_id: str) -> FakeJob:
         if job_id not in self.jobs:
-            raise NotFoundError(f"There is no job {job_id}.")
+            raise NotFoundError(f"There is no job {job_id}: list them with GET /v1/fine_tuning/jobs.")
         return self.jobs[job_id]
 
     def tuned(self) -> list[FineTuningJob]:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from sage.tools.finetune.preview import preview
 from sage.tools.finetune.preview_types import PreviewRequest, PreviewSample
 from sage_cli.main import app
+from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import InvalidDataError
 
 ROWS: list[dict[str, Any]] = [
@@ -84,6 +85,21 @@ def test_the_command_shows_the_tasks_own_data(
     assert result.exit_code == 0, result.output
     assert "the sample set 'qa'" in result.stdout
     assert "<|im_end|>⟧" in result.stdout
+
+
+def test_a_runs_own_file_says_what_it_saw(
+    data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAGE_HOME", str(tmp_path / "home"))
+    config = TrainingConfig(
+        model_name=str(tiny_base), data_path=str(data), output_dir="./output", method="dpo", max_length=77
+    )
+    path = tmp_path / "training_config.json"
+    path.write_text(config.model_dump_json())
+    result = CliRunner().invoke(app, ["finetune", "preview", "--config", str(path), "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["max_length"], [row["answer"] for row in found["samples"]]) == (77, ["chosen", "rejected"])
 
 
 def test_the_commands_errors_are_the_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 
@@ -27,7 +28,16 @@ _ADVICE: dict[type[errors.SageError], str] = {
     errors.DeviceBusyError: "`sage status` shows what holds the device. Try again when it is done.",
     errors.EngineStartingError: "Try again in a moment; `sage status` shows how far the engine is.",
     errors.EngineFailedError: "`sage status` shows the engine; its log is in the stack's logs folder.",
-    errors.StorageFullError: "Free some space, or point SAGE_HOME at a larger disk.",
+    errors.StorageFullError: "Free some space.",
+}
+
+# Of the API's requests: what a person at the command line said them with.
+_OPTIONS = {
+    "training_file": "--data",
+    "sage.config": "--set or --config",
+    "sage.name": "--name",
+    "sage.preset": "--preset",
+    "sage.task": "--task",
 }
 
 
@@ -37,13 +47,21 @@ class StackError(errors.SageError):
     code = "stack_failed"
 
 
+class EngineFault(Exception):  # noqa: N818  # not of the tree: as any other fault of ours
+    """A program of the engine broke; the message says at what, and its last words."""
+
+
 def exit_code_of(error: Exception) -> int:
     """The exit code of the nearest class in the table; 1 is a fault of this program."""
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError) or _is_full_disk(error):
         return YOUR_INPUT
     if not isinstance(error, errors.SageError):
         return 1
     return next(_EXIT_CODES[cls] for cls in type(error).__mro__ if cls in _EXIT_CODES)
+
+
+def _is_full_disk(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def advice_of(error: errors.SageError) -> str | None:
@@ -53,15 +71,19 @@ def advice_of(error: errors.SageError) -> str | None:
 
 def describe(error: Exception) -> list[str]:
     """The lines of the error screen, the message first."""
+    if _is_full_disk(error):
+        return [f"The disk is full: {error}.", _ADVICE[errors.StorageFullError]]
     if not isinstance(error, errors.SageError):
         if isinstance(error, ValueError | OSError) and str(error):
             return [str(error)]
         return [
-            f"{type(error).__name__}: {error}",
+            str(error) if isinstance(error, EngineFault) else f"{type(error).__name__}: {error}",
             "This is a fault of sage itself. SAGE_DEBUG=1 shows the traceback.",
         ]
     lines = [error.message]
-    where = [f"in {error.param}"] if error.param and error.param not in error.message else []
+    where = []
+    if error.param and error.param not in error.message:
+        where.append(f"in {_OPTIONS.get(error.param, error.param)}")
     if error.source and error.source not in error.message:
         where.append(f"said by {error.source}")
     if where:

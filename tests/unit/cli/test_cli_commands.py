@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from sage.tools.finetune.quickstart import quickstart_overrides
+from sage_contracts.config import PresetConfigs, PresetName, Task
+from sage_contracts.jobs import CreateJobRequest
+from sage_orchestrator.jobs.resolve import resolve_config
 
 Sage = Callable[..., Any]
 Requests = Callable[[str], list[dict[str, Any]]]
@@ -129,6 +132,26 @@ def test_start_sends_what_was_said_and_says_what_was_chosen(
     assert requests("upload") == [{"path": "upload", "filename": "rows.jsonl", "bytes": rows.stat().st_size}]
 
 
+def test_start_takes_a_runs_own_file(online: Sage, requests: Requests, tmp_path: Path) -> None:
+    rows, path = tmp_path / "rows.jsonl", tmp_path / "training_config.json"
+    rows.write_text('{"question": "q", "answer": "a"}\n')
+    config = PresetConfigs.cpu().model_copy(update={"output_dir": "finetune_output/old", "task": Task.QA})
+    path.write_text(config.model_dump_json())
+    words = ("--config", str(path), "--data", str(rows), "--name", "rec", "--no-watch")
+    ran = online("finetune", "start", *words)
+    assert ran.exit_code == 0, ran.output
+    body = requests("job body")[0]["body"]
+    assert body["model"] == config.model_name
+    assert {key: body["sage"][key] for key in ("name", "task", "preset")} == {
+        "name": "rec", "task": "qa", "preset": "cpu",
+    }  # fmt: skip
+    request = CreateJobRequest.model_validate(body)
+    found = resolve_config(
+        request, task=Task.QA, preset=PresetName.CPU, model=body["model"], output_dir="finetune_output/rec"
+    )
+    assert found == config.model_copy(update={"output_dir": "finetune_output/rec"})
+
+
 def test_a_refused_job_leaves_no_uploaded_file(online: Sage, requests: Requests, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"question": "q", "answer": "a"}\n')
@@ -171,6 +194,10 @@ def test_jobs_can_be_paused_resumed_and_cancelled_by_name(online: Sage) -> None:
     missing = online("finetune", "show", "nobody")
     assert missing.exit_code == 2
     assert "Names that have jobs: endless" in missing.stderr
+    for words in (("logs", "ftjob-x"), ("sweep", "show", "sweep-x")):
+        told = online("finetune", *words)
+        assert (told.exit_code, "GET /" in told.stderr) == (2, False)
+        assert f"{words[-1]!r}" in told.stderr
 
 
 def test_one_question_is_answered_on_standard_output_alone(online: Sage, requests: Requests) -> None:

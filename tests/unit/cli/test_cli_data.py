@@ -14,7 +14,7 @@ import pytest
 
 from sage_cli.jobs import data
 from sage_cli.jobs.plan import plan_command
-from sage_cli.jobs.submit import JobWish
+from sage_cli.jobs.wish import JobWish
 from sage_contracts.config import Task
 from sage_contracts.errors import InvalidDataError, InvalidRequestError
 from sage_contracts.home import Home

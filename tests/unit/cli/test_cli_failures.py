@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from sage_cli.failures import describe, exit_code_of
@@ -20,6 +22,8 @@ from sage_contracts import errors
         (errors.EngineFailedError("x"), 4),
         (ValueError("x"), 2),
         (RuntimeError("x"), 1),
+        (PermissionError(13, "x"), 1),
+        (OSError(errno.ENOSPC, "x"), 2),
     ],
 )
 def test_exit_codes(error: Exception, code: int) -> None:
@@ -45,3 +49,15 @@ def test_a_retry_time_is_passed_on() -> None:
 
 def test_a_fault_of_ours_says_so() -> None:
     assert "SAGE_DEBUG=1" in "\n".join(describe(KeyError("x")))
+
+
+def test_a_place_in_the_request_is_told_as_the_option_that_said_it() -> None:
+    error = errors.InvalidDataError("It holds no rows.", param="training_file", source="orchestrator")
+    assert "Where: in --data, said by orchestrator." in describe(error)
+
+
+def test_a_full_disk_is_told_with_its_file_and_what_to_do() -> None:
+    screen = " ".join(describe(OSError(errno.ENOSPC, "No space left on device", "/small/file")))
+    assert "The disk is full" in screen
+    assert "/small/file" in screen
+    assert "Free some space" in screen

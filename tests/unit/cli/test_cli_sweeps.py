@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sage_cli.jobs.sweep import parse_grid
+from sage_cli.jobs.grid import parse_grid
 from sage_cli.jobs.sweep_table import table_of
+from sage_contracts.config import LoRAConfig, PresetConfigs
 from sage_contracts.jobs import JobStatus
 from sage_contracts.sweeps import Sweep, SweepChild, SweepStatus
 
@@ -93,14 +94,46 @@ def test_a_refused_sweep_leaves_no_uploaded_file(online: Sage, requests: Request
         (["--grid", "learning_rate"], "KEY=V1,V2"),
         (["--grid", "lora.r=4", "--grid", "lora.r=8"], "given twice"),
         (["--grid", "learning_rat=1"], "Did you mean 'learning_rate'"),
-        (["--grid", "lora.r=4,0"], "grid.lora.r: 0: Input should be greater than 0"),
-        (["--grid", "max_steps=1,2,3", "--max-jobs", "2"], "3 points (max_steps 3)"),
+        (["--grid", "lora.r=4,0"], "--grid lora.r: 0: Input should be greater than 0"),
+        (["--grid", "max_steps=1,2,3", "--max-jobs", "2"], "more than --max-jobs, 2"),
+        (["--grid", "seed=1,2"], "set it for all of them with --set"),
+        (["--grid", "model_name=a,b"], "--grid model_name is the same for all jobs: use --model."),
+        (["--grid", "max_steps=1,2", "--set", "max_steps=3"], "max_steps is in --set and in --grid"),
+        (["--grid", "lora.r=1,2", "--set", "lora.r=3"], "lora.r is in --set and in --grid"),
+        (["--grid", "lora.r=1,2", "--name", "n" * 64], "--name: its jobs are called"),
+        (
+            ["--grid", "lora.target_modules=q_proj,v_proj"],
+            """--grid 'lora.target_modules=["q_proj","v_proj"],["q_proj"]'""",
+        ),
+        (["--grid", "sample_prompts=hello"], "each value is a list, written as JSON"),
     ],
 )
 def test_a_wrong_grid_is_refused_before_anything_is_asked(sage: Sage, words: list[str], told: str) -> None:
     ran = sage("finetune", "sweep", "--task", "code", *words)
     assert ran.exit_code == 2
     assert told in ran.stderr
+
+
+def test_a_runs_own_file_gives_way_to_the_grid(online: Sage, requests: Requests, tmp_path: Path) -> None:
+    config = PresetConfigs.cpu().model_copy(update={"output_dir": "finetune_output/rec", "max_steps": 9})
+    path = tmp_path / "training_config.json"
+    path.write_text(config.model_dump_json())
+    words = (
+        "--task",
+        "code",
+        "--config",
+        str(path),
+        "--grid",
+        "num_train_epochs=1,2",
+        "--grid",
+        "lora.r=4,8",
+    )
+    ran = online("finetune", "sweep", *words, "--no-watch")
+    assert ran.exit_code == 0, ran.output
+    sent = requests("sweep body")[0]["body"]["sage"]
+    assert (sent["name"], sent["preset"], sent["config"]["save_steps"]) == ("rec", "cpu", 50)
+    assert not {"num_train_epochs", "max_steps", "output_dir", "data_path"} & set(sent["config"])
+    assert sent["config"]["lora"].keys() == LoRAConfig.model_fields.keys() - {"r"}
 
 
 def test_grids_take_numbers_words_and_lists() -> None:

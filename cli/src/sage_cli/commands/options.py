@@ -12,8 +12,8 @@ TASK_NAMES = ("code", "qa", "chat", "instruction", "custom")
 _TASK_HELP = "What the model is for: code, qa, chat, instruction, custom, or a plug-in's task."
 
 
-def _known_task(name: str) -> str:
-    if name not in TASK_NAMES:
+def _known_task(name: str | None) -> str | None:
+    if name is not None and name not in TASK_NAMES:
         from sage_contracts.config import Task
 
         try:
@@ -24,7 +24,10 @@ def _known_task(name: str) -> str:
 
 
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help=_TASK_HELP, callback=_known_task)]
-TaskOption = Annotated[str, typer.Option("--task", metavar="TASK", help=_TASK_HELP, callback=_known_task)]
+TaskOption = Annotated[
+    str | None,
+    typer.Option("--task", metavar="TASK", help=_TASK_HELP, callback=_known_task, show_default="custom"),
+]
 
 ModelOption = Annotated[
     str, typer.Option("--model", help="Base model: a Hub id, a folder, a built-in name, or auto.")

@@ -31,7 +31,7 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def sweep(
     context: typer.Context,
-    task: TaskOption = "custom",
+    task: TaskOption = None,
     grid: Annotated[
         list[str] | None,
         typer.Option("--grid", metavar="KEY=V1,V2", help="A setting and the values to try; may be repeated."),
@@ -54,8 +54,8 @@ def sweep(
     """Train every combination of some settings, and keep the best under one name."""
     if context.invoked_subcommand is not None:
         return
-    from sage_cli.jobs.submit import JobWish
     from sage_cli.jobs.sweep import start_command
+    from sage_cli.jobs.wish import JobWish
 
     chosen = chosen_settings(settings, method=method)
     start_command(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from sage_cli.client import Client
 from sage_contracts.errors import NotFoundError
 from sage_contracts.jobs import FineTuningJob
@@ -12,7 +14,8 @@ _SEARCHED = 100
 def find_job(client: Client, given: str) -> FineTuningJob:
     """Raises: NotFoundError naming the newest jobs."""
     if given.startswith("ftjob"):
-        return client.job(given)
+        with suppress(NotFoundError):
+            return client.job(given)
     jobs = client.jobs(_SEARCHED)
     for job in jobs:  # newest first
         if given in (job.sage.name, job.fine_tuned_model):

@@ -6,25 +6,25 @@ import json
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from sage.tools.finetune.code_data.archives import is_archive_name
+from sage.tools.finetune.storage import temporary_folder
 from sage_cli import locate, render
-from sage_cli.failures import print_json
+from sage_cli.failures import EngineFault, print_json
 from sage_cli.jobs import outcome
-from sage_cli.jobs.submit import CheckedWish, JobWish, check
+from sage_cli.jobs.submit import CheckedWish, check
+from sage_cli.jobs.wish import JobWish
 from sage_contracts.errors import InvalidRequestError, ServiceUnavailableError, all_errors
 
 PROGRAM = "sage.tools.finetune.planning"
 
 
 def plan_command(wish: JobWish, *, is_auto: bool, as_json: bool) -> None:
-    checked = check(wish)
+    checked = check(wish, is_trained=False)
     spec = _spec(checked, is_auto=is_auto)
     _require_packages(spec)
     found = _run(spec)
@@ -62,10 +62,10 @@ def _require_packages(spec: dict[str, Any]) -> None:
 
 
 def _run(spec: dict[str, Any]) -> dict[str, Any]:
-    """The plan. Raises: the SageError that the child reported, or SageError for its death."""
+    """The plan. Raises: the child's SageError; ServiceUnavailableError when it was killed; EngineFault."""
     console = render.error_console()
-    with TemporaryDirectory(prefix="sage-plan-") as folder:
-        path, log = Path(folder) / "spec.json", Path(folder) / "log"
+    with temporary_folder("sage-plan-") as folder:
+        path, log = folder / "spec.json", folder / "log"
         path.write_text(json.dumps(spec), encoding="utf-8")
         command = [sys.executable, "-m", PROGRAM, str(path)]
         with (
@@ -83,10 +83,13 @@ def _run(spec: dict[str, Any]) -> dict[str, Any]:
                     else:
                         plan: dict[str, Any] = said["plan"]
                         return plan
+                child.wait()
             finally:
                 child.kill()
         tail = log.read_text(errors="replace").strip().splitlines()[-5:]
-        raise ServiceUnavailableError("Planning ended without a plan.\n" + "\n".join(tail))
+        told = "\n".join(["Planning ended without a plan.", *tail])
+        # Whoever kills it, such as a system short of memory, may let it live another time.
+        raise ServiceUnavailableError(told) if child.returncode < 0 else EngineFault(told)
 
 
 def show(console: Console, plan: dict[str, Any]) -> None:

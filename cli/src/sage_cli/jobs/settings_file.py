@@ -6,24 +6,44 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
-from sage_contracts.config import LoRAConfig, TrainingConfig, overlay
+from sage_contracts.config import LoRAConfig, TrainingConfig
 from sage_contracts.errors import InvalidRequestError
+from sage_contracts.jobs import Seed
 
 _SUFFIXES = (".json", ".yaml", ".yml", ".toml")
 
 
-def gather(config: Path | None, settings: Sequence[str]) -> dict[str, Any]:
-    """The sparse settings, --set over the file. Raises: InvalidRequestError naming the field."""
+class ListField(NamedTuple):
+    """A setting that takes a list of words."""
+
+    example: str
+    """As JSON."""
+    words: tuple[str, ...] = ()
+    """What it takes instead of a list."""
+    is_prose: bool = False
+    """Its words are sentences, which may have commas."""
+
+
+LIST_FIELDS = {
+    "code_kinds": ListField('["docstring_body","fill_middle"]'),
+    "lora.target_modules": ListField('["q_proj","v_proj"]', ("all-linear",)),
+    "oom_ladder": ListField('["halve_batch","load_in_8bit"]', ("least_harm", "published", "off")),
+    "report_to": ListField('["tensorboard","wandb"]'),
+    "sample_prompts": ListField('["Hello!","Who are you?"]', is_prose=True),
+}
+
+
+def assigned(settings: Sequence[str]) -> dict[str, Any]:
+    """What --set says, as nested fields; not checked yet. Raises: InvalidRequestError."""
     said: dict[str, Any] = {}
     for setting in settings:
         _assign(said, setting)
-    fields = overlay(read_file(config), said) if config else said
-    check(fields)
-    return fields
+    return said
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -44,18 +64,33 @@ def check(fields: dict[str, Any]) -> None:
     """Refuse unknown fields and values, with the nearest right name. Raises: InvalidRequestError."""
     try:
         TrainingConfig.model_validate(fields)
+        # A bound of jobs only: the field itself takes what was stored before there was one.
+        _WithSeed.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise InvalidRequestError(
-                f"There is no training setting {name!r}.{_nearest(name)}", param=name
-            ) from None
-        message = first["msg"].removeprefix("Value error, ")
-        given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
-        raise InvalidRequestError(
-            f"{f'{name}: ' if name else ''}{message}{given}.", param=name or None
-        ) from None
+        raise _refusal(error.errors()) from None
+
+
+class _WithSeed(BaseModel):
+    seed: Seed = 0
+
+
+def _refusal(problems: Sequence[ErrorDetails]) -> InvalidRequestError:
+    """What is wrong with the first wrong field; of one that takes this or that, with what came nearest."""
+    about = [problem for problem in problems if _place(problem)[:1] == _place(problems[0])[:1]]
+    problem = max(about, key=lambda problem: len(_place(problem)))
+    name = ".".join(_place(problem))
+    if problem["type"] == "extra_forbidden":
+        return InvalidRequestError(f"There is no training setting {name!r}.{_nearest(name)}", param=name)
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "list_type":
+        message = f"give a list, such as {LIST_FIELDS[name].example}"
+    given = "" if isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
+    return InvalidRequestError(f"{f'{name}: ' if name else ''}{message}{given}.", param=name or None)
+
+
+def _place(problem: ErrorDetails) -> tuple[str, ...]:
+    # Without pydantic's names of a union's members, `list[str]` and such.
+    return tuple(str(part) for part in problem["loc"] if "[" not in str(part))
 
 
 def _parse(path: Path, text: str) -> Any:
@@ -96,7 +131,18 @@ def _assign(fields: dict[str, Any], setting: str) -> None:
         if not isinstance(inner, dict):
             raise InvalidRequestError(f"--set {setting!r}: {folder} has no fields of its own.")
         target = inner
-    target[last] = value_of(text.strip())
+    target[last] = _listed(name.strip(), value_of(text.strip()))
+
+
+def _listed(name: str, value: Any) -> Any:
+    """A list that is typed as its words, `q_proj,v_proj` or, as a shell leaves JSON, `[q_proj,v_proj]`."""
+    field = LIST_FIELDS.get(name)
+    if field is None or not isinstance(value, str) or value in field.words:
+        return value
+    if field.is_prose:
+        return value if value.startswith("[") else [value]
+    words = value.removeprefix("[").removesuffix("]").split(",")
+    return [word.strip() for word in words if word.strip()]
 
 
 def value_of(text: str) -> Any:

@@ -9,8 +9,9 @@ from sage_cli.client import Client
 from sage_cli.jobs import outcome
 from sage_cli.jobs.find import find_job
 from sage_cli.jobs.follow import follow
-from sage_cli.jobs.submit import JobWish, check, submit, why_preset
+from sage_cli.jobs.submit import check, submit, why_preset
 from sage_cli.jobs.views import view_for
+from sage_cli.jobs.wish import JobWish
 from sage_cli.stack.updown import ensure_stack
 from sage_contracts.jobs import FineTuningJob
 

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sage_cli.client import Client
 from sage_cli.jobs import data as job_data
-from sage_cli.jobs import settings_file
+from sage_cli.jobs.wish import JobWish
 from sage_contracts.config import PresetName, Task, preset_fields
 from sage_contracts.errors import InvalidRequestError, SageError
 from sage_contracts.jobs import CreateJobRequest, FineTuningJob, SageJobOptions, name_fault
-
-
-@dataclass(frozen=True)
-class JobWish:
-    """What the command line said."""
-
-    task: str
-    model: str = "auto"
-    data: Path | None = None
-    name: str | None = None
-    preset: str | None = None
-    config: Path | None = None
-    settings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -56,12 +43,12 @@ class CheckedWish:
         return replace(self, options=self.options.model_copy(update={"config": config}))
 
 
-def check(wish: JobWish) -> CheckedWish:
+def check(wish: JobWish, *, is_trained: bool = True) -> CheckedWish:
     """Look at everything that can be judged here, before anything runs. Raises: InvalidRequestError."""
-    task = Task(wish.task)
-    fields = settings_file.gather(wish.config, wish.settings)
-    model = _model(wish.model, fields)
-    data = wish.data or _data_in_settings(fields)
+    wish, fields = wish.with_settings(is_trained=is_trained)
+    task = Task(wish.task or Task.CUSTOM)
+    # The trainer may run elsewhere: a path in the settings is uploaded like one of --data.
+    model, data = _model(wish.model), wish.data
     if wish.preset is not None:
         preset_fields(wish.preset)
     if wish.name is not None and (fault := name_fault(wish.name)):
@@ -110,10 +97,8 @@ def why_preset(client: Client, job: FineTuningJob) -> str | None:
     return next((text.removeprefix(start) for text in told if start and text.startswith(start)), None)
 
 
-def _model(given: str, fields: dict[str, Any]) -> str:
-    """The base model: the flag, else the settings' `model_name`; a folder becomes absolute."""
-    named = fields.pop("model_name", None)
-    model = str(named) if named and given == "auto" else given
+def _model(model: str) -> str:
+    """The base model; a folder becomes absolute."""
     looks_like_path = model.startswith(("/", "./", "../", "~"))
     folder = Path(model).expanduser()
     if looks_like_path and not folder.is_dir():
@@ -125,9 +110,3 @@ def _model(given: str, fields: dict[str, Any]) -> str:
     if looks_like_path or (folder.is_dir() and (folder / "config.json").is_file()):
         return str(folder.absolute())
     return model
-
-
-def _data_in_settings(fields: dict[str, Any]) -> Path | None:
-    # The trainer may run elsewhere: a path in the settings is uploaded like one of --data.
-    path = fields.pop("data_path", None)
-    return Path(str(path)) if path else None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Any
 
 import typer
 from rich.console import Console
@@ -17,24 +16,26 @@ from sage_cli.client import Client
 from sage_cli.failures import INTERRUPTED, print_json
 from sage_cli.jobs import outcome
 from sage_cli.jobs.follow import POLL_S, patiently
-from sage_cli.jobs.settings_file import value_of
-from sage_cli.jobs.submit import CheckedWish, JobWish, check, uploaded
+from sage_cli.jobs.grid import check_grid, parse_grid, without_grid
+from sage_cli.jobs.submit import CheckedWish, check, uploaded
 from sage_cli.jobs.sweep_table import base_loss, print_table, view_for
+from sage_cli.jobs.wish import JobWish
 from sage_cli.stack.updown import ensure_stack
-from sage_contracts.errors import InvalidRequestError, NotFoundError, TrainingFailedError
-from sage_contracts.sweeps import CreateSweepRequest, Grid, Sweep, SweepStatus, grid_points, point_text
+from sage_contracts.errors import NotFoundError, TrainingFailedError
+from sage_contracts.sweeps import CreateSweepRequest, Grid, Sweep, SweepStatus, point_text
 
 
 def start_command(
     wish: JobWish, grid: Sequence[str], *, max_jobs: int, is_auto: bool, is_watching: bool
 ) -> None:
     checked, values = check(wish), parse_grid(grid)
-    grid_points(values, max_jobs=max_jobs)
+    check_grid(values, wish.settings, checked.options.name, max_jobs=max_jobs)
     ensure_stack()
     console = render.output()
     with Client.from_env() as client:
         if is_auto:
-            checked = _without(checked.sized_for(client), values)
+            checked = checked.sized_for(client)
+        checked = checked.with_config(without_grid(checked.options.config, values, wish.settings))
         sweep = _submit(client, checked, values, max_jobs)
         _show_choices(console, client, sweep, checked)
         if not is_watching:
@@ -69,30 +70,11 @@ def cancel_command(given: str) -> None:
         typer.echo(f"{sweep.id}: what waited is cancelled; the running job ends when its trainer has heard.")
 
 
-def parse_grid(given: Sequence[str]) -> Grid:
-    """`learning_rate=1e-4,2e-4` and so on. Raises: InvalidRequestError."""
-    grid: Grid = {}
-    for entry in given:
-        name, equals, text = (part.strip() for part in entry.partition("="))
-        if not equals or not name or not text:
-            raise InvalidRequestError(
-                f"--grid {entry!r}: write it as KEY=V1,V2, for example --grid learning_rate=1e-4,2e-4."
-            )
-        if name in grid:
-            raise InvalidRequestError(f"--grid {name} is given twice: put all its values into one.")
-        grid[name] = _values(text)
-    if not grid:
-        raise InvalidRequestError(
-            "A sweep needs a grid: --grid learning_rate=1e-4,2e-4 --grid lora.r=4,8. "
-            "To train once: sage finetune start."
-        )
-    return grid
-
-
 def find_sweep(client: Client, given: str) -> Sweep:
     """By its id, or the newest of a name. Raises: NotFoundError naming those there are."""
     if given.startswith("sweep-"):
-        return client.sweep(given)
+        with suppress(NotFoundError):
+            return client.sweep(given)
     sweeps = client.sweeps()
     for sweep in sweeps:  # newest first
         if sweep.name == given:
@@ -101,23 +83,6 @@ def find_sweep(client: Client, given: str) -> Sweep:
     raise NotFoundError(
         f"There is no sweep of {given!r}. " + (f"There are: {names}." if names else "There are none yet.")
     )
-
-
-def _values(text: str) -> list[Any]:
-    try:
-        # Values that are lists themselves have commas of their own.
-        found = json.loads(f"[{text}]")
-    except ValueError:
-        return [value_of(part.strip()) for part in text.split(",")]
-    return list(found)
-
-
-def _without(checked: CheckedWish, grid: Grid) -> CheckedWish:
-    """A size of the quick start gives way to the grid's values of it."""
-    # Steps would win over the epochs that are to be compared.
-    said = {*grid, *(["max_steps"] if "num_train_epochs" in grid else [])}
-    config = {name: value for name, value in checked.options.config.items() if name not in said}
-    return checked.with_config(config)
 
 
 def _submit(client: Client, wish: CheckedWish, grid: Grid, max_jobs: int) -> Sweep:

@@ -14,13 +14,17 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from sage.tools.finetune.base_models import is_builtin, local_base
 from sage.tools.finetune.data import BadRow, DataReport, validate_file
+from sage.tools.finetune.data.hub import is_hub_id
 from sage.tools.finetune.data.lengths import Bar, TokenReport
 from sage.tools.finetune.data.tokenizer_files import length_counter
-from sage_cli import render
+from sage.tools.finetune.storage import temporary_folder_errors
+from sage_cli import engine, render
 from sage_cli.failures import YOUR_INPUT
 from sage_contracts.home import Home
 
+PREPARATION = "sage.tools.finetune.base_preparation"
 _SPOOL_BYTES = 1 << 20
 _BAR_CELLS = 40
 
@@ -28,12 +32,15 @@ _BAR_CELLS = 40
 def validate_command(
     path: Path, *, max_length: int, model: str | None, method: str | None, as_json: bool
 ) -> None:
-    lengths = length_counter(model, Home.from_env().root, max_length)
-    progress = render.error_console()
+    home, progress = Home.from_env().root, render.error_console()
+    if model is not None and (path.expanduser().exists() or is_hub_id(path)):
+        _prepare_builtin(model, home, progress)
+    lengths = length_counter(model, home, max_length)
     with SpooledTemporaryFile(_SPOOL_BYTES, "w+") as bad_rows, ExitStack() as stack:
 
         def keep(bad: BadRow) -> None:
-            bad_rows.write(bad.model_dump_json(exclude_none=True) + "\n")
+            with temporary_folder_errors():
+                bad_rows.write(bad.model_dump_json(exclude_none=True) + "\n")
 
         status = stack.enter_context(progress.status("Reading")) if progress.is_terminal else None
         report = validate_file(
@@ -52,6 +59,12 @@ def validate_command(
             show(render.output(), report)
     if report.good < report.rows:
         raise typer.Exit(YOUR_INPUT)
+
+
+def _prepare_builtin(model: str, home: Path, console: Console) -> None:
+    """A built-in model needs no hub, but is converted at first use. Raises: what `engine.ask` raises."""
+    if is_builtin(model) and local_base(model, home) is None:
+        engine.ask(PREPARATION, [model, str(home)], console, doing=f"Preparing {model}")
 
 
 def _write_json(report: DataReport, bad_rows: Iterable[str] | IO[str]) -> None:

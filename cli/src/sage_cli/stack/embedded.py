@@ -34,7 +34,7 @@ def up(
         restarted = daemon.start_missing()
         if restarted:
             say(f"Starting again: {', '.join(restarted)}")
-        await_healthy(daemon, parts, home.run, timeout_s=timeout_s, since=0, on_ready=lambda _: None)
+        await_healthy(daemon, parts, home, timeout_s=timeout_s, since=0, on_ready=lambda _: None)
         return record
     if record and record.kind == "embedded":
         # The daemon died without its processes: they would hold the ports.
@@ -64,7 +64,7 @@ def _start(
         await_healthy(
             daemon,
             parts,
-            home.run,
+            home,
             timeout_s=timeout_s,
             since=started_at - 1,
             on_ready=lambda name: say(f"{name} is ready"),

@@ -22,6 +22,8 @@ class Part:
     """GET this on `port`; any 2xx is healthy."""
     alive_file: str | None = None
     """In the run folder; healthy while it is touched."""
+    heard_url: str | None = None
+    """The orchestrator's list of workers; healthy while it has heard one of this name, which is its kind."""
     stop_wait_s: int = 15
     """Between the request to stop and the kill."""
     is_awaited: bool = True
@@ -36,12 +38,17 @@ def embedded_parts(ports: Mapping[str, int], host: str, output_dir: Path) -> lis
     def module(name: str) -> tuple[str, ...]:
         return (sys.executable, "-m", name)
 
+    def worker(name: str, *, stop_wait_s: int) -> Part:
+        command = module(f"sage_{name}")
+        return Part(name, command, alive_file=f"{name}.alive", heard_url=heard_url, stop_wait_s=stop_wait_s)
+
     here = reachable(host)
+    heard_url = f"http://{here}:{ports['orchestrator']}/internal/workers"
     parts = [
         Part("orchestrator", module("sage_orchestrator"), ports["orchestrator"], "/healthz", host=here),
         # A running job writes a checkpoint before the trainer leaves.
-        Part("trainer", module("sage_trainer"), alive_file="trainer.alive", stop_wait_s=60),
-        Part("merger", module("sage_merger"), alive_file="merger.alive", stop_wait_s=30),
+        worker("trainer", stop_wait_s=60),
+        worker("merger", stop_wait_s=30),
         Part(
             "inference", module("sage_inference"), ports["inference"], "/healthz", stop_wait_s=30, host=here
         ),

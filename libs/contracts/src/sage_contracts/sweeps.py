@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -17,18 +18,37 @@ from sage_contracts.errors import InvalidRequestError
 from sage_contracts.jobs import JobError, JobStatus, SageJobOptions
 
 MOST_JOBS = 64
+_LONGEST_NAME = 64
 Grid = dict[str, list[Any]]
 Point = dict[str, Any]
 """One value for each field of the grid, under the grid's (dotted) names."""
 
-# Said once for all jobs of a sweep.
-_SAID_ONCE = {
-    "model_name": "`model` of the request",
-    "data_path": "`training_file` of the request",
-    "output_dir": "`sage.name`; the folders follow from it",
-    "task": "`sage.task`",
-    "preset": "`sage.preset`",
-}
+
+@dataclass(frozen=True)
+class GridWords:
+    """How whoever asks for a sweep writes a request: what is wrong with a grid is said in these words."""
+
+    field: str
+    """Before a field of the grid."""
+    said_once: Mapping[str, str]
+    """Where the fields are said that are the same for all jobs."""
+    settings: str
+    """Where settings of all jobs are said."""
+    max_jobs: str
+
+
+API_WORDS = GridWords(
+    field="grid.",
+    said_once={
+        "model_name": "`model` of the request",
+        "data_path": "`training_file` of the request",
+        "output_dir": "`sage.name`; the folders follow from it",
+        "task": "`sage.task`",
+        "preset": "`sage.preset`",
+    },
+    settings="in sage.config",
+    max_jobs="max_jobs",
+)
 # The jobs are compared by their held-out loss, which has to be the same measure of the same rows.
 _SAME_LOSS = (
     "validation_fraction",
@@ -107,7 +127,9 @@ class Sweep(BaseModel):
     """The version of `name` that stands on the best job's adapter; set at the end."""
 
 
-def grid_points(grid: Mapping[str, Sequence[Any]], *, max_jobs: int) -> list[Point]:
+def grid_points(
+    grid: Mapping[str, Sequence[Any]], *, max_jobs: int, words: GridWords = API_WORDS
+) -> list[Point]:
     """All points of a grid that was looked at as a whole.
 
     Raises: InvalidRequestError, naming the field and the value, or the number of points.
@@ -117,23 +139,32 @@ def grid_points(grid: Mapping[str, Sequence[Any]], *, max_jobs: int) -> list[Poi
             'The grid is empty: give it a field, such as {"learning_rate": [1e-4, 2e-4]}.', param="grid"
         )
     for name in grid:
-        _check_name(name)
+        _check_name(name, words)
     for name, values in grid.items():
         if not values:
             raise InvalidRequestError(
-                f"grid.{name} has no values: give it some, or leave it out.", param=f"grid.{name}"
+                f"{words.field}{name} has no values: give it some, or leave it out.",
+                param=f"{words.field}{name}",
             )
     count = math.prod(len(values) for values in grid.values())
     if count > max_jobs:
         sizes = " × ".join(f"{name} {len(values)}" for name, values in grid.items())
         raise InvalidRequestError(
-            f"The grid has {count} points ({sizes}), and each is a job: more than max_jobs, {max_jobs}. "
-            f"Leave values out, or raise max_jobs (to {MOST_JOBS} at most).",
+            f"The grid has {count} points ({sizes}), and each is a job: more than {words.max_jobs},"
+            f" {max_jobs}. Leave values out, or raise {words.max_jobs} (to {MOST_JOBS} at most).",
             param="grid",
         )
     for name, values in grid.items():
-        _check_values(name, values)
+        _check_values(name, values, words)
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def sweep_name_fault(name: str, count: int) -> str | None:
+    """Why this cannot be the name of a sweep of so many jobs; None when it can."""
+    longest = _LONGEST_NAME - len(f"-s{count}")
+    if len(name) <= longest:
+        return None
+    return f"its jobs are called {name}-s1 and so on, so give it at most {longest} characters."
 
 
 def point_fields(point: Point) -> dict[str, Any]:
@@ -157,16 +188,18 @@ def value_text(value: Any) -> str:
     )
 
 
-def _check_name(name: str) -> None:
-    param = f"grid.{name}"
+def _check_name(name: str, words: GridWords) -> None:
+    param = f"{words.field}{name}"
     known = [field for field in TrainingConfig.model_fields if field != "lora"]
     known += [f"lora.{field}" for field in LoRAConfig.model_fields]
-    if name in _SAID_ONCE:
-        raise InvalidRequestError(f"{param} is the same for all jobs: use {_SAID_ONCE[name]}.", param=param)
+    if name in words.said_once:
+        raise InvalidRequestError(
+            f"{param} is the same for all jobs: use {words.said_once[name]}.", param=param
+        )
     if name in _SAME_LOSS:
         raise InvalidRequestError(
             f"{param}: the jobs are compared by their loss on the same held-out rows, and {name} changes"
-            " the rows or the loss: set it for all of them in sage.config.",
+            f" the rows or the loss: set it for all of them {words.settings}.",
             param=param,
         )
     if name not in known:
@@ -175,8 +208,8 @@ def _check_name(name: str) -> None:
         raise InvalidRequestError(f"{param}: there is no training setting {name!r}. {hint}", param=param)
 
 
-def _check_values(name: str, values: Sequence[Any]) -> None:
-    param = f"grid.{name}"
+def _check_values(name: str, values: Sequence[Any], words: GridWords) -> None:
+    param = f"{words.field}{name}"
     for position, value in enumerate(values):
         if value in values[:position]:
             raise InvalidRequestError(f"{param} has {value_text(value)} twice.", param=param)

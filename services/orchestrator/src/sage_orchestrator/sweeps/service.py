@@ -24,6 +24,7 @@ from sage_contracts.sweeps import (
     grid_points,
     point_fields,
     point_text,
+    sweep_name_fault,
     value_text,
 )
 from sage_orchestrator.clock import Clock
@@ -39,8 +40,6 @@ from sage_orchestrator.sweeps import repository as sweeps
 from sage_orchestrator.sweeps.outcome import best_of, status_of
 
 logger = logging.getLogger(__name__)
-
-_LONGEST_NAME = 64
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,8 @@ class SweepService:
             sage=request.sage,
         )
         name, task = name_of(alone, sweep_id), task_of(alone)
-        _require_short(name, len(points))
+        if fault := sweep_name_fault(name, len(points)):
+            raise InvalidRequestError(f"sage.name: {fault}", param="sage.name")
         _refuse_said_twice(request)
         self.jobs.require_resolvable(alone)
         wanted = [_child_request(alone, sweep_id, name, n, point) for n, point in enumerate(points, 1)]
@@ -197,15 +197,6 @@ def _child_request(
     options = alone.sage.model_copy(update={"name": f"{name}-s{number}", "config": {**config, **fields}})
     labels = {f"sweep.{field}": value_text(value) for field, value in point.items()}
     return alone.model_copy(update={"sage": options, "metadata": {"sweep": sweep_id, **labels}})
-
-
-def _require_short(name: str, count: int) -> None:
-    longest = _LONGEST_NAME - len(f"-s{count}")
-    if len(name) > longest:
-        raise InvalidRequestError(
-            f"sage.name: its jobs are called {name}-s1 and so on, so give it at most {longest} characters.",
-            param="sage.name",
-        )
 
 
 def _refuse_said_twice(request: CreateSweepRequest) -> None:

@@ -9,13 +9,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stdout
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
+from sage.tools.finetune.answering import answer
 from sage.tools.finetune.base_models import default_model, is_hub_id, local_base, resolve_base
 from sage.tools.finetune.data import BadRow, Conversation, Message, Row, RowError, load_rows
 from sage.tools.finetune.data.formats import match, to_conversation
@@ -37,7 +35,7 @@ from sage.tools.finetune.preview_types import Piece, PieceKind, Preview, Preview
 from sage.tools.finetune.rendering import ChatRenderer, TokenisedText
 from sage.tools.finetune.task_data import is_source_tree, prepare
 from sage_contracts.config import Method, PresetConfigs, TrainingConfig
-from sage_contracts.errors import InvalidDataError, SageError
+from sage_contracts.errors import InvalidDataError
 
 MAX_UNUSABLE = 20
 """Rows that cannot be used are passed over; after this many the rest is left to validation."""
@@ -190,14 +188,7 @@ def _hide_torch() -> None:
 
 def main(arguments: list[str]) -> int:
     """The process: one request in, one document out."""
-    answer: BaseModel
-    with redirect_stdout(sys.stderr):  # libraries print; standard output is the document's
-        try:
-            answer, status = preview(PreviewRequest.model_validate_json(arguments[0]), _hide_torch), 0
-        except SageError as error:
-            answer, status = error.to_body("preview"), 1
-    print(answer.model_dump_json())
-    return status
+    return answer(lambda: preview(PreviewRequest.model_validate_json(arguments[0]), _hide_torch), "preview")
 
 
 if __name__ == "__main__":

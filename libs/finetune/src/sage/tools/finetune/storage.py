@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from tempfile import gettempdir, mkdtemp
+from tempfile import TemporaryDirectory, gettempdir, mkdtemp
 from typing import Any
 
-from sage_contracts.errors import ServiceUnavailableError, StorageFullError
+from sage_contracts.errors import SageError, ServiceUnavailableError, StorageFullError
 from sage_contracts.home import write_whole
 
 _LOCK_POLL_S = 0.2
@@ -63,6 +63,8 @@ def storage_errors(where: Path, setting: str = "") -> Iterator[None]:
     """Turn a full disk into StorageFullError. `setting`: the variable that says where such things lie."""
     try:
         yield
+    except SageError:  # it has been put into words
+        raise
     except Exception as error:
         if _is_full(error):
             elsewhere = f", or set {setting} to another disk" if setting else ""
@@ -74,7 +76,7 @@ def storage_errors(where: Path, setting: str = "") -> Iterator[None]:
 
 @contextmanager
 def temporary_folder_errors() -> Iterator[None]:
-    """The same for what is written into the temporary folder."""
+    """The same for the temporary folder; what the block itself says of a full disk is left."""
     try:
         folder = gettempdir()
     except FileNotFoundError as error:  # a full disk looks like this too: it is tried with a few bytes
@@ -83,6 +85,13 @@ def temporary_folder_errors() -> Iterator[None]:
         ) from error
     with storage_errors(Path(folder), "TMPDIR"):
         yield
+
+
+@contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """A new folder for temporary files, for the length of a block. Raises: StorageFullError."""
+    with temporary_folder_errors(), TemporaryDirectory(prefix=prefix) as folder:
+        yield Path(folder)
 
 
 def _is_full(error: BaseException) -> bool:

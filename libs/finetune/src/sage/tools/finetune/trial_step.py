@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from heapq import nlargest
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,8 +22,9 @@ from sage.tools.finetune.hardware import memory_errors, peak_memory_bytes, wait_
 from sage.tools.finetune.lifeline import die_first, end_with_parent
 from sage.tools.finetune.preferences.samples import PairSample, RatedSample
 from sage.tools.finetune.rendering import Sample
+from sage.tools.finetune.storage import temporary_folder, temporary_folder_errors
 from sage_contracts.config import OomRung, TrainingConfig
-from sage_contracts.errors import OutOfMemoryError, TrainingFailedError
+from sage_contracts.errors import OutOfMemoryError, SageError, StorageFullError, TrainingFailedError
 
 if TYPE_CHECKING:
     from sage.tools.finetune.losses import LossFunction
@@ -34,7 +34,7 @@ TRIAL_TIMEOUT_S = 900.0
 TIMING_S = 10.0
 """How long typical passes are timed, once the longest one has been measured."""
 SAMPLED_ROWS = 64
-_OUT_OF_MEMORY, _FAILED = 75, 70
+_OUT_OF_MEMORY, _DISK_FULL, _FAILED = 75, 74, 70
 
 
 class TrialSpec(BaseModel):
@@ -93,10 +93,10 @@ def try_step(
 ) -> Trial:
     """Run the trial as a child. `program` gets the paths of its spec and of its result.
 
-    Raises: OutOfMemoryError, also when the child is killed; TrainingFailedError.
+    Raises: OutOfMemoryError, also when the child is killed; StorageFullError; TrainingFailedError.
     """
-    with TemporaryDirectory(prefix="sage-trial-") as folder:
-        spec_path, result_path, log_path = (Path(folder) / name for name in ("spec", "result", "log"))
+    with temporary_folder("sage-trial-") as folder:
+        spec_path, result_path, log_path = (folder / name for name in ("spec", "result", "log"))
         spec_path.write_text(spec.model_dump_json())
         with (
             log_path.open("wb") as log,
@@ -121,10 +121,12 @@ def try_step(
         raise _end_of_trial(code, log_path.read_text(errors="replace").strip())
 
 
-def _end_of_trial(code: int, words: str) -> TrainingFailedError:
+def _end_of_trial(code: int, words: str) -> SageError:
     last = words.splitlines()[-1] if words else f"exit code {code}"
     if code == _OUT_OF_MEMORY:
         return OutOfMemoryError(last)
+    if code == _DISK_FULL:
+        return StorageFullError(last)
     if code == -signal.SIGKILL or "bad_alloc" in words:
         return OutOfMemoryError("The trial was killed, almost certainly because memory had run out.")
     return TrainingFailedError(f"The trial step failed: {last}")
@@ -233,8 +235,8 @@ def _sizes(parts: RunParts) -> tuple[int, int]:
     from sage.tools.finetune.checkpoints import Checkpoints, RunState
     from sage.tools.finetune.modeling import is_whole, save_weights
 
-    with TemporaryDirectory(prefix="sage-trial-") as folder:
-        result, checkpoints = Path(folder, "result"), Path(folder, "checkpoints")
+    with temporary_folder("sage-trial-") as folder:
+        result, checkpoints = folder / "result", folder / "checkpoints"
         parts.tokenizer.save_pretrained(str(result))
         if is_whole(parts.model):
             # Gigabytes, that the folder for temporary files may have no room for: added up, not written.
@@ -262,13 +264,14 @@ def main() -> int:
     try:
         with memory_errors():
             trial = measure(spec)
-    except OutOfMemoryError as error:
+        with temporary_folder_errors():
+            Path(sys.argv[2]).write_text(trial.model_dump_json())
+    except (OutOfMemoryError, StorageFullError) as error:
         print(error.message, file=sys.stderr)
-        return _OUT_OF_MEMORY
+        return _OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else _DISK_FULL
     except Exception as error:  # whatever it is, it goes to whoever asked
         print(f"{type(error).__name__}: {error}".replace("\n", " "), file=sys.stderr)
         return _FAILED
-    Path(sys.argv[2]).write_text(trial.model_dump_json())
     return 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from sage.tools.finetune.batching import Schedule
@@ -17,6 +16,7 @@ from sage.tools.finetune.preferences.methods import NEVER, make_trainer
 from sage.tools.finetune.preferences.planned import Judged
 from sage.tools.finetune.preferences.progress import Progress
 from sage.tools.finetune.run_parts import RunParts
+from sage.tools.finetune.storage import temporary_folder
 from sage.tools.finetune.trial_step import TIMING_S, Trial, TrialNotes, TrialSpec, folder_bytes
 
 _MOST_TIMED_STEPS = 8
@@ -28,8 +28,8 @@ def measure_preferences(spec: TrialSpec) -> Trial:
     tell = TrialNotes()
     parts = RunParts(spec.config, Path(spec.base), tell, spec.rungs)
     load_s = time.monotonic() - began
-    with TemporaryDirectory(prefix="sage-trial-") as folder:
-        result, longest, typical = (Path(folder, name) for name in ("result", "longest", "typical"))
+    with temporary_folder("sage-trial-") as folder:
+        result, longest, typical = (folder / name for name in ("result", "longest", "typical"))
         hardest = _steps(spec, parts, spec.longest_judged, 2, longest)
         # Every step of a run is as these: its update is in their time.
         timed = _steps(spec, parts, spec.typical_judged, _MOST_TIMED_STEPS, typical)
