@@ -15,7 +15,7 @@ from sage.tools.finetune import LoRATrainer, StepMetrics, TrainingCallback, Trai
 from sage.tools.finetune.data import Conversation
 from sage.tools.finetune.loss_choice import choose_loss
 from sage.tools.finetune.losses import AutocastLoss, PackedLoss, PlainLoss
-from sage.tools.finetune.modeling import load_base
+from sage.tools.finetune.modeling import bitsandbytes_for, load_base
 from sage.tools.finetune.rendering import ChatRenderer, Sample
 from sage.tools.finetune.task_data import prepare
 from sage_contracts.errors import InvalidRequestError, TrainingFailedError
@@ -116,6 +116,14 @@ def test_bitsandbytes_is_imported_for_quantised_bases_only(
     assert found.returncode == 0, found.stderr
     alone = LoRATrainer(quantised.model_copy(update={"output_dir": str(tmp_path / "alone")}), ()).train()
     assert float(found.stdout) == pytest.approx(alone.eval_loss, rel=1e-4)
+
+
+def test_bitsandbytes_can_be_had_after_peft_could_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "bitsandbytes", raising=False)
+    monkeypatch.setitem(sys.modules, "peft.import_utils", None)  # as where peft is broken
+    with pytest.raises(ImportError), bitsandbytes_for(is_quantised=False):
+        raise AssertionError("nothing was wrong with peft")
+    assert "bitsandbytes" not in sys.modules
 
 
 def test_8_bit_dora_on_a_cpu_is_refused_with_a_way_out(

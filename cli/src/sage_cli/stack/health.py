@@ -9,18 +9,17 @@ from pathlib import Path
 from sage_cli.failures import StackError
 from sage_cli.stack.daemon import Daemon
 from sage_cli.stack.parts import Part
-from sage_cli.stack.token import internal_token
 from sage_contracts.home import Home
-from sage_contracts.paging import ListPage
-from sage_contracts.workers import INTERNAL_TOKEN_HEADER, WorkerSeen
 
 _ALIVE_MAX_AGE_S = 15.0
 _POLL_S = 0.2
 
 
 def is_healthy(part: Part, home: Home, *, since: float = 0.0) -> bool:
-    """One look: the health route answers, or the sign of life is fresh and the orchestrator heard of it too
-    (neither before `since`)."""
+    """One look: the health route answers, or the sign of life is fresh, and from after `since`.
+
+    A worker gives that sign once the orchestrator has heard it, so that `sage status` knows it too.
+    """
     import httpx
 
     if part.alive_file:
@@ -28,27 +27,12 @@ def is_healthy(part: Part, home: Home, *, since: float = 0.0) -> bool:
             touched = (home.run / part.alive_file).stat().st_mtime
         except OSError:
             return False
-        is_fresh = touched >= since and time.time() - touched < _ALIVE_MAX_AGE_S
-        return is_fresh and (part.heard_url is None or _is_heard(part.name, part.heard_url, home, since))
+        return touched >= since and time.time() - touched < _ALIVE_MAX_AGE_S
     try:
         response = httpx.get(f"http://{part.host}:{part.port}{part.health_path}", timeout=2, trust_env=False)
     except httpx.HTTPError:
         return False
     return response.is_success
-
-
-def _is_heard(kind: str, url: str, home: Home, since: float) -> bool:
-    """Whether the orchestrator knows a worker of the kind: `sage status` asks it, not the sign of life."""
-    import httpx
-    from pydantic import ValidationError
-
-    headers = {INTERNAL_TOKEN_HEADER: internal_token(home)}
-    try:
-        response = httpx.get(url, headers=headers, timeout=2, trust_env=False).raise_for_status()
-        workers = ListPage[WorkerSeen].model_validate_json(response.content).data
-    except (httpx.HTTPError, ValidationError):
-        return False
-    return any(worker.kind == kind and worker.is_up and worker.last_seen >= since for worker in workers)
 
 
 def await_healthy(

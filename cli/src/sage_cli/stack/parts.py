@@ -22,8 +22,6 @@ class Part:
     """GET this on `port`; any 2xx is healthy."""
     alive_file: str | None = None
     """In the run folder; healthy while it is touched."""
-    heard_url: str | None = None
-    """The orchestrator's list of workers; healthy while it has heard one of this name, which is its kind."""
     stop_wait_s: int = 15
     """Between the request to stop and the kill."""
     is_awaited: bool = True
@@ -39,11 +37,9 @@ def embedded_parts(ports: Mapping[str, int], host: str, output_dir: Path) -> lis
         return (sys.executable, "-m", name)
 
     def worker(name: str, *, stop_wait_s: int) -> Part:
-        command = module(f"sage_{name}")
-        return Part(name, command, alive_file=f"{name}.alive", heard_url=heard_url, stop_wait_s=stop_wait_s)
+        return Part(name, module(f"sage_{name}"), alive_file=f"{name}.alive", stop_wait_s=stop_wait_s)
 
     here = reachable(host)
-    heard_url = f"http://{here}:{ports['orchestrator']}/internal/workers"
     parts = [
         Part("orchestrator", module("sage_orchestrator"), ports["orchestrator"], "/healthz", host=here),
         # A running job writes a checkpoint before the trainer leaves.

@@ -97,17 +97,19 @@ def bitsandbytes_for(is_quantised: bool) -> Iterator[None]:
         yield
         return
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment] # Python's own mark for "not to be had"
-    from peft.import_utils import is_bnb_4bit_available, is_bnb_available
-
-    answers = (is_bnb_available, is_bnb_4bit_available)
     try:
-        for answer in answers:
-            answer.cache_clear()
+        _ask_anew_for_bitsandbytes()
         yield
     finally:
         del sys.modules["bitsandbytes"]
-        for answer in answers:
-            answer.cache_clear()
+        _ask_anew_for_bitsandbytes()
+
+
+def _ask_anew_for_bitsandbytes() -> None:
+    from peft.import_utils import is_bnb_4bit_available, is_bnb_available
+
+    for answer in (is_bnb_available, is_bnb_4bit_available):
+        answer.cache_clear()
 
 
 def add_adapters(model: Any, lora: LoRAConfig) -> Any:
