@@ -29,6 +29,8 @@ class SdkRun:
     """The result file: one row a step, as CSV."""
     tuned_answer: str
     base_answer: str
+    checkpoint_answers: dict[str, str]
+    """By the checkpoint's name, the newest first."""
     chunks: int
 
     def train_accuracies(self) -> list[float]:
@@ -89,12 +91,15 @@ def run(base_url: str, model: str, *, suffix: str = "sdk", deadline_s: float = 9
     probe = "What is 4 plus 7?"
     tuned, chunks = answer(client, job.fine_tuned_model, probe)
     base, _ = answer(client, f"base:{model}", probe)
+    checkpoints = client.fine_tuning.jobs.checkpoints.list(job.id).data
+    names = [checkpoint.fine_tuned_model_checkpoint for checkpoint in checkpoints]
     return SdkRun(
         job=job,
         event_messages=messages,
         step_metrics=step_metrics,
         tuned_answer=tuned,
         base_answer=base,
+        checkpoint_answers={name: answer(client, name, probe)[0] for name in names},
         chunks=chunks,
     )
 
@@ -108,6 +113,8 @@ def main() -> None:
     print("\n".join(reversed(seen.event_messages)))
     print(f"\n{seen.step_metrics}")
     print(f"{seen.job.fine_tuned_model}: {seen.tuned_answer!r}\nbase: {seen.base_answer!r}")
+    for name, said in seen.checkpoint_answers.items():
+        print(f"{name}: {said!r}")
 
 
 if __name__ == "__main__":

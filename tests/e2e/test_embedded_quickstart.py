@@ -272,6 +272,8 @@ def test_the_official_sdk_does_the_same(machine: Machine) -> None:
     assert accuracies and all(0 <= share <= 1 for share in accuracies)
     assert seen.chunks > 1
     assert seen.tuned_answer != seen.base_answer
+    # The newest checkpoint is that of the last step.
+    assert next(iter(seen.checkpoint_answers.values())) == seen.tuned_answer
 
 
 def test_down_during_a_job_leaves_no_process_and_the_job_goes_on_after_up(machine: Machine) -> None:

@@ -10,7 +10,17 @@ from tests.fakes.fake_gateway_state import FAILURES, MODEL, State, make_job
 from sage_contracts.config import Task
 from sage_contracts.errors import ConflictError, NotFoundError
 from sage_contracts.files import FileObject, FilePurpose
-from sage_contracts.jobs import CreateJobRequest, FineTuningJob, JobError, JobEvent, JobStatus
+from sage_contracts.jobs import (
+    CheckpointInfo,
+    CheckpointMetrics,
+    CreateJobRequest,
+    FineTuningJob,
+    JobCheckpoint,
+    JobError,
+    JobEvent,
+    JobStatus,
+)
+from sage_contracts.models import checkpoint_name
 from sage_contracts.paging import Deleted, ListPage
 from sage_contracts.sweeps import CreateSweepRequest, Sweep, SweepChild, SweepStatus, grid_points
 
@@ -60,6 +70,13 @@ def add_jobs(app: FastAPI, state: State) -> None:
         start = next((i + 1 for i, event in enumerate(ordered) if event.id == after), 0)
         return ListPage(data=ordered[start : start + limit], has_more=len(ordered) > start + limit)
 
+    @app.get("/v1/fine_tuning/jobs/{job_id}/checkpoints")
+    def checkpoints(job_id: str) -> ListPage[JobCheckpoint]:
+        """One a step, newest first; that of the first step has been removed since."""
+        job = state.job(job_id).job
+        done = job.sage.metrics.step or 0
+        return ListPage(data=[checkpoint(job, step) for step in range(done, 0, -1)])
+
     @app.post("/v1/fine_tuning/jobs/{job_id}/{verb}")
     def act(job_id: str, verb: str) -> FineTuningJob:
         job = state.job(job_id).job
@@ -68,6 +85,18 @@ def add_jobs(app: FastAPI, state: State) -> None:
             raise ConflictError(f"The job {job_id} is {job.status.value}: it cannot be told to {verb}.")
         job.status = target
         return job
+
+
+def checkpoint(job: FineTuningJob, step: int) -> JobCheckpoint:
+    return JobCheckpoint(
+        id=f"ftckpt-{step}",
+        created_at=job.created_at,
+        fine_tuning_job_id=job.id,
+        fine_tuned_model_checkpoint=checkpoint_name(str(job.fine_tuned_model), step),
+        step_number=step,
+        metrics=CheckpointMetrics(step=step),
+        sage=CheckpointInfo(is_servable=job.status is JobStatus.SUCCEEDED and step > 1),
+    )
 
 
 def add_sweeps(app: FastAPI, state: State) -> None:

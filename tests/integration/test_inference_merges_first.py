@@ -23,6 +23,7 @@ from sage_inference.settings import InferenceSettings
 from sage_orchestrator.main import build_app as build_orchestrator
 from sage_orchestrator.settings import OrchestratorSettings
 
+CHECKPOINT = "finetune_output/code/checkpoints/checkpoint-2"
 MERGED = "finetune_output/code/versions/1/merged_model"
 
 
@@ -45,8 +46,13 @@ class Stack:
         worker = {"worker_id": "w1", "device": "cpu", "device_total_bytes": 8 * GIB}
         self.post(f"/internal/jobs/{job['id']}/claim", worker)
         adapter = self.home / "finetune_output/code/versions/1/lora_weights"
-        adapter.mkdir(parents=True)
-        (adapter / "adapter_config.json").write_text(json.dumps({"r": 8, "use_dora": True}))
+        for folder in (adapter, self.home / CHECKPOINT):
+            folder.mkdir(parents=True)
+            (folder / "adapter_config.json").write_text(json.dumps({"r": 8, "use_dora": True}))
+        (self.home / CHECKPOINT / "state.json").write_text(json.dumps({"run": {"run_id": job["id"]}}))
+        checkpoint = {"step": 2, "path": CHECKPOINT, "train_loss": 1.0}
+        news = {"worker_id": "w1", "attempt": 1, "checkpoints": [checkpoint]}
+        self.post(f"/internal/jobs/{job['id']}/events", news)
         base = make_base_folder(self.home / "base_models/smollm2-135m")
         done = {"outcome": "succeeded", "base_model": str(base), "adapter_path": str(adapter)}
         self.post(f"/internal/jobs/{job['id']}/finish", {"worker_id": "w1", "attempt": 1, **done})
@@ -112,6 +118,16 @@ def test_a_chat_waits_for_the_merge_that_it_needs_and_says_so(tmp_path: Path) ->
         # Nothing is merged twice.
         assert stack.host.post("/v1/chat/completions", json=question("code")).json()["model"] == "code@1"
         assert stack.merges() == [merge_id]
+
+
+def test_a_checkpoint_that_would_have_to_be_merged_is_refused(tmp_path: Path) -> None:
+    with running(tmp_path) as stack:
+        answer = stack.host.post("/v1/chat/completions", json=question("code@1:ckpt-step-2"))
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (404, "model_not_found")
+        assert "code@1:ckpt-step-2 would have to be merged, because vLLM cannot load" in error["message"]
+        assert "ask for its job's result, 'code@1'" in error["message"]
+        assert stack.merges() == []
 
 
 def test_who_does_not_wait_is_told_to_come_again_and_the_merge_goes_on(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from sage_contracts.devices import DeviceState
 from sage_contracts.errors import ServiceUnavailableError, UpstreamError, from_response
 from sage_contracts.files import FileObject
 from sage_contracts.inference import HostStatus
-from sage_contracts.jobs import CreateJobRequest, FineTuningJob, JobEvent
+from sage_contracts.jobs import CreateJobRequest, FineTuningJob, JobCheckpoint, JobEvent
 from sage_contracts.models import MergeJob, MergeRequest, ModelCard
 from sage_contracts.paging import ListPage
 from sage_contracts.status import StackStatus
@@ -108,6 +108,11 @@ class Client:
         params: dict[str, Any] = {"limit": limit, "order": "asc"} | ({"after": after} if after else {})
         url = f"{self._jobs_url}/v1/fine_tuning/jobs/{job_id}/events"
         return self._ask(ListPage[JobEvent], "GET", url, params=params)
+
+    def checkpoints(self, job_id: str) -> list[JobCheckpoint]:
+        """Newest first."""
+        url = f"{self._jobs_url}/v1/fine_tuning/jobs/{job_id}/checkpoints"
+        return self._ask(ListPage[JobCheckpoint], "GET", url, params={"limit": 100}).data
 
     def create_sweep(self, request: CreateSweepRequest) -> Sweep:
         body = request.model_dump(mode="json", exclude_none=True)

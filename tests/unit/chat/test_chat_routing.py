@@ -14,9 +14,10 @@ SERVED = {
 }
 
 
-def test_a_checkpoint_is_said_to_answer_nobody() -> None:
-    with pytest.raises(ModelNotFoundError, match=r"A checkpoint is .* ask for 'code@1', the job's result"):
-        choose("code@1:ckpt-step-2", TUNED, SERVED)
+@pytest.mark.parametrize("wrong", ["code@2:ckpt-step-2", "code@1:ckpt-step-", "code@1:ckpt-step-x"])
+def test_a_checkpoint_of_a_version_that_is_not_there_is_refused(wrong: str) -> None:
+    with pytest.raises(ModelNotFoundError, match=f"There is no model '{wrong}'.*code@1"):
+        choose(wrong, TUNED, SERVED)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,8 @@ def test_a_checkpoint_is_said_to_answer_nobody() -> None:
         ("finetune/base:smollm2-135m", BackendName.FINETUNE, "base:smollm2-135m"),
         ("code", BackendName.FINETUNE, "code"),
         ("code@1", BackendName.FINETUNE, "code@1"),
+        ("code@1:ckpt-step-2", BackendName.FINETUNE, "code@1:ckpt-step-2"),
+        ("finetune/code:ckpt-step-2", BackendName.FINETUNE, "code:ckpt-step-2"),
         ("Qwen/Qwen2.5-0.5B", BackendName.VLLM, "Qwen/Qwen2.5-0.5B"),
         ("gpt-4o-mini", BackendName.OPENAI, "gpt-4o-mini"),
         ("llama3.2:1b", BackendName.OLLAMA, "llama3.2:1b"),

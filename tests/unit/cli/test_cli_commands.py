@@ -47,6 +47,7 @@ def test_quickstart_shows_phases_figures_losses_and_both_answers(online: Sage, r
     shown = online("finetune", "show", "code@1").output
     assert "held-out loss   base 2.391" in shown
     assert "token accuracy  base 52.4% → tuned 58.1%" in shown
+    assert "checkpoints     of step 2; chat with code@1:ckpt-step-2" in shown
 
     merged = online("finetune", "merge", "code")
     assert merged.exit_code == 0

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,10 +114,68 @@ def test_a_version_that_no_database_could_hold_is_unknown_like_any_other(rig: Ri
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
 
 
-def test_a_checkpoint_is_said_to_answer_nobody(rig: Rig) -> None:
-    rig.train()
-    error = rig.get("/internal/models/resolve", name="code@1:ckpt-step-2", status=404)["error"]
-    assert "A checkpoint is" in error["message"] and "ask for 'code@1'" in error["message"]
+def train_with_checkpoints(
+    rig: Rig, *steps: int, as_result: Mapping[str, Any] | None = None, **fields: Any
+) -> str:
+    """A finished job of these checkpoints, all of which are kept; returns its id."""
+    job_id = str(rig.create_job(**fields)["id"])
+    rig.claim(job_id)
+    for step in steps:
+        path = f"finetune_output/code/checkpoints/checkpoint-{step}"
+        rig.report(job_id, checkpoints=[{"step": step, "path": path, "train_loss": 1.0}])
+        keep(rig.home / path, job_id)
+    rig.finish(job_id, **(as_result or {}))
+    return job_id
+
+
+def keep(folder: Path, job_id: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "state.json").write_text(json.dumps({"run": {"run_id": job_id}}))
+
+
+def test_checkpoints_of_a_finished_job_resolve_by_the_names_they_are_listed_under(rig: Rig) -> None:
+    job_id = train_with_checkpoints(rig, 2, 4)
+    listed = rig.get(f"/v1/fine_tuning/jobs/{job_id}/checkpoints")["data"]
+    names = [item["fine_tuned_model_checkpoint"] for item in listed]
+    assert names == ["code@1:ckpt-step-4", "code@1:ckpt-step-2"]
+    for name, step in zip(names, (4, 2), strict=True):
+        assert resolve(rig, name) == {
+            **resolve(rig, "code@1"),
+            "id": name,
+            "adapter_path": f"finetune_output/code/checkpoints/checkpoint-{step}",
+        }
+        assert rig.get(f"/v1/models/{name}")["id"] == name
+    assert resolve(rig, "code:ckpt-step-2")["id"] == "code@1:ckpt-step-2"
+    assert [item["sage"]["is_servable"] for item in listed] == [True, True]
+
+
+def test_a_checkpoint_that_is_gone_names_those_that_are_there(rig: Rig) -> None:
+    train_with_checkpoints(rig, 2, 4, 6)
+    shutil.rmtree(rig.home / "finetune_output/code/checkpoints/checkpoint-2")
+    for wrong in ("code@1:ckpt-step-2", "code@1:ckpt-step-7"):
+        message = str(resolve(rig, wrong, status=404)["error"])
+        assert f"There is no checkpoint '{wrong}'" in message and "that are there: 4, 6;" in message
+    shutil.rmtree(rig.home / "finetune_output/code/checkpoints")
+    train_with_checkpoints(rig, 4)  # the next run of the name, whose steps have the same folders
+    assert "that are there: none; or ask for its job's result, 'code@1'" in str(
+        resolve(rig, "code@1:ckpt-step-4", status=404)["error"]
+    )
+    assert resolve(rig, "code@2:ckpt-step-4")["id"] == "code@2:ckpt-step-4"
+
+
+def test_a_checkpoint_of_an_unfinished_job_or_of_whole_weights_answers_nobody(rig: Rig) -> None:
+    whole = {"base_model": "finetune_output/code/versions/1/full_model", "adapter_path": None}
+    train_with_checkpoints(rig, 2, as_result=whole, sage={"task": "code", "config": {"tuning": "full"}})
+    refused = str(resolve(rig, "code@1:ckpt-step-2", status=404)["error"])
+    assert "tuned in full" in refused and "'code@1'" in refused
+    job_id = rig.create_job()["id"]
+    rig.claim(job_id)
+    keep(rig.home / "c/2", job_id)
+    rig.report(job_id, checkpoints=[{"step": 2, "path": "c/2", "train_loss": 1.0}])
+    (listed,) = rig.get(f"/v1/fine_tuning/jobs/{job_id}/checkpoints")["data"]
+    assert listed["sage"]["is_servable"] is False
+    assert "There is no model 'code@2'" in str(resolve(rig, "code@2:ckpt-step-2", status=404)["error"])
 
 
 def test_without_models_the_way_to_one_is_said(rig: Rig) -> None:

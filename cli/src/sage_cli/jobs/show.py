@@ -15,7 +15,7 @@ from sage_cli.jobs import outcome
 from sage_cli.jobs.find import find_job
 from sage_cli.jobs.follow import EventFeed, follow
 from sage_cli.jobs.views import figures
-from sage_contracts.jobs import FineTuningJob, JobEvent, JobStatus
+from sage_contracts.jobs import FineTuningJob, JobCheckpoint, JobEvent, JobStatus
 
 _DONE_TEXT = {"cancel": "cancelled", "pause": "paused", "resume": "queued again"}
 
@@ -67,9 +67,10 @@ def progress_text(job: FineTuningJob) -> str:
 def show_command(given: str, *, as_json: bool) -> None:
     with Client.from_env() as client:
         job = find_job(client, given)
-    if as_json:
-        print_json(job.model_dump(mode="json"))
-        return
+        if as_json:
+            print_json(job.model_dump(mode="json"))
+            return
+        checkpoints = client.checkpoints(job.id) if job.fine_tuned_model else []
     console = render.output()
     config, metrics = job.sage.config, job.sage.metrics
     length = f"{config.max_steps} steps" if config.max_steps > 0 else f"{config.num_train_epochs:g} epochs"
@@ -96,13 +97,24 @@ def show_command(given: str, *, as_json: bool) -> None:
     rows += outcome.quality_rows(metrics)
     rows += outcome.reward_rows(metrics)
     if job.fine_tuned_model:
-        rows += [("model", job.fine_tuned_model), ("files", outcome.output_folder(job))]
+        rows.append(("model", job.fine_tuned_model))
+        rows += _checkpoint_rows(checkpoints)
+        rows.append(("files", outcome.output_folder(job)))
     if job.error:
         rows.append(("error", job.error.message))
     if job.sage.attempt > 1:
         rows.append(("attempts", str(job.sage.attempt)))
     console.print(Text(f"{job.id}  {job.sage.name}", style="bold"))
     outcome.facts(console, rows)
+
+
+def _checkpoint_rows(checkpoints: list[JobCheckpoint]) -> list[tuple[str, str]]:
+    """The steps that can be chatted with, and how; nothing where there are none."""
+    there = [checkpoint for checkpoint in reversed(checkpoints) if checkpoint.sage.is_servable]
+    if not there:
+        return []
+    steps = ", ".join(str(checkpoint.step_number) for checkpoint in there)
+    return [("checkpoints", f"of step {steps}; chat with {there[-1].fine_tuned_model_checkpoint}")]
 
 
 def logs_command(given: str, *, is_following: bool, with_metrics: bool) -> None:

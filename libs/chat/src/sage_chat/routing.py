@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sage_chat.backend import BackendName
 from sage_contracts.errors import ModelNotFoundError, ServiceUnavailableError
-from sage_contracts.models import checkpoint_hint
+from sage_contracts.models import split_checkpoint
 
 BASE_PREFIX = "base:"
 _MAX_LISTED = 30
@@ -50,10 +50,10 @@ def choose(
         return route
     if route is not None:
         # Where the registry cannot be asked, the inference host will say what it thinks of the name.
-        if tuned is None or route.model in tuned:
+        if tuned is None or _is_tuned(route.model, tuned):
             return route
         raise not_found(name, tuned, served)
-    if tuned is not None and name in tuned:
+    if tuned is not None and _is_tuned(name, tuned):
         return Route(BackendName.FINETUNE, name)
     for backend, names in (served or {}).items():
         # Ollama's own default: a name without a tag means `:latest`.
@@ -69,6 +69,12 @@ def choose(
     raise not_found(name, tuned or (), served)
 
 
+def _is_tuned(name: str, tuned: Collection[str]) -> bool:
+    """Whether it is a tuned model's, or a checkpoint's of the job that made one."""
+    checkpoint = split_checkpoint(name)
+    return (checkpoint[0] if checkpoint else name) in tuned
+
+
 def not_found(
     name: str, tuned: Collection[str], served: Mapping[BackendName, Collection[str]] | None
 ) -> ModelNotFoundError:
@@ -76,7 +82,7 @@ def not_found(
     offered = [f"{backend}/{model}" for backend, names in (served or {}).items() for model in sorted(names)]
     right = [*sorted(tuned), *offered, str(BackendName.MOCK)]
     near = difflib.get_close_matches(name.rpartition("/")[2], right, n=1, cutoff=0.6)
-    hint = checkpoint_hint(name) or (f" Did you mean {near[0]!r}?" if near else "")
+    hint = f" Did you mean {near[0]!r}?" if near else ""
     more = f", … ({len(right)} in all)" if len(right) > _MAX_LISTED else ""
     shown = ", ".join(right[:_MAX_LISTED]) + more
     none_yet = "" if tuned else " None is tuned yet: `sage finetune quickstart code` makes one."

@@ -273,6 +273,11 @@ class CheckpointMetrics(BaseModel):
     full_valid_mean_token_accuracy: float | None = None
 
 
+class CheckpointInfo(BaseModel):
+    is_servable: bool = False
+    """Its job has succeeded, and an adapter lies where it was written: its name answers like a model's."""
+
+
 class JobCheckpoint(BaseModel):
     id: str
     object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
@@ -281,3 +286,4 @@ class JobCheckpoint(BaseModel):
     fine_tuned_model_checkpoint: str
     step_number: int
     metrics: CheckpointMetrics
+    sage: CheckpointInfo = Field(default_factory=CheckpointInfo)

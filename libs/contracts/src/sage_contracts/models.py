@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -10,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sage_contracts.config import Task
 
 _CHECKPOINT_MARK = ":ckpt-step-"
+# More digits than this do not fit into the database's column.
+_CHECKPOINT = re.compile(rf"(.+){_CHECKPOINT_MARK}([0-9]{{1,9}})")
 
 
 def checkpoint_name(version: str, step: int) -> str:
@@ -17,15 +20,10 @@ def checkpoint_name(version: str, step: int) -> str:
     return f"{version}{_CHECKPOINT_MARK}{step}"
 
 
-def checkpoint_hint(name: str) -> str:
-    """For an error about a name that is a checkpoint's, a sentence with a space before it; else nothing."""
-    version, mark, _ = name.partition(_CHECKPOINT_MARK)
-    if not mark:
-        return ""
-    return (
-        " A checkpoint is what its job goes on from after an interruption, and answers nobody: "
-        f"ask for {version!r}, the job's result."
-    )
+def split_checkpoint(name: str) -> tuple[str, int] | None:
+    """(the version whose job made it, its step) of a checkpoint's name; None for any other name."""
+    found = _CHECKPOINT.fullmatch(name)
+    return (found[1], int(found[2])) if found else None
 
 
 class ModelCard(BaseModel):
@@ -65,7 +63,7 @@ class ResolvedModel(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: str
-    """Immutable: `code@3`, or `base:<model>` for a plain base model."""
+    """Immutable: `code@3`, its job's checkpoint `code@3:ckpt-step-50`, or `base:<model>` for a plain base."""
     base_model: str
     adapter_path: str | None = None
     merged_path: str | None = None

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from sage_contracts.errors import EngineFailedError, ModelNotFoundError
 from sage_contracts.home import Home
-from sage_contracts.models import MergeStatus
+from sage_contracts.models import MergeStatus, split_checkpoint
 from sage_inference.fit import Kind
 from sage_inference.models import Wanted, locate
 from sage_inference.orchestrator import Orchestrator
@@ -42,6 +42,12 @@ class Finder:
         """
         # The name is immutable here: an alias that moves meanwhile does not change what was asked for.
         name, why = wanted.label, wanted.merge_reason
+        if checkpoint := split_checkpoint(name):
+            raise ModelNotFoundError(
+                f"{name} would have to be merged, because {why}, and checkpoints are not: "
+                f"ask for its job's result, {checkpoint[0]!r}.",
+                param="model",
+            )
         known = await self.find(name, is_fresh=True)
         if known.merge_reason is None:
             return known

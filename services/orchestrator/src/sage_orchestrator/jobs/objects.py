@@ -7,6 +7,7 @@ from typing import Any
 
 from sage_contracts.config import PresetName, Task, TrainingConfig
 from sage_contracts.jobs import (
+    CheckpointInfo,
     CheckpointMetrics,
     EventLevel,
     FineTuningJob,
@@ -75,7 +76,9 @@ def to_event(row: EventRow) -> JobEvent:
     )
 
 
-def to_checkpoint(row: CheckpointRow, job: JobRow, figures: Mapping[str, Any]) -> JobCheckpoint:
+def to_checkpoint(
+    row: CheckpointRow, job: JobRow, figures: Mapping[str, Any], *, is_kept: bool
+) -> JobCheckpoint:
     """`figures` are those of its step's events, under the names that these have for them."""
     return JobCheckpoint(
         id=row.id,
@@ -90,4 +93,5 @@ def to_checkpoint(row: CheckpointRow, job: JobRow, figures: Mapping[str, Any]) -
             full_valid_loss=figures.get("full_valid_loss") if row.eval_loss is None else row.eval_loss,
             full_valid_mean_token_accuracy=figures.get("full_valid_mean_token_accuracy"),
         ),
+        sage=CheckpointInfo(is_servable=is_kept and job.status == JobStatus.SUCCEEDED.value),
     )

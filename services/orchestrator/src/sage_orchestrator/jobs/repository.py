@@ -103,6 +103,12 @@ def checkpoint_page(
     return page_rows(session, query, CheckpointRow, after=after, limit=limit)
 
 
+def checkpoints(session: Session, job_id: str) -> Sequence[CheckpointRow]:
+    """All that were reported, by step."""
+    query = select(CheckpointRow).where(CheckpointRow.job_id == job_id)
+    return session.scalars(query.order_by(CheckpointRow.step)).all()
+
+
 def is_name_running(session: Session, name: str, *, besides: str) -> bool:
     """Whether another job writes into this name's folder now."""
     query = select(JobRow.id).where(

@@ -27,6 +27,7 @@ from sage_orchestrator.devices import ledger
 from sage_orchestrator.files import repository as files
 from sage_orchestrator.ids import new_id
 from sage_orchestrator.jobs import repository as jobs
+from sage_orchestrator.jobs.checkpoints import is_kept
 from sage_orchestrator.jobs.choices import TrainingDevice, choose_model, choose_preset
 from sage_orchestrator.jobs.datafile import check_data
 from sage_orchestrator.jobs.objects import to_checkpoint, to_event, to_job
@@ -143,7 +144,13 @@ class JobService:
             job = jobs.get(session, job_id)
             rows, has_more = jobs.checkpoint_page(session, job_id, after=after, limit=limit)
             figures = jobs.figures_at(session, job_id, [row.step for row in rows])
-            return list_page([to_checkpoint(row, job, figures[row.step]) for row in rows], has_more)
+            found = [
+                to_checkpoint(
+                    row, job, figures[row.step], is_kept=is_kept(self._home.resolve(row.path), job_id)
+                )
+                for row in rows
+            ]
+        return list_page(found, has_more)
 
     def cancel(self, job_id: str) -> FineTuningJob:
         """At once if nobody works on it; otherwise the worker is told with its next report.

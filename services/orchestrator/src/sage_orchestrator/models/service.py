@@ -9,13 +9,15 @@ from sqlalchemy.orm import Session
 from sage_contracts.config import Task
 from sage_contracts.errors import ConflictError, ModelNotFoundError
 from sage_contracts.home import Home
-from sage_contracts.models import ModelCard, ModelInfo, ResolvedModel, checkpoint_hint
+from sage_contracts.models import ModelCard, ModelInfo, ResolvedModel, checkpoint_name, split_checkpoint
 from sage_contracts.paging import Deleted
 from sage_orchestrator import bases
 from sage_orchestrator.database import Database
+from sage_orchestrator.jobs import repository as jobs
+from sage_orchestrator.jobs.checkpoints import is_kept
 from sage_orchestrator.merges import repository as merges
 from sage_orchestrator.models import repository as models
-from sage_orchestrator.rows import VersionRow
+from sage_orchestrator.rows import CheckpointRow, VersionRow
 
 _BASE = "base:"
 # More digits than this do not fit into the database's column.
@@ -39,10 +41,13 @@ class ModelService:
         return [*cards, *(_card(row) for row in rows)]
 
     def get(self, model: str) -> ModelCard:
-        """A name, a version, or `base:<model>`. Raises: ModelNotFoundError, naming what there is."""
+        """A name, version, checkpoint or `base:<model>`. Raises: ModelNotFoundError, naming what there is."""
         if model.startswith(_BASE):
             self._resolve_base(model)
             return ModelCard(id=model, created=0)
+        if checkpoint := split_checkpoint(model):
+            version, row = self._find_checkpoint(model, *checkpoint)
+            return ModelCard(id=checkpoint_name(version_id(version), row.step), created=int(row.created_at))
         with self._database.read() as session:
             return _card(self.find(session, model), is_alias="@" not in model)
 
@@ -50,15 +55,14 @@ class ModelService:
         """What the inference host needs to serve this name. Raises: ModelNotFoundError."""
         if model.startswith(_BASE):
             return self._resolve_base(model)
+        if checkpoint := split_checkpoint(model):
+            version, row = self._find_checkpoint(model, *checkpoint)
+            name = checkpoint_name(version_id(version), row.step)
+            return _resolved(version).model_copy(
+                update={"id": name, "adapter_path": row.path, "merged_path": None}
+            )
         with self._database.read() as session:
-            row = self.find(session, model)
-        return ResolvedModel(
-            id=version_id(row),
-            base_model=row.base_model,
-            adapter_path=row.adapter_path or None,
-            merged_path=row.merged_path,
-            max_lora_rank=next((rank for rank in _SERVED_RANKS if rank >= row.lora_rank), row.lora_rank),
-        )
+            return _resolved(self.find(session, model))
 
     def delete(self, model: str) -> Deleted:
         """Forget a version, or with a bare name all of its versions. Files stay where they are, so nothing
@@ -101,9 +105,27 @@ class ModelService:
         ]
         there = ", ".join(bases.closest_first(model, known)[:20])
         hint = f"There are: {there}." if known else "None yet: `sage finetune quickstart` trains one."
-        return ModelNotFoundError(
-            f"There is no model {model!r}.{checkpoint_hint(model)} {hint}", param="model"
-        )
+        return ModelNotFoundError(f"There is no model {model!r}. {hint}", param="model")
+
+    def _find_checkpoint(self, model: str, version: str, step: int) -> tuple[VersionRow, CheckpointRow]:
+        """One that can be served. Raises: ModelNotFoundError."""
+        with self._database.read() as session:
+            row = self.find(session, version)
+            rows = jobs.checkpoints(session, row.job_id) if row.job_id else []
+        result = f"ask for its job's result, {version_id(row)!r}"
+        if not row.adapter_path:
+            raise ModelNotFoundError(
+                f"{version_id(row)} was tuned in full, and {model!r} cannot answer: {result}.", param="model"
+            )
+        there = {found.step: found for found in rows if is_kept(self._home.resolve(found.path), found.job_id)}
+        if step not in there:
+            steps = ", ".join(map(str, there)) or "none"
+            raise ModelNotFoundError(
+                f"There is no checkpoint {model!r}. A run keeps its newest (save_total_limit) and its best, "
+                f"until the next run of its name begins. Steps that are there: {steps}; or {result}.",
+                param="model",
+            )
+        return row, there[step]
 
     def _resolve_base(self, model: str) -> ResolvedModel:
         name = model.removeprefix(_BASE)
@@ -116,6 +138,16 @@ class ModelService:
 
 def version_id(row: VersionRow) -> str:
     return f"{row.name}@{row.version}"
+
+
+def _resolved(row: VersionRow) -> ResolvedModel:
+    return ResolvedModel(
+        id=version_id(row),
+        base_model=row.base_model,
+        adapter_path=row.adapter_path or None,
+        merged_path=row.merged_path,
+        max_lora_rank=next((rank for rank in _SERVED_RANKS if rank >= row.lora_rank), row.lora_rank),
+    )
 
 
 def _card(row: VersionRow, *, is_alias: bool = False) -> ModelCard:
