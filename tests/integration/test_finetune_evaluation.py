@@ -194,12 +194,28 @@ def test_scores_equal_those_from_all_logits_at_once(tiny_base: Path) -> None:
             assert scores.token_accuracy == pytest.approx(hits / labels_seen)
 
 
+@pytest.mark.parametrize(
+    ("asked", "set_here", "project"),
+    [
+        (None, None, "sage-finetune"),
+        (None, "set-here", "set-here"),
+        ("asked-for", "set-here", "asked-for"),
+    ],
+)
 def test_wandb_without_an_account_writes_the_run_offline(
-    tiny_base: Path, contradicting: tuple[Path, Path], tmp_path: Path
+    tiny_base: Path,
+    contradicting: tuple[Path, Path],
+    tmp_path: Path,
+    asked: str | None,
+    set_here: str | None,
+    project: str,
 ) -> None:
     """In a process of its own, as wandb keeps one for as long as the program runs."""
+    from wandb.proto.wandb_internal_pb2 import RunRecord
+
     rows, _ = contradicting
-    config = settings(tiny_base, rows, tmp_path / "out", max_steps=2, report_to=["wandb"])
+    wandb = {"wandb_project": asked, "wandb_run_name": "first try", "wandb_tags": ["small"]}
+    config = settings(tiny_base, rows, tmp_path / "out", max_steps=2, report_to=["wandb"], **wandb)
     (tmp_path / "config.json").write_text(config.model_dump_json())
     program = (
         "import sys; from pathlib import Path\n"
@@ -211,6 +227,7 @@ def test_wandb_without_an_account_writes_the_run_offline(
         "HOME": str(tmp_path),
         "NETRC": str(tmp_path / "none"),
         "WANDB_CONFIG_DIR": str(tmp_path / "conf"),
+        **({"WANDB_PROJECT": set_here} if set_here else {}),
     }
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "config.json")],
@@ -223,6 +240,9 @@ def test_wandb_without_an_account_writes_the_run_offline(
     content = run.read_bytes()
     assert b"train/loss" in content
     assert b"eval/perplexity" in content
+    # As its own format has them, not only in the settings that are sent along.
+    for said in (RunRecord(project=project), RunRecord(display_name="first try"), RunRecord(tags=["small"])):
+        assert said.SerializeToString() in content
 
 
 def test_patience_without_evaluations_is_refused() -> None:

@@ -157,6 +157,17 @@ def test_the_validation_file_is_checked_too(rig: Rig) -> None:
     assert rig.post(JOBS, body, status=400)["error"]["param"] == "validation_file"
 
 
+def test_an_integration_says_where_the_figures_go(rig: Rig) -> None:
+    wandb = {"project": "support", "name": "first try", "tags": ["small"]}
+    job = rig.create_job(integrations=[{"type": "wandb", "wandb": wandb}])
+    assert job["integrations"] == [{"type": "wandb", "wandb": wandb}]
+    config = job["sage"]["config"]
+    assert config["report_to"] == ["tensorboard", "wandb"]
+    told = [config[f"wandb_{field}"] for field in ("project", "run_name", "tags", "entity")]
+    assert told == ["support", "first try", ["small"], None]
+    assert rig.create_job()["integrations"] is None
+
+
 @pytest.mark.parametrize(
     ("body", "status", "said"),
     [
@@ -169,6 +180,15 @@ def test_the_validation_file_is_checked_too(rig: Rig) -> None:
         ({"model": "auto", "suffix": "a/b", "sage": {"task": "code"}}, 400, "suffix"),
         ({"model": "auto", "sage": {"task": "code"}, "method": {"type": "grpo"}}, 400, "supervised"),
         ({"model": "auto", "sage": {"task": "code"}, "integrations": [{"type": "x"}]}, 400, "wandb"),
+        (
+            {
+                "model": "auto",
+                "sage": {"task": "code"},
+                "integrations": [{"type": "wandb", "wandb": {"x": 1}}],
+            },
+            400,
+            "integrations",
+        ),
     ],
 )
 def test_a_wrong_request_is_explained(rig: Rig, body: dict[str, Any], status: int, said: str) -> None:

@@ -34,6 +34,7 @@ LIST_FIELDS = {
     "lora.target_modules": ListField('["q_proj","v_proj"]', ("all-linear",)),
     "oom_ladder": ListField('["halve_batch","load_in_8bit"]', ("least_harm", "published", "off")),
     "report_to": ListField('["tensorboard","wandb"]'),
+    "wandb_tags": ListField('["first","small"]'),
     "sample_prompts": ListField('["Hello!","Who are you?"]', is_prose=True),
 }
 

@@ -184,6 +184,11 @@ class TrainingConfig(_HumanInput):
     """0 takes every device that is visible."""
     seed: int = 42
     report_to: list[Tracker] = Field(default_factory=_default_trackers)
+    wandb_project: str | None = None
+    """None: as WANDB_PROJECT says, else `sage-finetune`. The others are left to Weights & Biases likewise."""
+    wandb_entity: str | None = None
+    wandb_run_name: str | None = None
+    wandb_tags: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _patience_needs_evaluations(self) -> Self:

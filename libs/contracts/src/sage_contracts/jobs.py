@@ -151,6 +151,24 @@ Metadata = Annotated[
 """OpenAI's bounds: https://platform.openai.com/docs/api-reference/fine-tuning/create."""
 
 
+class WandbSettings(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    project: str | None = None
+    name: str | None = None
+    entity: str | None = None
+    tags: list[str] | None = None
+
+
+class Integration(BaseModel):
+    """Where a job's figures go besides: OpenAI's shape, of which Weights & Biases is the only kind."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["wandb"]
+    wandb: WandbSettings = Field(default_factory=WandbSettings)
+
+
 class CreateJobRequest(BaseModel):
     """POST /v1/fine_tuning/jobs. `training_file` may be left out for tasks that ship their own data."""
 
@@ -165,7 +183,7 @@ class CreateJobRequest(BaseModel):
     hyperparameters: Hyperparameters | None = None
     method: JobMethod | None = None
     metadata: Metadata | None = None
-    integrations: list[dict[str, Any]] | None = None
+    integrations: list[Integration] | None = None
     sage: SageJobOptions = Field(default_factory=SageJobOptions)
 
 

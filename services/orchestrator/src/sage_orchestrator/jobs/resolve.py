@@ -11,6 +11,7 @@ from sage_contracts.errors import InvalidRequestError
 from sage_contracts.jobs import (
     CreateJobRequest,
     Hyperparameters,
+    Integration,
     JobMethod,
     PreferenceHyperparameters,
     PreferenceMethod,
@@ -99,8 +100,8 @@ def resolve_config(
     fields["method"] = learning_of(request)
     if request.seed is not None:
         fields["seed"] = request.seed
-    if any(integration.get("type") == "wandb" for integration in request.integrations or []):
-        fields["report_to"] = ["tensorboard", "wandb"]
+    for integration in request.integrations or []:
+        fields |= _tracking_fields(integration)
     fields = overlay(fields, request.sage.config)
     fields |= {"task": task, "preset": preset, "model_name": model, "output_dir": output_dir}
     try:
@@ -120,6 +121,17 @@ def _require_seed(seed: int) -> None:
     except ValidationError as error:
         _, sentence = first_problem(error.errors())
         raise InvalidRequestError(f"sage.config.seed: {sentence}", param="sage.config") from None
+
+
+def _tracking_fields(integration: Integration) -> dict[str, Any]:
+    wandb = integration.wandb
+    return {
+        "report_to": ["tensorboard", "wandb"],
+        "wandb_project": wandb.project,
+        "wandb_entity": wandb.entity,
+        "wandb_run_name": wandb.name,
+        "wandb_tags": wandb.tags or [],
+    }
 
 
 def _fields_of(asked: Hyperparameters, base: TrainingConfig) -> dict[str, Any]:

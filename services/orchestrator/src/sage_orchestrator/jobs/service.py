@@ -203,11 +203,6 @@ class JobService:
 
     def _new_row(self, request: CreateJobRequest, job_id: str, now: float) -> tuple[JobRow, str]:
         """(what will be stored, why its preset was chosen or "")."""
-        for integration in request.integrations or []:
-            if integration.get("type") != "wandb":
-                raise InvalidRequestError(
-                    "integrations: only the type `wandb` is known.", param="integrations"
-                )
         task = task_of(request)
         name = name_of(request, job_id)
         trainer = self._training_device()
@@ -228,7 +223,11 @@ class JobService:
             hyperparameters=asked.model_dump(mode="json", include=set(Hyperparameters.model_fields)),
             method=method_of(config, asked).model_dump(mode="json", exclude_none=True),
             labels=request.metadata,
-            integrations=request.integrations,
+            integrations=[
+                integration.model_dump(mode="json", exclude_none=True)
+                for integration in request.integrations or []
+            ]
+            or None,
             pending_order=Order.CONTINUE.value,
             metrics={},
             created_at=now,

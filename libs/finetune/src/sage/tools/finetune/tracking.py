@@ -139,7 +139,10 @@ def _wandb(folder: Path, config: TrainingConfig, tell: TrainingCallback) -> Any:
             f"offline. Send it later with: wandb sync {folder}/wandb/offline-run-*",
         )
     about: dict[str, Any] = {
-        "project": "sage-finetune",
+        "project": config.wandb_project or settings.project or "sage-finetune",
+        "entity": config.wandb_entity,
+        "name": config.wandb_run_name,
+        "tags": config.wandb_tags or None,
         "dir": str(folder),
         "config": config.model_dump(mode="json"),
         # It would put itself in front of standard output, which carries the trainer's protocol.
