@@ -40,6 +40,12 @@ def add_jobs(app: FastAPI, state: State) -> None:
         state.requests.append({"path": "upload", "filename": kept.filename, "bytes": kept.bytes})
         return kept
 
+    @app.get("/v1/files/{file_id}")
+    def file(file_id: str) -> FileObject:
+        if file_id not in state.files:
+            raise NotFoundError(f"There is no file {file_id!r}.", param="file_id")
+        return state.files[file_id]
+
     @app.delete("/v1/files/{file_id}")
     def delete(file_id: str) -> Deleted:
         del state.files[file_id]

@@ -129,7 +129,7 @@ def make_job(state: State, request: CreateJobRequest) -> FakeJob:
         created_at=int(time.time()),
         model=MODEL,
         status=JobStatus.QUEUED,
-        training_file=request.training_file or "",
+        training_file=request.training_file or f"builtin:{task.value}",
         sage=SageJobInfo(
             name=name,
             task=task,

@@ -84,6 +84,9 @@ class Client:
                 timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S, read=600, write=120),
             )
 
+    def file(self, file_id: str) -> FileObject:
+        return self._ask(FileObject, "GET", f"{self._jobs_url}/v1/files/{file_id}")
+
     def delete_file(self, file_id: str) -> None:
         self._send("DELETE", f"{self._jobs_url}/v1/files/{file_id}")
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sage.tools.finetune.quickstart import quickstart_overrides
+from sage_cli.client import Client
 from sage_contracts.config import PresetConfigs, PresetName, Task
 from sage_contracts.jobs import CreateJobRequest
 from sage_orchestrator.jobs.resolve import resolve_config
@@ -47,6 +48,7 @@ def test_quickstart_shows_phases_figures_losses_and_both_answers(online: Sage, r
     shown = online("finetune", "show", "code@1").output
     assert "held-out loss   base 2.391" in shown
     assert "token accuracy  base 52.4% → tuned 58.1%" in shown
+    assert "data            rows that come with the task" in shown
     assert "checkpoints     of step 2; chat with code@1:ckpt-step-2" in shown
 
     merged = online("finetune", "merge", "code")
@@ -131,6 +133,10 @@ def test_start_sends_what_was_said_and_says_what_was_chosen(
         "config": {"num_train_epochs": 2, "lora": {"r": 4}},
     }
     assert requests("upload") == [{"path": "upload", "filename": "rows.jsonl", "bytes": rows.stat().st_size}]
+    assert "data        rows.jsonl" in online("finetune", "show", "mine").output
+    with Client.from_env() as client:
+        client.delete_file(body["training_file"])
+    assert f"{body['training_file']} (deleted since)" in online("finetune", "show", "mine").output
 
 
 def test_start_takes_a_runs_own_file(online: Sage, requests: Requests, tmp_path: Path) -> None:

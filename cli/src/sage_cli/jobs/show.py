@@ -15,6 +15,7 @@ from sage_cli.jobs import outcome
 from sage_cli.jobs.find import find_job
 from sage_cli.jobs.follow import EventFeed, follow
 from sage_cli.jobs.views import figures
+from sage_contracts.errors import NotFoundError
 from sage_contracts.jobs import FineTuningJob, JobCheckpoint, JobEvent, JobStatus
 
 _DONE_TEXT = {"cancel": "cancelled", "pause": "paused", "resume": "queued again"}
@@ -70,6 +71,7 @@ def show_command(given: str, *, as_json: bool) -> None:
         if as_json:
             print_json(job.model_dump(mode="json"))
             return
+        data = _data_text(client, job)
         checkpoints = client.checkpoints(job.id) if job.fine_tuned_model else []
     console = render.output()
     config, metrics = job.sage.config, job.sage.metrics
@@ -78,6 +80,7 @@ def show_command(given: str, *, as_json: bool) -> None:
         ("state", job.status.value),
         ("task", job.sage.task.value),
         ("method", config.method),
+        ("data", data),
         ("base model", config.model_name),
         ("preset", job.sage.preset.value if job.sage.preset else "none"),
         (
@@ -106,6 +109,21 @@ def show_command(given: str, *, as_json: bool) -> None:
         rows.append(("attempts", str(job.sage.attempt)))
     console.print(Text(f"{job.id}  {job.sage.name}", style="bold"))
     outcome.facts(console, rows)
+
+
+def _data_text(client: Client, job: FineTuningJob) -> str:
+    """The names under which its files were given."""
+    if job.training_file.startswith("builtin:"):
+        return "rows that come with the task"
+    held_out = f"; held out: {_filename(client, job.validation_file)}" if job.validation_file else ""
+    return f"{_filename(client, job.training_file)}{held_out}"
+
+
+def _filename(client: Client, file_id: str) -> str:
+    try:
+        return client.file(file_id).filename
+    except NotFoundError:
+        return f"{file_id} (deleted since)"
 
 
 def _checkpoint_rows(checkpoints: list[JobCheckpoint]) -> list[tuple[str, str]]:
