@@ -260,6 +260,27 @@ async def test_the_request_is_relayed_untouched_but_for_model_and_index(
     assert servers.openai.headers[-1]["authorization"] == "Bearer sk-test"
 
 
+@pytest.mark.parametrize("name", REMOTE)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_bare_prompt_is_gone_on_from(
+    backends: dict[BackendName, Backend], name: BackendName, stream: bool
+) -> None:
+    asked = ChatCall(model_of(name), {"prompt": "def f", "stream": stream})
+    content = await read(await backends[name].complete(asked))
+    if not stream:
+        (choice,) = json.loads(content)["choices"]
+        assert (choice["text"], choice["finish_reason"]) == ("def f and on", "stop")
+        return
+    events = events_of(content)
+    assert events[-1] == "[DONE]"
+    assert "".join(event["choices"][0]["text"] for event in events[:-1]) == "def f and on"
+
+
+async def test_the_mock_goes_on_from_no_prompt(backends: dict[BackendName, Backend]) -> None:
+    with pytest.raises(InvalidRequestError, match="only chats"):
+        await backends[BackendName.MOCK].complete(ChatCall("mock", {"prompt": "a"}))
+
+
 @pytest.mark.parametrize("name", [BackendName.OPENAI, BackendName.VLLM, BackendName.OLLAMA])
 @pytest.mark.parametrize("encoding", ["float", "base64"])
 async def test_embeddings(backends: dict[BackendName, Backend], name: BackendName, encoding: str) -> None:

@@ -31,6 +31,8 @@ class SdkRun:
     base_answer: str
     checkpoint_answers: dict[str, str]
     """By the checkpoint's name, the newest first."""
+    continued: str
+    """What came after a bare prompt."""
     chunks: int
 
     def train_accuracies(self) -> list[float]:
@@ -91,6 +93,9 @@ def run(base_url: str, model: str, *, suffix: str = "sdk", deadline_s: float = 9
     probe = "What is 4 plus 7?"
     tuned, chunks = answer(client, job.fine_tuned_model, probe)
     base, _ = answer(client, f"base:{model}", probe)
+    bare = client.completions.create(
+        model=job.fine_tuned_model, prompt="Count: 1, 2, 3, 4,", max_tokens=8, temperature=0
+    )
     checkpoints = client.fine_tuning.jobs.checkpoints.list(job.id).data
     names = [checkpoint.fine_tuned_model_checkpoint for checkpoint in checkpoints]
     return SdkRun(
@@ -100,6 +105,7 @@ def run(base_url: str, model: str, *, suffix: str = "sdk", deadline_s: float = 9
         tuned_answer=tuned,
         base_answer=base,
         checkpoint_answers={name: answer(client, name, probe)[0] for name in names},
+        continued=bare.choices[0].text,
         chunks=chunks,
     )
 
@@ -113,6 +119,7 @@ def main() -> None:
     print("\n".join(reversed(seen.event_messages)))
     print(f"\n{seen.step_metrics}")
     print(f"{seen.job.fine_tuned_model}: {seen.tuned_answer!r}\nbase: {seen.base_answer!r}")
+    print(f"bare prompt: {seen.continued!r}")
     for name, said in seen.checkpoint_answers.items():
         print(f"{name}: {said!r}")
 

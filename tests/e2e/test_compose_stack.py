@@ -84,6 +84,10 @@ def test_the_checkpoint_of_the_last_step_answers_as_its_result_does(sdk_run: ope
     assert next(iter(sdk_run.checkpoint_answers.values())) == sdk_run.tuned_answer
 
 
+def test_a_bare_prompt_is_gone_on_from(sdk_run: openai_sdk.SdkRun) -> None:
+    assert "5" in sdk_run.continued
+
+
 def test_vllm_serves_it(compose_stack: ComposeStack, sdk_run: openai_sdk.SdkRun) -> None:
     status = httpx.get(f"{compose_stack.gateway_url}/v1/sage/engines", timeout=10).json()
     assert [engine["kind"] for engine in status["engines"]] == ["vllm"]

@@ -14,6 +14,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from tests.fakes.fake_openai import completion_of
 
 _CREATED = "2026-08-04T19:22:45.499127Z"
 BEHAVIOURS = ("silent:latest", "breaks:latest", "fails:latest", "thinker:latest")
@@ -31,6 +32,7 @@ class FakeOllama:
         self.app.get("/api/tags")(self.tags)
         self.app.get("/api/version")(self.version)
         self.app.post("/api/chat", response_model=None)(self.chat)
+        self.app.post("/v1/completions", response_model=None)(self.complete)
         self.app.post("/api/embed", response_model=None)(self.embed)
 
     async def root(self) -> str:
@@ -59,6 +61,11 @@ class FakeOllama:
             return StreamingResponse(self._lines(body), media_type="application/x-ndjson")
         message = _message(body, "".join(_answer(body)[0]))
         return JSONResponse(_line(body, message) | _final(body))
+
+    async def complete(self, request: Request) -> Response:
+        body = await request.json()
+        self.requests.append(body)
+        return completion_of(body)
 
     async def embed(self, request: Request) -> Response:
         body = await request.json()

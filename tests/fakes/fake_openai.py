@@ -18,6 +18,20 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 BEHAVIOURS = ("silent", "patient", "breaks", "bad-request", "rate-limited", "old-vllm-error", "html-error")
 
 
+def completion_of(body: dict[str, Any]) -> Response:
+    """The prompt, said on; in one piece or in two."""
+    head = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": body["model"]}
+
+    def choice(text: str, reason: str | None) -> dict[str, Any]:
+        return {"index": 0, "text": text, "logprobs": None, "finish_reason": reason}
+
+    if not body.get("stream"):
+        return JSONResponse({**head, "choices": [choice(f"{body['prompt']} and on", "stop")]})
+    pieces = [choice(body["prompt"], None), choice(" and on", "stop")]
+    events = [_event({**head, "choices": [piece]}) for piece in pieces]
+    return StreamingResponse(iter([*events, b"data: [DONE]\n\n"]), media_type="text/event-stream")
+
+
 class FakeOpenAI:
     """The program's state: what it serves, and what it saw."""
 
@@ -32,6 +46,7 @@ class FakeOpenAI:
         self.app.get("/v1/models")(self.list_models)
         self.app.get("/healthz")(self.health)
         self.app.post("/v1/chat/completions", response_model=None)(self.chat)
+        self.app.post("/v1/completions", response_model=None)(self.complete)
         self.app.post("/v1/embeddings", response_model=None)(self.embed)
 
     async def health(self) -> dict[str, str]:
@@ -61,6 +76,9 @@ class FakeOpenAI:
         message = {"role": "assistant", "content": "".join(words)}
         choice = {"index": 0, "message": message, "finish_reason": reason}
         return JSONResponse({**_head(body, "chat.completion"), "choices": [choice], "usage": _usage(words)})
+
+    async def complete(self, request: Request) -> Response:
+        return completion_of(await self._read(request))
 
     async def embed(self, request: Request) -> Response:
         body = await self._read(request)

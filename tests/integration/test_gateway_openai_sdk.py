@@ -221,6 +221,31 @@ def test_the_clients_key_stays_here_and_its_session_goes_to_our_host(
         assert program.headers[-1].get("x-sage-session") == ("chat-7" if model == "code" else None)
 
 
+@pytest.mark.parametrize("model", ["code", "vllm/qwen", "ollama/fake-llm"])
+def test_a_bare_prompt_is_gone_on_from(stack: Stack, sdk: openai.OpenAI, model: str) -> None:
+    assert sdk.completions.create(model=model, prompt="def f").choices[0].text == "def f and on"
+    stream = sdk.completions.create(
+        model=model, prompt="def f", stream=True, extra_headers={"X-Sage-Session": "editor-1"}
+    )
+    assert "".join(chunk.choices[0].text for chunk in stream) == "def f and on"
+    if model == "code":
+        assert stack.host.headers[-1]["x-sage-session"] == "editor-1"
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"model": "mock"}, "only chats"),
+        ({"model": "code", "extra_body": {"index": "docs-public"}}, "a bare prompt is left alone"),
+    ],
+)
+def test_a_bare_prompt_that_cannot_be_gone_on_from_is_refused(
+    sdk: openai.OpenAI, fields: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=told):
+        sdk.completions.create(prompt="def f", **fields)
+
+
 @pytest.mark.parametrize("model", ["vllm/qwen", "ollama/fake-llm"])
 def test_embeddings(sdk: openai.OpenAI, model: str) -> None:
     # The SDK asks for base64 by itself and decodes it; a server that answers floats is fine too.

@@ -40,6 +40,9 @@ class Listed:
     async def stream(self, call: ChatCall) -> Reply:
         raise NotImplementedError
 
+    async def complete(self, call: ChatCall) -> Reply:
+        raise NotImplementedError
+
     async def embed(self, call: ChatCall) -> Reply:
         raise NotImplementedError
 

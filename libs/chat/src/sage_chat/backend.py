@@ -77,6 +77,13 @@ class Backend(Protocol):
         """Answer a chat completion, streamed or not as the call says. Raises: SageError."""
         ...
 
+    async def complete(self, call: ChatCall) -> Reply:
+        """Go on from a bare prompt, without a chat template, streamed or not as the call says.
+
+        Raises: SageError; InvalidRequestError where the backend cannot.
+        """
+        ...
+
     async def embed(self, call: ChatCall) -> Reply:
         """Answer an embeddings request. Raises: InvalidRequestError where the backend has none."""
         ...

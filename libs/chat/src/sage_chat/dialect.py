@@ -121,6 +121,9 @@ class DialectBackend:
     async def stream(self, call: ChatCall) -> Reply:
         return await self._relay().post("/chat/completions", call.for_upstream())
 
+    async def complete(self, call: ChatCall) -> Reply:
+        return await self._relay().post("/completions", call.for_upstream())
+
     async def embed(self, call: ChatCall) -> Reply:
         return await self._relay().post("/embeddings", call.for_upstream())
 

@@ -23,6 +23,9 @@ class FinetuneBackend:
     async def stream(self, call: ChatCall) -> Reply:
         return await self.host.post("/chat/completions", call.for_upstream(), call.headers)
 
+    async def complete(self, call: ChatCall) -> Reply:
+        return await self.host.post("/completions", call.for_upstream(), call.headers)
+
     async def embed(self, call: ChatCall) -> Reply:
         raise InvalidRequestError(
             "The finetune backend has no embeddings: use openai/, vllm/ or ollama/ with an embedding model.",

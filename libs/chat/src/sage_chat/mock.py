@@ -35,6 +35,11 @@ class MockBackend:
         message = {"role": "assistant", "content": answer, "refusal": None}
         return whole_reply(200, completion.whole(message, "stop", counted))
 
+    async def complete(self, call: ChatCall) -> Reply:
+        raise InvalidRequestError(
+            "The mock backend goes on from no prompt: it only chats.", param="model", source=self.name
+        )
+
     async def embed(self, call: ChatCall) -> Reply:
         raise InvalidRequestError("The mock backend has no embeddings.", param="model", source=self.name)
 

@@ -15,6 +15,7 @@ import httpx
 
 from sage_chat.backend import BackendName, ChatCall, Reply, whole_reply
 from sage_chat.completions import STREAM_HEADERS, Completion, error_event, to_json
+from sage_chat.dialect import Endpoint, Relay
 from sage_chat.ollama_dialect import StreamTranslator, chat_request, completion_from
 from sage_chat.upstream import Deadlines, read_error, read_whole, relay_bytes, send
 from sage_contracts.errors import SageError, UpstreamError
@@ -37,6 +38,11 @@ class OllamaBackend:
             return Reply(200, self._events(response, call), dict(STREAM_HEADERS), response.aclose)
         answer = await self._json(response)
         return whole_reply(200, completion_from(answer, call.model))
+
+    async def complete(self, call: ChatCall) -> Reply:
+        # Its own API has `raw` for this, which takes no `suffix`; its OpenAI route has both.
+        relay = Relay(self.client, self.name, Endpoint(f"{self.base_url}/v1"), self.deadlines)
+        return await relay.post("/completions", call.for_upstream())
 
     async def embed(self, call: ChatCall) -> Reply:
         body: dict[str, Any] = {"model": call.model, "input": call.body.get("input")}

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions and /v1/embeddings: read, route, retrieve, and relay."""
+"""POST /v1/chat/completions, /v1/completions and /v1/embeddings: read, route, retrieve, and relay."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BACKEND_HEADER = "X-Sage-Backend"
 
 @dataclass(slots=True)
 class Chat:
-    """What the two endpoints stand on."""
+    """What the endpoints stand on."""
 
     backends: Mapping[BackendName, Backend]
     directory: ModelDirectory
@@ -59,6 +59,22 @@ class Chat:
         headers = {CITATIONS_HEADER: citations_header(passages)} if asked.index else {}
         call = ChatCall(route.model, body, tuple(passages), _own_headers(request))
         return await self._relay(request, started, route, self.backends[route.backend].stream, call, headers)
+
+    async def go_on(self, request: Request) -> Response:
+        """From a bare prompt."""
+        started = time.perf_counter()
+        body = await _read_json(request, self.max_body_bytes)
+        if not isinstance(body.get("model"), str) or "prompt" not in body:
+            raise InvalidRequestError("A completions request needs `model` and `prompt`.", param="model")
+        if body.get("index") is not None:
+            raise InvalidRequestError(
+                "index: passages are put in front of a chat's question; a bare prompt is left alone. "
+                "Use /v1/chat/completions.",
+                param="index",
+            )
+        route = await self.directory.route(body["model"])
+        call = ChatCall(route.model, body, headers=_own_headers(request))
+        return await self._relay(request, started, route, self.backends[route.backend].complete, call, {})
 
     async def embed(self, request: Request) -> Response:
         started = time.perf_counter()
@@ -134,6 +150,10 @@ def make_router(chat: Chat) -> APIRouter:
     @router.post("/v1/chat/completions", response_model=None)
     async def chat_completions(request: Request) -> Response:
         return await chat.complete(request)
+
+    @router.post("/v1/completions", response_model=None)
+    async def completions(request: Request) -> Response:
+        return await chat.go_on(request)
 
     @router.post("/v1/embeddings", response_model=None)
     async def embeddings(request: Request) -> Response:
