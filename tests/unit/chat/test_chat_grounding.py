@@ -90,6 +90,7 @@ def test_the_mock_cites_by_number_and_names_the_sources() -> None:
     answer = answer_from("Which presets are there?", PASSAGES, has_index=True)
     assert "There are six presets. [1]" in answer
     assert "Sources:\n[1] presets.md#presets\n[2] 文档.md#显存不足" in answer
+    assert "出处：\n[1] presets.md#presets" in answer_from("有哪些预设？", PASSAGES, has_index=True)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def test_quickstart_shows_phases_figures_losses_and_both_answers(online: Sage, r
     ran = online("finetune", "quickstart", "code", "--set", "save_steps=2")
     sent = requests("job body")[0]["body"]["sage"]["config"]
     # The sizes of a quick start on a CPU; what was said wins.
-    assert sent == quickstart_overrides("code", "cpu") | {"save_steps": 2}
+    assert sent == quickstart_overrides("code", "cpu", has_gpu=False) | {"save_steps": 2}
     assert ran.exit_code == 0, ran.output
     for text in (
         "base model  smollm2-135m",
@@ -57,6 +57,14 @@ def test_quickstart_shows_phases_figures_losses_and_both_answers(online: Sage, r
     assert "finetune_output/code/merged_model" in merged.output
     assert "2 of 3 questions" in merged.output
     assert online("finetune", "merge", "code", "--dtype", "fp16").exit_code == 2
+
+
+def test_a_quickstart_is_short_on_a_cpu_whatever_the_preset(online: Sage, requests: Requests) -> None:
+    ran = online("finetune", "quickstart", "code", "--preset", "minimal")
+    assert ran.exit_code == 0, ran.output
+    sent = requests("job body")[0]["body"]["sage"]
+    assert sent["preset"] == "minimal"
+    assert sent["config"] == {"max_steps": 32, "max_eval_rows": 32, "save_steps": 16}
 
 
 def test_an_export_asks_for_its_format_and_says_what_ollama_wants(

@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from sage_cli import main
 from sage_cli.commands import chat, options
 from sage_contracts.config import PresetName, Task
 
@@ -53,6 +56,22 @@ def test_the_commands_name_the_tasks_and_presets_that_exist() -> None:
     assert tuple(task.value for task in Task) == options.TASK_NAMES
     help_of_preset = get_args(options.PresetOption)[1].help
     assert all(preset.value in help_of_preset for preset in PresetName)
+
+
+def test_every_option_says_what_it_does() -> None:
+    pending: list[tuple[str, Any]] = [("sage", typer.main.get_command(main.app))]
+    silent = []
+    while pending:
+        name, command = pending.pop()
+        pending += [(f"{name} {word}", sub) for word, sub in getattr(command, "commands", {}).items()]
+        silent += [f"{name} {option.opts[0]}" for option in command.params if not option.help]
+    assert silent == []
+
+
+def test_every_line_of_the_list_of_commands_is_whole() -> None:
+    for words in ([], ["finetune"], ["finetune", "sweep"]):
+        shown = CliRunner().invoke(main.app, [*words, "--help"], env={"COLUMNS": "80"}).output
+        assert "..." not in shown.partition("Commands:")[2]
 
 
 def test_every_backend_of_the_product_page_is_offered() -> None:

@@ -220,6 +220,17 @@ def test_every_variable_that_is_mentioned_is_read() -> None:
     assert unread == set()
 
 
+SET_BY_THE_PROGRAM = {"SAGE_ENGINE_PARENT", "SAGE_STACK_ID"}
+UNDER_ANOTHER_NAME = {"SAGE_HOME_DIR": "SAGE_HOME", "SAGE_OPENAI_API_KEY": "OPENAI_API_KEY"}
+
+
+def test_every_variable_that_is_read_is_documented() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))
+    named = set(re.findall(r"\b[A-Z][A-Z0-9_]*[A-Z0-9]\b", text))
+    wanted = {UNDER_ANOTHER_NAME.get(name, name) for name in variables_that_are_read() - SET_BY_THE_PROGRAM}
+    assert wanted - named == set()
+
+
 # --- presets and defaults
 
 

@@ -32,7 +32,7 @@ import sage.tools.finetune.data, sage.tools.finetune.code_data, sage.tools.finet
 from sage.tools.finetune.merging.merge import merge_adapter
 from sage.tools.finetune.quickstart import quickstart_overrides
 from sage.tools.finetune.base_models import default_model, resolve_base
-quickstart_overrides("code", "cpu")
+quickstart_overrides("code", "cpu", has_gpu=False)
 default_model("code")
 print([name for name in ("torch", "transformers", "peft", "numpy", "huggingface_hub") if name in sys.modules])
 """

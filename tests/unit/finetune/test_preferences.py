@@ -197,8 +197,8 @@ def test_a_reference_that_trains_along_is_refused(bias: str) -> None:
 
 
 def test_quick_sizes_leave_the_learning_rate_of_preferences_alone() -> None:
-    assert "learning_rate" in quickstart_overrides("qa", "cpu")
-    assert "learning_rate" not in quickstart_overrides("qa", "cpu", "dpo")
+    assert "learning_rate" in quickstart_overrides("qa", "cpu", has_gpu=False)
+    assert "learning_rate" not in quickstart_overrides("qa", "cpu", "dpo", has_gpu=False)
 
 
 def test_the_sample_set_is_distinct_and_partly_chinese() -> None:

@@ -7,6 +7,27 @@ from typing import Annotated, Literal
 import typer
 
 Backend = Literal["mock", "openai", "finetune", "vllm", "ollama"]
+MessageOption = Annotated[str | None, typer.Option("-m", "--message", help="Ask once and exit.")]
+IndexOption = Annotated[
+    str | None, typer.Option("--index", help="Answer with passages from this index: docs-public.")
+]
+SystemOption = Annotated[str | None, typer.Option("--system", help="System prompt.")]
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option("--temperature", min=0, max=2, help="How freely words are chosen; 0 takes the likeliest."),
+]
+MaxTokensOption = Annotated[
+    int | None, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")
+]
+KeepAliveOption = Annotated[
+    float | None,
+    typer.Option(
+        "--keep-alive",
+        min=0,
+        help="Seconds the engine stays after you leave; 0 stops it, unless somebody else uses it.",
+        show_default="SAGE_KEEP_ALIVE_S, 300",
+    ),
+]
 
 
 def chat(
@@ -17,18 +38,16 @@ def chat(
         str | None,
         typer.Option(envvar="SAGE_CHAT_FINETUNE_MODEL", help="Your tuned model: code, or code@3."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Any model name, as `sage models` lists them.")] = None,
-    message: Annotated[str | None, typer.Option("-m", "--message", help="Ask once and exit.")] = None,
-    index: Annotated[
-        str | None, typer.Option(help="Answer with passages from this index: docs-public.")
+    model: Annotated[
+        str | None,
+        typer.Option(help="Any model: a name that `sage models` lists, or base:NAME for a plain base model."),
     ] = None,
-    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
-    keep_alive_s: Annotated[
-        float | None,
-        typer.Option("--keep-alive", min=0, help="Seconds the engine stays after you leave; 0 stops it."),
-    ] = None,
+    message: MessageOption = None,
+    index: IndexOption = None,
+    system: SystemOption = None,
+    temperature: TemperatureOption = None,
+    max_tokens: MaxTokensOption = None,
+    keep_alive_s: KeepAliveOption = None,
 ) -> None:
     """Chat with a model.
 

@@ -12,6 +12,7 @@ from sage_cli.commands import tuned
 from sage_cli.commands.options import (
     ConfigOption,
     DataOption,
+    EpochsOption,
     JsonOption,
     MethodOption,
     ModelOption,
@@ -46,11 +47,14 @@ def quickstart(
     preset: PresetOption = None,
     config: ConfigOption = None,
     settings: SetOption = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", hidden=True)] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Taken for scripts' sake: nothing is asked anyway.")
+    ] = False,
 ) -> None:
     """From nothing to a model of your own.
 
-    Starts what is needed, trains, and lets the base and the tuned model answer the same question.
+    Starts what is needed, trains for a few minutes, and lets the base and the tuned model answer the same
+    question.
     """
     from sage_cli.jobs.quickstart import quickstart_command
     from sage_cli.jobs.wish import JobWish
@@ -66,19 +70,23 @@ def quickstart(
 def start(
     task: TaskOption = None,
     auto: Annotated[
-        bool, typer.Option("--auto", help="Choose model, preset and data by itself, and say which.")
+        bool,
+        typer.Option("--auto", help="Choose model, preset, data and a short run by itself, and say which."),
     ] = False,
     model: ModelOption = "auto",
     data: DataOption = None,
     name: NameOption = None,
     preset: PresetOption = None,
     method: MethodOption = None,
-    epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data.")] = None,
+    epochs: EpochsOption = None,
     config: ConfigOption = None,
     settings: SetOption = None,
     watch: Annotated[bool, typer.Option("--watch/--no-watch", help="Stay and show progress.")] = True,
 ) -> None:
-    """Start a training job."""
+    """Start a training job, and show its progress.
+
+    Trains on your rows, or on the task's own; they are checked before anything is queued.
+    """
     from sage_cli.jobs.start import start_command
     from sage_cli.jobs.wish import JobWish
 
@@ -99,7 +107,7 @@ def plan(
     name: NameOption = None,
     preset: PresetOption = None,
     method: MethodOption = None,
-    epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data.")] = None,
+    epochs: EpochsOption = None,
     config: ConfigOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
@@ -127,14 +135,21 @@ def validate(
     max_length: Annotated[
         int, typer.Option("--max-length", min=1, help="Tokens beyond which training would cut a row.")
     ] = 1024,
-    model: Annotated[str | None, typer.Option("--model", help="Check and count for this base model.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Check and count for this base model: its template, its tokenizer."),
+    ] = None,
     method: Annotated[
         Literal["sft", "dpo", "orpo", "kto"] | None,
         typer.Option("--method", help="What the rows are for; otherwise what most of them look like."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check training data on this machine, before anything is paid for."""
+    """Check training data, before a run.
+
+    Which rows cannot be used and why, how long they are, and what a run would cut. Needs no server; exit code
+    2 when a row cannot be used.
+    """
     from sage_cli.jobs.validate import validate_command
 
     validate_command(data, max_length=max_length, model=model, method=method, as_json=as_json)
@@ -143,7 +158,10 @@ def validate(
 @app.command()
 def preview(
     data: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="Your data; otherwise the task's own.")
+        Path | None,
+        typer.Argument(
+            metavar="FILE", help="Your rows: a file, a folder or a Hub id.", show_default="the task's own"
+        ),
     ] = None,
     task: TaskOption = None,
     method: MethodOption = None,
@@ -151,12 +169,21 @@ def preview(
     config: ConfigOption = None,
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, max=1000, help="How many rows.")] = 3,
     max_length: Annotated[
-        int | None, typer.Option("--max-length", min=2, help="Tokens of a row that the model sees.")
+        int | None,
+        typer.Option(
+            "--max-length",
+            min=2,
+            help="Tokens of a row that the model sees.",
+            show_default="512; with an NVIDIA card 1024",
+        ),
     ] = None,
     with_tokens: Annotated[bool, typer.Option("--tokens", help="Show where each token ends.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show rows exactly as the model will see them, and what it learns from."""
+    """Show rows as the model will see them.
+
+    Rendered by its own chat template, cut as a run would, coloured by what is learned. Needs no server.
+    """
     from sage_cli.jobs.wish import JobWish
     from sage_cli.preview.command import preview_command
 
@@ -172,7 +199,7 @@ def preview(
 
 @app.command("list")
 def list_jobs(
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100)] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100, help="How many jobs.")] = 20,
     as_json: JsonOption = False,
 ) -> None:
     """List jobs, newest first."""
@@ -183,7 +210,7 @@ def list_jobs(
 
 @app.command()
 def show(job: JobArgument, as_json: JsonOption = False) -> None:
-    """Show one job: settings, progress, files."""
+    """Show one job: settings, progress, results, files."""
     from sage_cli.jobs.show import show_command
 
     show_command(job, as_json=as_json)

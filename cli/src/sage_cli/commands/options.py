@@ -30,25 +30,51 @@ TaskOption = Annotated[
 ]
 
 ModelOption = Annotated[
-    str, typer.Option("--model", help="Base model: a Hub id, a folder, a built-in name, or auto.")
+    str,
+    typer.Option("--model", help="Base model: a Hub id, a folder, a built-in name (smollm2-135m), or auto."),
 ]
 DataOption = Annotated[
-    Path | None, typer.Option("--data", help="Your data: a file; for `code` also a folder of sources.")
+    Path | None,
+    typer.Option(
+        "--data",
+        help="Your rows: a file, a folder of such files, or a Hub id; for `code` also source code.",
+        show_default="the task's own",
+    ),
 ]
-NameOption = Annotated[str | None, typer.Option("--name", help="Name of the tuned model.")]
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="Name of the tuned model.", show_default="the task's")
+]
 PresetOption = Annotated[
-    str | None, typer.Option("--preset", help="rtx_3060, rtx_4090, a100, minimal, cpu or auto.")
+    str | None,
+    typer.Option(
+        "--preset",
+        help="Settings for a kind of machine: rtx_3060, rtx_4090, a100, minimal, cpu or auto.",
+        show_default="auto",
+    ),
 ]
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="Training settings: a .json, .yaml or .toml file.")
+    Path | None,
+    typer.Option(
+        "--config",
+        help="Training settings: a .json, .yaml or .toml file, or an earlier run's training_config.json.",
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="One training setting; may be repeated."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="One training setting, such as lora.r=16; may be repeated."
+    ),
 ]
 MethodOption = Annotated[
     Literal["sft", "dpo", "orpo", "kto"] | None,
-    typer.Option("--method", help="Learn from answers (sft) or from preferences (dpo, orpo, kto)."),
+    typer.Option(
+        "--method",
+        help="Learn from answers (sft) or from preferences (dpo, orpo, kto).",
+        show_default="sft",
+    ),
+]
+EpochsOption = Annotated[
+    float | None, typer.Option("--epochs", help="Passes over the data.", show_default="the preset's")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -12,7 +12,10 @@ def up(
     docker: Annotated[bool, typer.Option("--docker", help="Containers, through Docker Compose.")] = False,
     build: Annotated[bool, typer.Option("--build", help="With Docker: build the images anew.")] = False,
     timeout_s: Annotated[
-        float | None, typer.Option("--timeout", help="Seconds to wait until healthy.", min=1)
+        float | None,
+        typer.Option(
+            "--timeout", help="Seconds to wait until healthy.", min=1, show_default="120; with Docker 300"
+        ),
     ] = None,
 ) -> None:
     """Start the stack and wait until it is healthy. Starting twice does nothing."""
@@ -23,7 +26,7 @@ def up(
 
 def down(
     volumes: Annotated[
-        bool, typer.Option("--volumes", help="With Docker: also delete the data volume.")
+        bool, typer.Option("--volumes", help="With Docker: also delete the data volume, models included.")
     ] = False,
 ) -> None:
     """Stop everything that `sage up` started. Models and jobs are kept."""

@@ -34,14 +34,21 @@ def sweep(
     task: TaskOption = None,
     grid: Annotated[
         list[str] | None,
-        typer.Option("--grid", metavar="KEY=V1,V2", help="A setting and the values to try; may be repeated."),
+        typer.Option(
+            "--grid",
+            metavar="KEY=V1,V2",
+            help="Values to try for a setting: learning_rate=1e-4,2e-4; may be repeated.",
+        ),
     ] = None,
     auto: Annotated[
-        bool, typer.Option("--auto", help="Choose model, preset and sizes by itself, and say which.")
+        bool,
+        typer.Option("--auto", help="Choose model, preset, data and short runs; say which."),
     ] = False,
     model: ModelOption = "auto",
     data: DataOption = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name that the best model gets.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name that the best model gets.", show_default="the task's")
+    ] = None,
     preset: PresetOption = None,
     method: MethodOption = None,
     config: ConfigOption = None,
@@ -51,7 +58,10 @@ def sweep(
     ] = 16,
     watch: Annotated[bool, typer.Option("--watch/--no-watch", help="Stay and show the table.")] = True,
 ) -> None:
-    """Train every combination of some settings, and keep the best under one name."""
+    """Compare settings: train each combination.
+
+    One job for each point of the grid; the model with the lowest held-out loss gets the name.
+    """
     if context.invoked_subcommand is not None:
         return
     from sage_cli.jobs.sweep import start_command

@@ -6,6 +6,15 @@ from typing import Annotated, Literal
 
 import typer
 
+from sage_cli.commands.chat import (
+    IndexOption,
+    KeepAliveOption,
+    MaxTokensOption,
+    MessageOption,
+    SystemOption,
+    TemperatureOption,
+)
+
 TunedArgument = Annotated[str, typer.Argument(metavar="NAME", help="A tuned model: code, or code@3.")]
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -39,10 +48,15 @@ def export(
         Literal["auto", "fp32", "fp16", "bf16"],
         typer.Option("--dtype", help="Number format of weights in safetensors."),
     ] = "auto",
-    repo: Annotated[str | None, typer.Option("--repo", help="Of the Hub: owner/name.")] = None,
+    repo: Annotated[
+        str | None, typer.Option("--repo", help="With --format hub: the repository, owner/name.")
+    ] = None,
     timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait.")] = 1800,
 ) -> None:
-    """Write a tuned model for other programs: GGUF, Ollama, a zip, the Hub."""
+    """Write a tuned model for other programs.
+
+    GGUF for llama.cpp and Ollama, a zip, or a repository on the Hub; checked against the adapter first.
+    """
     from sage_cli.jobs.merge import export_command
 
     export_command(
@@ -53,12 +67,12 @@ def export(
 @app.command("chat")
 def chat_with(
     name: TunedArgument,
-    message: Annotated[str | None, typer.Option("-m", "--message", help="Ask once and exit.")] = None,
-    index: Annotated[str | None, typer.Option(help="Answer with passages from this index.")] = None,
-    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
-    keep_alive_s: Annotated[float | None, typer.Option("--keep-alive", min=0)] = None,
+    message: MessageOption = None,
+    index: IndexOption = None,
+    system: SystemOption = None,
+    temperature: TemperatureOption = None,
+    max_tokens: MaxTokensOption = None,
+    keep_alive_s: KeepAliveOption = None,
 ) -> None:
     """Chat with a tuned model.
 

@@ -30,11 +30,13 @@ class CheckedWish:
         from sage.tools.finetune.quickstart import quickstart_overrides
 
         preset = self.options.preset
+        has_gpu = any(device.device != "cpu" for device in client.devices())
         if preset in (None, PresetName.AUTO):
-            has_gpu = any(device.device != "cpu" for device in client.devices())
             # Which of the GPU's presets it will be is the orchestrator's choice; the sizes are the same.
             preset = PresetName.A100 if has_gpu else PresetName.CPU
-        sizes = quickstart_overrides(self.task, preset, self.options.config.get("method", "sft"))
+        sizes = quickstart_overrides(
+            self.task, preset, self.options.config.get("method", "sft"), has_gpu=has_gpu
+        )
         if "num_train_epochs" in self.options.config:
             sizes.pop("max_steps", None)
         return self.with_config(sizes | self.options.config)

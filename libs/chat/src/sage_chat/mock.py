@@ -81,7 +81,7 @@ def answer_from(question: str, passages: Sequence[Passage], *, has_index: bool) 
     opening = "索引中的相关内容：" if in_chinese else "What the index says:"
     excerpts = "\n\n".join(f"{excerpt(passage.text, question)} [{passage.id}]" for passage in cited)
     sources = "\n".join(f"[{passage.id}] {passage.source}" for passage in cited)
-    return f"{opening}\n\n{excerpts}\n\n{'出处' if in_chinese else 'Sources'}:\n{sources}"
+    return f"{opening}\n\n{excerpts}\n\n{'出处：' if in_chinese else 'Sources:'}\n{sources}"
 
 
 def excerpt(text: str, question: str) -> str:

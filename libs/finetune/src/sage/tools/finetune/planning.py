@@ -145,7 +145,7 @@ def resolve(spec: PlanSpec) -> tuple[TrainingConfig, str | None]:
     fields = preset_fields(preset or PresetName.CPU)
     if spec.is_auto:
         method = spec.settings.get("method", "sft")
-        sizes = quickstart_overrides(spec.task, preset or PresetName.CPU, method)
+        sizes = quickstart_overrides(spec.task, preset or PresetName.CPU, method, has_gpu=has_cuda())
         if "num_train_epochs" in spec.settings:
             sizes.pop("max_steps", None)
         fields |= sizes

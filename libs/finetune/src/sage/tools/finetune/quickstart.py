@@ -18,10 +18,14 @@ _CPU: dict[str, Any] = {
 }
 
 
+# A preset that is made for a GPU keeps its batch and its rate, and costs a CPU more than its own.
+_OF_ANOTHER_PRESET_ON_A_CPU = ("max_steps", "max_eval_rows", "save_steps")
+
+
 def quickstart_overrides(
-    task: Task | str, preset: PresetName | str, method: Method = "sft"
+    task: Task | str, preset: PresetName | str, method: Method = "sft", *, has_gpu: bool
 ) -> dict[str, Any]:
-    """Sparse TrainingConfig fields to lay over the preset.
+    """Sparse TrainingConfig fields to lay over the preset; has_gpu: whether the machine that trains has one.
 
     Raises: ValueError for an unknown task or preset.
     """
@@ -30,4 +34,6 @@ def quickstart_overrides(
         # Preferences are learned at the preset's own rate: ten times that drives a model off its base.
         left_out = () if method == "sft" else ("learning_rate",)
         return {name: value for name, value in _CPU.items() if name not in left_out}
+    if not has_gpu:
+        return {name: _CPU[name] for name in _OF_ANOTHER_PRESET_ON_A_CPU}
     return {"max_steps": 200, "max_eval_rows": 128}
