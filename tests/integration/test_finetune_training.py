@@ -306,3 +306,15 @@ def test_what_a_killed_run_had_begun_to_save_goes(base: Path, data: Path, tmp_pa
         config = settings(base, data, tmp_path / "out")
         LoRATrainer(config, [Recorder(stop_after)], resume=resume).train()
         assert not begun.exists()
+
+
+def test_a_base_that_transformers_would_not_save_can_be_tuned_in_full(
+    base: Path, data: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(base, tmp_path / "base")
+    stored = json.loads((other / "generation_config.json").read_text())
+    stored |= {"do_sample": False, "temperature": 0.6}
+    (other / "generation_config.json").write_text(json.dumps(stored))
+    result = LoRATrainer(settings(other, data, tmp_path / "out", tuning="full", max_steps=1), ()).train()
+    assert result.model_dir is not None
+    assert json.loads((result.model_dir / "generation_config.json").read_text())["temperature"] == 0.6
