@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -28,3 +29,19 @@ def test_a_full_disk_leaves_gaps_and_does_not_end_the_run(tmp_path: Path) -> Non
     curves.close()
     assert len(warned.messages) == 1
     assert "have gaps: [Errno 28] No space left on device" in warned.messages[0]
+
+
+def test_a_resumed_run_has_each_step_once_in_its_curve(tmp_path: Path) -> None:
+    config = TrainingConfig(report_to=[])
+    first = CurveWriter(tmp_path, config, 0, Warned())
+    first.on_eval(Evaluation("base", 0, 2.5))
+    for step in (1, 2, 3):
+        first.on_eval(Evaluation("step", step, 2.0))
+    first.close()
+    curve = first.folder / "metrics.jsonl"
+    curve.write_text(curve.read_text() + '{"step": 4, "eval/lo')  # killed here
+    again = CurveWriter(tmp_path, config, 2, Warned())
+    again.on_eval(Evaluation("step", 3, 1.0))
+    again.close()
+    lines = [json.loads(line) for line in curve.read_text().splitlines()]
+    assert [(line["step"], line["eval/loss"]) for line in lines] == [(0, 2.5), (1, 2.0), (2, 2.0), (3, 1.0)]

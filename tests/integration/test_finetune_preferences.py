@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +222,21 @@ def test_a_run_of_few_steps_is_measured_on_all_that_is_held_out(
     )
     result = LoRATrainer(config, (), validation_path=held).train()
     assert (result.meta["train_rows"], result.meta["held_out_rows"]) == (2, 4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_tokenizer_without_a_padding_or_ending_token_will_do(
+    method: str, tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    for name, suffix in (("tokenizer_config", ""), ("config", "_id"), ("generation_config", "_id")):
+        stored = json.loads((base / f"{name}.json").read_text())
+        for token in ("pad_token", "eos_token"):
+            stored.pop(token + suffix, None)
+        (base / f"{name}.json").write_text(json.dumps(stored))
+    usual = settings(tiny_base, data, tmp_path / "usual", method=method, max_steps=2, seed=2**32 - 1)
+    bare = settings(base, data, tmp_path / "bare", method=method, max_steps=2, seed=-1)
+    wanted, found = (LoRATrainer(config, ()).train() for config in (usual, bare))
+    assert found.adapter_dir is not None
+    assert found.metrics["reward_accuracy"] == wanted.metrics["reward_accuracy"] == 1
+    assert "pad_token" not in json.loads((found.adapter_dir / "tokenizer_config.json").read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,12 @@ from sage.tools.finetune import (
 from sage.tools.finetune.data import Conversation, PreferencePair
 from sage.tools.finetune.preferences.splits import prepare_preferences
 from sage.tools.finetune.task_data import prepare
-from sage_contracts.errors import InvalidRequestError, ModelNotFoundError, TrainingFailedError
+from sage_contracts.errors import (
+    InvalidDataError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    TrainingFailedError,
+)
 
 SEED_LAYOUT = {"lora_weights", "checkpoints", "logs", "training_config.json", "finetune_meta.json"}
 
@@ -249,3 +255,66 @@ def test_what_is_wrong_is_said_before_anything_is_written(base: Path, data: Path
 def test_a_diverging_run_fails_with_advice(base: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingFailedError, match="Lower learning_rate"):
         LoRATrainer(settings(base, data, tmp_path, learning_rate=1e30, max_grad_norm=0), ()).train()
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_epochs_are_of_all_rows_though_few_steps_need_few(
+    method: str, base: Path, data: Path, tmp_path: Path
+) -> None:
+    if method == "dpo":
+        rows = [{"prompt": f"Number {n}?", "chosen": "Yes.", "rejected": "no NO"} for n in range(40)]
+        data.write_text(json.dumps(rows))
+    watcher = Recorder()
+    config = settings(base, data, tmp_path / "out", method=method, max_steps=3, validation_fraction=0)
+    assert LoRATrainer(config, [watcher]).train().metrics["epochs"] == 0.3
+    assert [round(step.epoch, 4) for step in watcher.steps] == [0.1, 0.2, 0.3]
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_a_last_step_that_ruins_the_model_is_no_success(
+    method: str, base: Path, data: Path, tmp_path: Path
+) -> None:
+    if method == "dpo":
+        rows = [{"prompt": f"Number {n}?", "chosen": "Yes.", "rejected": "no NO"} for n in range(40)]
+        data.write_text(json.dumps(rows))
+    config = settings(base, data, tmp_path / "out", method=method, max_steps=1, learning_rate=1e25)
+    with pytest.raises(TrainingFailedError, match="became no number in step 1"):
+        LoRATrainer(config, ()).train()
+    assert not (tmp_path / "out" / "lora_weights").exists()
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_a_tokenizer_of_another_model_is_said_so(method: str, base: Path, data: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    other = shutil.copytree(base, tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["Number"])
+    tokenizer.save_pretrained(other)
+    if method == "dpo":
+        data.write_text(json.dumps([{"prompt": "Number 1?", "chosen": "Yes.", "rejected": "No."}]))
+    with pytest.raises(
+        InvalidDataError, match=r"row \d+ of data\.json: its tokenizer writes 'Number' as token \d+"
+    ):
+        LoRATrainer(settings(other, data, tmp_path / "out", method=method), ()).train()
+
+
+def test_what_a_killed_run_had_begun_to_save_goes(base: Path, data: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "out" / "checkpoints" / ".checkpoint-3.abc"
+    for resume, stop_after in ((False, 3), (True, 0)):
+        begun.mkdir(parents=True)
+        config = settings(base, data, tmp_path / "out")
+        LoRATrainer(config, [Recorder(stop_after)], resume=resume).train()
+        assert not begun.exists()
+
+
+def test_a_base_that_transformers_would_not_save_can_be_tuned_in_full(
+    base: Path, data: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(base, tmp_path / "base")
+    stored = json.loads((other / "generation_config.json").read_text())
+    stored |= {"do_sample": False, "temperature": 0.6}
+    (other / "generation_config.json").write_text(json.dumps(stored))
+    result = LoRATrainer(settings(other, data, tmp_path / "out", tuning="full", max_steps=1), ()).train()
+    assert result.model_dir is not None
+    assert json.loads((result.model_dir / "generation_config.json").read_text())["temperature"] == 0.6

@@ -31,6 +31,11 @@ def test_steps_come_from_epochs_or_from_max_steps() -> None:
     assert schedule(rows=3, batch=8).total_steps == 2
 
 
+def test_rows_that_no_step_gets_to_are_part_of_an_epoch() -> None:
+    plan = Schedule(rows=8, batch_rows=4, epochs=1, max_steps=2, seed=1, rows_left=32)
+    assert (plan.total_steps, plan.epoch_of(2)) == (2, 0.2)
+
+
 @given(
     st.lists(st.integers(1, 300), min_size=1, max_size=40),
     st.integers(1, 600),

@@ -75,6 +75,14 @@ def test_shards_are_not_quantised(config: TrainingConfig) -> None:
     assert not {rung.name for rung in whole_climb(config, "cuda")} & {"load_in_8bit", "load_in_4bit"}
 
 
+@given(configs())
+def test_dora_is_not_put_on_8_bits_where_that_cannot_be_trained(config: TrainingConfig) -> None:
+    config = config.model_copy(update={"lora": config.lora.model_copy(update={"use_dora": True})})
+    assert "load_in_8bit" not in {rung.name for rung in whole_climb(config, "cpu")}
+    config.oom_ladder, config.load_in_4bit, config.load_in_8bit = ["load_in_8bit"], False, False
+    assert [rung.name for rung in whole_climb(config, "cuda")] == ["load_in_8bit"]
+
+
 @pytest.mark.parametrize(
     ("fields", "said", "unsaid"),
     [

@@ -17,7 +17,13 @@ from hypothesis import strategies as st
 from sage.tools.finetune.data.preferences import PreferencePair, RatedAnswer, load_preferences
 from sage.tools.finetune.preferences.methods import batch_shape, require_fixed_reference
 from sage.tools.finetune.preferences.planned import sampled_judged
-from sage.tools.finetune.preferences.samples import PairSample, RatedSample, mixed, swapped_answers
+from sage.tools.finetune.preferences.samples import (
+    PairSample,
+    RatedSample,
+    mismatched_answers,
+    mixed,
+    swapped_answers,
+)
 from sage.tools.finetune.preferences.scoring import Answer, dpo_scores, kto_scores, orpo_scores
 from sage.tools.finetune.preferences.splits import SAMPLE_SET, prepare_preferences
 from sage.tools.finetune.quickstart import quickstart_overrides
@@ -97,6 +103,13 @@ def test_a_validation_file_of_ones_own_takes_its_prompts_out_of_training(tmp_pat
         prepare_preferences(TrainingConfig(method="dpo"), training_path=held, validation_path=held)
 
 
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_a_single_prompt_is_trained_on_whatever_share_is_held_out(method: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", pairs(2))
+    splits = prepare_preferences(TrainingConfig(method=method, data_path=str(path), validation_fraction=0.9))
+    assert (len(splits.train), len(splits.validation)) == (4 if method == "kto" else 2, 0)
+
+
 def test_limits_are_kept() -> None:
     config = TrainingConfig(method="dpo", max_train_rows=5, max_eval_rows=2)
     splits = prepare_preferences(config)
@@ -122,6 +135,19 @@ def test_a_prompt_does_not_meet_its_own_other_answer(count: int) -> None:
     order = mixed(samples)
     for row, other in zip(order, swapped_answers(order, 2), strict=True):
         assert row.prompt[0] != other[0]
+
+
+@given(st.integers(2, 20))
+def test_held_out_answers_are_put_to_prompts_that_they_do_not_answer(count: int) -> None:
+    samples = [RatedSample([n], [n, int(wanted)], wanted) for n in range(count) for wanted in (True, False)]
+    for row, other in zip(samples, mismatched_answers(samples), strict=True):
+        assert row.prompt[0] != other[0]
+
+
+def test_answers_to_one_prompt_have_no_others_to_be_swapped_with() -> None:
+    samples = [RatedSample([7], [n], n == 0) for n in range(2)]
+    assert mismatched_answers(samples) == [[1], [0]]
+    assert mismatched_answers(samples[:1]) == [[0]]
 
 
 def test_answers_are_swapped_within_a_batch_only() -> None:

@@ -23,6 +23,8 @@ class Schedule:
     max_steps: int
     """-1: as the epochs say."""
     seed: int
+    rows_left: int = 0
+    """More rows there are, that no step gets to: an epoch would take them too."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -34,7 +36,7 @@ class Schedule:
 
     def epoch_of(self, step: int) -> float:
         """Epochs done after `step` steps."""
-        return step / self.steps_per_epoch
+        return step / ceil((self.rows + self.rows_left) / self.batch_rows)
 
     def rows_of(self, step: int) -> list[int]:
         """Row indices of step 0, 1, …; every epoch has its own order."""

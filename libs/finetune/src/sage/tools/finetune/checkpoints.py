@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -155,14 +155,18 @@ class Checkpoints:
     def keep_newest(self, count: int, besides: Sequence[int] = ()) -> None:
         """Delete the older ones, except those of the steps `besides`."""
         kept = {self.of_step(step) for step in besides}
-        for path in self.all()[:-count]:
+        for path in [*self.all()[:-count], *self._begun()]:
             if path not in kept:
                 shutil.rmtree(path, ignore_errors=True)
 
     def clear(self) -> None:
         # One by one: others keep what belongs to these checkpoints in the same folder.
-        for path in self.all():
+        for path in [*self.all(), *self._begun()]:
             shutil.rmtree(path, ignore_errors=True)
+
+    def _begun(self) -> Iterator[Path]:
+        """What a process that was killed had begun to write."""
+        return self.folder.glob(".checkpoint-*")
 
     def is_whole(self, step: int) -> bool:
         """Whether this run's checkpoint of a step can be used."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sage.tools.finetune.checkpoints import Checkpoints, RunState
 from sage.tools.finetune.evaluation import HeldOut, Scores
 from sage.tools.finetune.modeling import load_weights
+from sage.tools.finetune.rollback import require_number
 from sage_contracts.config import TrainingConfig
 
 
@@ -51,7 +52,7 @@ class Comparison:
     def settle(self, checkpoints: Checkpoints, state: RunState) -> Scores | None:
         """Make the model the run's result: the best evaluation's where that is kept, else the last step's.
 
-        Raises: RunStopped.
+        Raises: RunStopped, TrainingFailedError.
         """
         held, last, best = self.held, state.evaluation, state.best
         is_measured = last is not None and last["step"] == state.step
@@ -71,6 +72,8 @@ class Comparison:
             else:
                 told = f"The best checkpoint, of step {step}, is damaged; using the last"
                 held.callbacks.on_log("warn", told)
+        if scores is not None:
+            require_number(scores.loss, state, self.config.learning_rate)
         has_answered = state.answered_step == state.step or state.kept_step is not None
         held.tell("tuned", state.kept_step or state.step, scores, has_answered=has_answered)
         return scores

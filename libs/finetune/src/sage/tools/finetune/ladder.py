@@ -86,6 +86,8 @@ def next_rung(
     for name in order_of(config):
         if name in ("load_in_8bit", "load_in_4bit") and (not can_quantise or config.distributed == "fsdp"):
             continue  # packed weights cannot be cut up
+        if name == "load_in_8bit" and config.lora.use_dora and device == "cpu":
+            continue  # of such weights peft cannot compute DoRA's norms there
         if name in FOR_ADAPTERS and config.tuning == "full":
             continue
         found = _REMEDIES[name](config, taken, device)

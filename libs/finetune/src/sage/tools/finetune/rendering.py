@@ -94,7 +94,12 @@ class ChatRenderer:
         self._max_length = max_length
         self._added_ids: dict[str, int] = tokenizer.get_added_vocab()
         self._added = frozenset(self._added_ids.values())
+        self._known_ids: int | None = None
         self.stats = RenderStats()
+
+    def require_known(self, ids: int) -> None:
+        """From now on refuse rows with a token that a model with embeddings for so many ids does not know."""
+        self._known_ids = ids
 
     @property
     def template_hash(self) -> str:
@@ -128,6 +133,14 @@ class ChatRenderer:
                 yield self._labelled(*row)
 
     def _labelled(self, rendered: RenderedText, ids: list[int], offsets: list[Span]) -> TokenisedText:
+        highest = max(ids, default=0)
+        if self._known_ids is not None and highest >= self._known_ids:
+            token = self._tokenizer.convert_ids_to_tokens(highest)
+            raise refused(
+                rendered.origin,
+                f"its tokenizer writes {token!r} as token {highest}, and the model knows only those below "
+                f"{self._known_ids}: they do not belong together",
+            )
         labels = [IGNORED] * len(ids)
         for start, end in rendered.learned:
             first = self._first_token(rendered.text, ids, offsets, start)

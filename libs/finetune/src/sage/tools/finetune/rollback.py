@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from math import isfinite
 
 from sage.tools.finetune.checkpoints import Checkpoints, RunState
 from sage.tools.finetune.watchdog import PROVEN_AFTER, Fault, Rollback, Verdict
+from sage_contracts.errors import TrainingFailedError
 
 
 def judge(state: RunState, loss: float) -> Verdict:
@@ -48,3 +50,14 @@ def note_rollback(state: RunState, before: RunState, fault: Fault) -> Rollback:
     state.rate_scale = made.rate_scale
     state.rollbacks = [*before.rollbacks, asdict(made)]
     return made
+
+
+def require_number(held_out_loss: float, state: RunState, learning_rate: float) -> None:
+    """What the last step did shows in no loss of training, only here.
+
+    Raises: TrainingFailedError for a result whose loss is no number, where the base's was one.
+    """
+    base = state.base_eval_loss
+    if not isfinite(held_out_loss) and base is not None and isfinite(base):
+        fault = Fault("nan", state.step, held_out_loss)
+        raise TrainingFailedError(fault.advice(learning_rate, len(state.rollbacks)))

@@ -22,6 +22,7 @@ from sage.tools.finetune.modeling import (
     make_optimizer,
     parameter_counts,
 )
+from sage.tools.finetune.random_numbers import RandomNumbers
 from sage.tools.finetune.rendering import ChatRenderer, Sample, Samples
 from sage.tools.finetune.row_supply import parts_needed
 from sage.tools.finetune.task_data import Splits
@@ -57,11 +58,14 @@ class RunParts:
         self.renderer = ChatRenderer(self.tokenizer, config.max_length)
         torch.manual_seed(config.seed)
         model = load_base(base, config, load_on or self.device, self.precision)
+        self.renderer.require_known(model.get_input_embeddings().weight.shape[0])
         kernels = kernels_of(self.device, self.precision)
         self._warn(kernels.problem)
         self._kernels = varlen_attentions(kernels.attention)
         if kernels.has_liger:
             apply_liger(model, self._warn)
+        if config.tuning == "full":
+            _make_savable(model)
         self.model = model if config.tuning == "full" else add_adapters(model, config.lora)
         self.optimizer, note = make_optimizer(self.model, config, self.device)
         self._warn(note)
@@ -93,11 +97,12 @@ class RunParts:
         budget = EVAL_TOKEN_BUDGET[self.device]
         return min(budget, self.token_budget) if self._rungs else budget
 
-    def render(self, splits: Splits) -> tuple[Samples, Samples]:
-        """(training, held-out) samples. Raises: InvalidDataError."""
-        train = Samples()
+    def render(self, splits: Splits) -> tuple[Samples, Samples, int]:
+        """(training samples, held-out samples, rows that no step gets to). Raises: InvalidDataError."""
+        train, left = Samples(), len(splits.train)
         for part in parts_needed(self._config, splits.train, lambda: len(train)):
             train.extend(self.renderer.samples(part))
+            left -= len(part)
         held = self.renderer.samples(splits.validation)
         stats = self.renderer.stats
         if stats.truncated:
@@ -109,7 +114,7 @@ class RunParts:
             raise InvalidDataError(
                 f"No row has an answer within max_length={self._config.max_length} tokens. Raise max_length."
             )
-        return train, held
+        return train, held, left
 
     def loss(self, samples: Sequence[Sample]) -> LossFunction:
         """The fast loss, when it is exact for this model."""
@@ -132,15 +137,13 @@ class _Start:
     """What training changes, before it has."""
 
     def __init__(self, base: Path, model: Any, optimizer: Any, scaler: Any) -> None:
-        import torch
-
         self._base = base
         # A whole model is read again instead of held twice.
         kept = () if is_whole(model) else _trained(model)
         self._weights = {name: value.detach().clone() for name, value in kept}
         self._optimizer = deepcopy(optimizer.state_dict())
         self._scaler = scaler.state_dict() if scaler else None
-        self._random = torch.get_rng_state()
+        self._random = RandomNumbers.now()
 
     def put_back(self, model: Any, optimizer: Any, scaler: Any) -> None:
         import torch
@@ -154,7 +157,16 @@ class _Start:
         optimizer.load_state_dict(deepcopy(self._optimizer))
         if scaler:
             scaler.load_state_dict(self._scaler)
-        torch.set_rng_state(self._random)
+        self._random.put_back()
+
+
+def _make_savable(model: Any) -> None:
+    """Some bases say how to sample, and beside it not to: transformers loads that, but does not save it."""
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError:
+        # What is said of sampling stays, since servers go by it.
+        model.generation_config.do_sample = True
 
 
 def _trained(model: Any) -> Iterator[tuple[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,16 @@ class RunRecord:
 
 
 def score_metrics(prefix: str, loss: float | None, token_accuracy: float | None) -> dict[str, float | None]:
-    """The scores on held-out rows under the names that metrics have; None where nothing was measured."""
+    """The scores on held-out rows under the names that metrics have.
+
+    None where nothing was measured, or what was is no number: JSON has none for it.
+    """
     return {
-        f"{prefix}eval_loss": loss,
-        f"{prefix}perplexity": None if loss is None else perplexity(loss),
+        f"{prefix}eval_loss": _number(loss),
+        f"{prefix}perplexity": None if loss is None else _number(perplexity(loss)),
         f"{prefix}token_accuracy": token_accuracy,
     }
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and isfinite(value) else None

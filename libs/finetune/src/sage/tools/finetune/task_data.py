@@ -126,12 +126,17 @@ def _from_files(config: TrainingConfig, path: Path, validation_path: Path | None
     return Splits(train, held, with_notes(description, notes))
 
 
+def held_out_count(count: int, fraction: float) -> int:
+    """How many of so many are held out: one at least, where any are to be, and never the last to train on."""
+    if fraction == 0 or count < 2:
+        return 0
+    return max(1, min(round(count * fraction), count - 1))
+
+
 def _split_rows(rows: Sequence[Conversation], config: TrainingConfig, source: str) -> Splits:
     unique = _unique(rows)
     Random(config.seed).shuffle(unique)
-    wanted = round(len(unique) * config.validation_fraction)
-    if config.validation_fraction > 0 and len(unique) > 1:
-        wanted = max(1, min(wanted, len(unique) - 1))
+    wanted = held_out_count(len(unique), config.validation_fraction)
     held = unique[:wanted]
     train = _unsaid(unique[wanted:], held)
     if not train:  # all rows say the same

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from hashlib import sha256
@@ -22,6 +22,7 @@ from sage.tools.finetune.callbacks import (
     TrainingCallback,
 )
 from sage_contracts.config import TrainingConfig
+from sage_contracts.home import write_whole
 
 
 class CurveWriter(TrainingCallback):
@@ -33,12 +34,16 @@ class CurveWriter(TrainingCallback):
         self.folder = earlier[-1] if resumed_step and earlier else fresh
         self.folder.mkdir(parents=True, exist_ok=True)
         self._every = config.logging_steps
-        self._lines = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board = _tensorboard(self.folder, resumed_step) if "tensorboard" in config.report_to else None
-        self._wandb = _wandb(self.folder, config, tell) if "wandb" in config.report_to else None
         self._step = resumed_step
         self._tell = tell
         self._has_warned = False
+        metrics = self.folder / "metrics.jsonl"
+        if resumed_step and metrics.is_file():
+            with self._despite_a_full_disk():
+                _forget_after(resumed_step, metrics)
+        self._lines = metrics.open("a", encoding="utf-8")
+        self._board = _tensorboard(self.folder, resumed_step) if "tensorboard" in config.report_to else None
+        self._wandb = _wandb(self.folder, config, tell) if "wandb" in config.report_to else None
 
     def on_step(self, metrics: StepMetrics) -> None:
         self._step = metrics.step
@@ -115,6 +120,16 @@ def curves(
         yield CallbackList((tell, writer))
     finally:
         writer.close()
+
+
+def _forget_after(step: int, metrics: Path) -> None:
+    """Steps that are taken again would be there twice; and a line may be half written, of a killed run."""
+    kept = []
+    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError):
+            if json.loads(line)["step"] <= step:
+                kept.append(f"{line}\n")
+    write_whole(metrics, "".join(kept))
 
 
 def _tensorboard(folder: Path, resumed_step: int) -> Any:

@@ -186,11 +186,9 @@ class Run:
         config, tell, layout = self._config, self._tell, self._layout
         tell.on_phase("loading", f"Loading {config.model_name}")
         parts = RunParts(config, base, tell, self._climb.taken, load_on=self.load_on)
-        train, held = parts.render(splits)
+        train, held, left = parts.render(splits)
         splits.let_go()
-        schedule = Schedule(
-            len(train), config.effective_batch_size, config.num_train_epochs, config.max_steps, config.seed
-        )
+        schedule = self._schedule(len(train), left)
         checkpoints = self._checkpoints(self._fingerprint(splits, base, schedule))
         state = self._starting_state(checkpoints, parts)
         self.team.begin(parts.model, parts.optimizer)
@@ -225,6 +223,12 @@ class Run:
         adapter, model = (weights, None) if config.tuning == "lora" else (None, weights)
         return TrainResult(
             layout.root, adapter, None, base, state.base_eval_loss, metrics["eval_loss"], metrics, meta, model
+        )
+
+    def _schedule(self, rows: int, left: int) -> Schedule:
+        config = self._config
+        return Schedule(
+            rows, config.effective_batch_size, config.num_train_epochs, config.max_steps, config.seed, left
         )
 
     def _loss(self, parts: RunParts, train: Sequence[Sample]) -> LossFunction:

@@ -9,7 +9,7 @@ from typing import Any
 from sage.tools.finetune.callbacks import TrainingCallback
 from sage.tools.finetune.evaluation import RunStopped
 from sage.tools.finetune.losses import PlainLoss
-from sage.tools.finetune.preferences.samples import PairSample, RatedSample, answer_sample, swapped_answers
+from sage.tools.finetune.preferences.samples import PairSample, RatedSample, answer_sample, mismatched_answers
 from sage.tools.finetune.preferences.scoring import Answer, Scores, dpo_scores, kto_scores, orpo_scores
 from sage.tools.finetune.rendering import Sample
 
@@ -96,7 +96,7 @@ class HeldOut:
 def _parts(rows: Sequence[PairSample] | Sequence[RatedSample]) -> dict[str, list[Sample]]:
     rated = [row for row in rows if isinstance(row, RatedSample)]
     if rated:
-        swapped = swapped_answers(rated, len(rated))
+        swapped = mismatched_answers(rated)
         return {
             "answer": [answer_sample(row.prompt, row.answer) for row in rated],
             "swapped": [

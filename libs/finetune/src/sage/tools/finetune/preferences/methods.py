@@ -73,7 +73,8 @@ def make_trainer(
     settings, trainer_class = _trl(config.method)
     # The trainers give it a padding token where it has none; ours is saved with the adapter as it came.
     tokenizer = copy.deepcopy(parts.tokenizer)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    # What pads is masked, so that of a tokenizer with neither any token will do.
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     rates = LambdaLR(
         parts.optimizer,
         lambda step: (
@@ -142,7 +143,7 @@ def _arguments(
         bf16=parts.precision == "bf16" and not is_cpu,
         use_cpu=is_cpu,
         dataloader_pin_memory=not is_cpu,
-        seed=config.seed,
+        seed=config.seed % 2**32,  # numpy takes no others
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_steps=min(config.save_steps, NEVER),

@@ -19,6 +19,7 @@ from sage.tools.finetune.preferences.samples import pair_samples, rated_samples
 from sage.tools.finetune.preferences.scoring import Scores
 from sage.tools.finetune.preferences.splits import PreferenceSplits, prepare_preferences
 from sage.tools.finetune.preferences.steps import PreferenceState, Rows, Steps
+from sage.tools.finetune.rollback import require_number
 from sage.tools.finetune.row_supply import parts_needed
 from sage.tools.finetune.run_parts import RunParts
 from sage.tools.finetune.sampling import tell_answers
@@ -42,12 +43,11 @@ class PreferenceRun(Run):
         config, tell, layout = self._config, self._tell, self._layout
         tell.on_phase("loading", f"Loading {config.model_name}")
         parts = RunParts(config, base, tell, self._climb.taken)
-        train, held_rows = self._train_rows(parts, splits.train), self._render(parts, splits.validation)
+        train, left = self._train_rows(parts, splits.train)
+        held_rows = self._render(parts, splits.validation)
         splits.let_go()
         self._report_cuts(parts, train)
-        schedule = Schedule(
-            len(train), config.effective_batch_size, config.num_train_epochs, config.max_steps, config.seed
-        )
+        schedule = self._schedule(len(train), left)
         checkpoints = Checkpoints(layout.checkpoints, self._fingerprint(splits, base, schedule))
         newest = self._newest(checkpoints)
         state = checkpoints.read_state(newest, PreferenceState) if newest else PreferenceState()
@@ -69,6 +69,7 @@ class PreferenceRun(Run):
             told.on_phase("eval", f"{len(held)} held-out {held.unit} and the tuned model")
             if len(held):
                 tuned = self._settle(parts, checkpoints, state, held, told)
+                require_number(tuned.loss, state, config.learning_rate)
                 told.on_eval(Evaluation("tuned", state.kept_step or state.step, tuned.loss))
                 told.on_log("info", _comparison(state, tuned))
             if not (state.answered_step == state.step or state.kept_step):  # else it has answered already
@@ -93,11 +94,14 @@ class PreferenceRun(Run):
         elif self._config.eval_steps:
             told.on_log("warn", "eval_steps is set, but no rows are held out: nothing is measured")
 
-    def _train_rows(self, parts: RunParts, rows: Sequence[Any]) -> Rows:
+    def _train_rows(self, parts: RunParts, rows: Sequence[Any]) -> tuple[Rows, int]:
+        """(samples, rows that no step gets to)"""
         found: list[Any] = []
+        left = len(rows)
         for part in parts_needed(self._config, rows, lambda: len(found)):
             found.extend(self._render(parts, part))
-        return found
+            left -= len(part)
+        return found, left
 
     def _render(self, parts: RunParts, rows: Sequence[Any]) -> Rows:
         if self._config.method == "kto":

@@ -83,6 +83,20 @@ def swapped_answers(samples: Sequence[RatedSample], batch_rows: int) -> list[Seq
     return found
 
 
+def mismatched_answers(samples: Sequence[RatedSample]) -> list[Sequence[int]]:
+    """For each sample the answer of the one before it that has another prompt: the drift of all of them.
+
+    The other answer to its own prompt, which often is beside it, was learned for that prompt. It is taken
+    where there is no other.
+    """
+    found: list[Sequence[int]] = []
+    for index, sample in enumerate(samples):
+        before = (samples[index - back] for back in range(1, len(samples)))
+        others = (other.answer for other in before if [*other.prompt] != [*sample.prompt])
+        found.append(next(others, samples[index - 1].answer))
+    return found
+
+
 def _rendered(
     renderer: ChatRenderer, row: PreferencePair | RatedAnswer, answer: Sequence[Message]
 ) -> Sample | None:

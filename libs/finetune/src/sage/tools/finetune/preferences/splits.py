@@ -15,7 +15,7 @@ from sage.tools.finetune.data.preferences import (
     load_rated_answers,
 )
 from sage.tools.finetune.data.report import conversation_key, with_notes
-from sage.tools.finetune.task_data import SAMPLES_DIR, RowSplits, content_bytes
+from sage.tools.finetune.task_data import SAMPLES_DIR, RowSplits, content_bytes, held_out_count
 from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import InvalidDataError
 
@@ -78,9 +78,7 @@ def _by_prompt(rows: Sequence[Row], config: TrainingConfig) -> tuple[list[Row], 
         groups.setdefault(_prompt_key(row), []).append(row)
     prompts = list(groups)
     Random(config.seed).shuffle(prompts)
-    wanted = round(len(prompts) * config.validation_fraction)
-    if config.validation_fraction > 0 and len(prompts) > 1:
-        wanted = max(1, min(wanted, len(prompts) - 1))
+    wanted = held_out_count(len(prompts), config.validation_fraction)
     held = [row for prompt in prompts[:wanted] for row in groups[prompt]]
     train = [row for prompt in prompts[wanted:] for row in groups[prompt]]
     return train, held
