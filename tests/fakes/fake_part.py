@@ -2,18 +2,23 @@
 
     python tests/fakes/fake_part.py --port 8080 [--orphan FILE]
     python tests/fakes/fake_part.py --alive run/trainer.alive
+    python tests/fakes/fake_part.py --alive run/trainer.alive --tell 8081 --told FILE
     python tests/fakes/fake_part.py --die "why"
 `--orphan` starts a child in a session of its own that ignores SIGTERM, changes its title, as Celery's workers
 and vLLM's do, and writes its pid.
+`--tell` takes a second to leave, as a trainer that writes a checkpoint does, and notes whether the part on
+that port still listened.
 """
 
 from __future__ import annotations
 
 import argparse
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -39,11 +44,18 @@ class Handler(BaseHTTPRequestHandler):
         return
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int)
     parser.add_argument("--alive", type=Path)
     parser.add_argument("--orphan", type=Path)
+    parser.add_argument("--tell", type=int)
+    parser.add_argument("--told", type=Path)
     parser.add_argument("--die")
     arguments = parser.parse_args()
     if arguments.die:
@@ -58,6 +70,9 @@ def main() -> None:
     while not stop.wait(0.2):
         if arguments.alive:
             arguments.alive.touch()
+    if arguments.tell:
+        time.sleep(1)
+        arguments.told.write_text("heard" if listens(arguments.tell) else "nobody there")
 
 
 if __name__ == "__main__":

@@ -26,11 +26,17 @@ class HandClock:
     """Stands still until it is moved."""
 
     now: float = 1_800_000_000.0
+    passed_s: float = 0.0
 
     def __call__(self) -> float:
         return self.now
 
     def advance(self, seconds: float) -> None:
+        self.now += seconds
+        self.passed_s += seconds
+
+    def set_by(self, seconds: float) -> None:
+        """As somebody sets it, or as it is after a sleep: no time has passed."""
         self.now += seconds
 
 
@@ -75,11 +81,13 @@ class Rig:
             if path.name != "state":
                 shutil.rmtree(path)
         self.clock.now, self.bell.is_down = HandClock.now, False
+        self.parts.sweeper.jumps.since_last()
         self.bell.take()
         self.http.headers.pop("X-Sage-Internal-Token", None)
 
     def sweep(self) -> list[str]:
         """One round of everything that is done by the clock; the ids it rang for."""
+        self.parts.sweeper.follow_clock()
         self.parts.sweeper.take_back()
         self.parts.sweeps.tend()
         self.parts.sweeper.ring_due()
@@ -184,7 +192,12 @@ def rows(count: int = 12) -> bytes:
 @contextmanager
 def open_rig(home: Path, **settings: Any) -> Iterator[Rig]:
     clock, bell = HandClock(), ListBell()
-    app = build_app(OrchestratorSettings(home_dir=home, **settings), clock=clock, doorbell=bell)
+    app = build_app(
+        OrchestratorSettings(home_dir=home, **settings),
+        clock=clock,
+        steady=lambda: clock.passed_s,
+        doorbell=bell,
+    )
     parts: Orchestrator = app.state.orchestrator
     parts.prepare()
     # Without `with`, the client runs no lifespan: no thread, no upgrade, nothing but requests.

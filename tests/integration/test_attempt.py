@@ -151,6 +151,15 @@ def test_all_that_a_child_said_is_heard_and_its_spec_is_gone_after_it(stand: Sta
     assert not list((stand.home / "run").iterdir())
 
 
+def test_specs_of_attempts_whose_workers_were_killed_are_gone_after_it_too(stand: Stand) -> None:
+    run = stand.home / "run"
+    run.mkdir()
+    for name in ("run-errand-1-1.json", "run-errand-1-2.json", "run-errand-12-1.json"):
+        (run / name).write_text("{}")
+    Errand(stand.post, BEGIN).run()
+    assert [path.name for path in run.iterdir()] == ["run-errand-12-1.json"]
+
+
 def test_what_a_child_said_with_its_last_breath_is_heard(stand: Stand) -> None:
     class Slow(Errand):
         """Takes so long over the first line that the child is dead before anybody listens again."""

@@ -129,6 +129,34 @@ def test_orphans_of_a_killed_daemon_are_cleared_by_the_next_up(home: Home, ports
     assert marked(first.stack_id) == []
 
 
+@pytest.mark.parametrize("ends_by", ["down", "up"])
+def test_workers_of_a_killed_daemon_leave_while_the_others_still_listen(
+    home: Home, ports: dict[str, int], ends_by: str
+) -> None:
+    told = home.root / "told"
+    telling = (
+        "--alive",
+        str(home.run / "merger.alive"),
+        "--tell",
+        str(ports["gateway"]),
+        "--told",
+        str(told),
+    )
+    worker = Part("merger", (sys.executable, PROGRAM, *telling), alive_file="merger.alive")
+    wanted = parts(home, ports, worker)
+    record = up(home, wanted, ports)
+    pid = Daemon(home).pid()
+    assert pid is not None
+    os.kill(pid, 9)
+    wait_until(lambda: not is_alive(pid), "the daemon's end")
+    if ends_by == "down":
+        embedded.down(home, record)
+    else:
+        up(home, wanted, ports)
+    assert told.read_text() == "heard"
+    assert marked(record.stack_id) == []
+
+
 def test_a_part_that_cannot_start_is_named_with_its_log_and_nothing_is_left(
     home: Home, ports: dict[str, int]
 ) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from sage_cli.failures import StackError
 from sage_cli.stack.parts import Part
-from sage_cli.stack.processes import is_alive
+from sage_cli.stack.processes import PART_MARK, is_alive
 from sage_contracts.home import Home, write_whole
 
 # 108 bytes is the kernel's limit, and supervisord binds to a longer temporary name first.
@@ -191,6 +191,7 @@ class Daemon:
             stopasgroup="true",
             killasgroup="true",
             redirect_stderr="true",
+            environment=f'{PART_MARK}="{part.name}"',
             # This one field is expanded twice.
             stdout_logfile=str(self.log_of(part.name)).replace("%", "%%"),
             stdout_logfile_maxbytes="10MB",

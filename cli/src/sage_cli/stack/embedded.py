@@ -12,7 +12,7 @@ from sage_cli.failures import StackError
 from sage_cli.locate import PORT_VARIABLES, StackRecord
 from sage_cli.stack.daemon import Daemon
 from sage_cli.stack.health import await_healthy
-from sage_cli.stack.parts import Part
+from sage_cli.stack.parts import Part, embedded_parts
 from sage_cli.stack.ports import require_free
 from sage_cli.stack.processes import STACK_MARK, end_marked
 from sage_cli.stack.token import internal_token
@@ -38,7 +38,7 @@ def up(
         return record
     if record and record.kind == "embedded":
         # The daemon died without its processes: they would hold the ports.
-        end_marked(record.stack_id)
+        _end_processes(home, record)
         forget(home)
     require_free(host, {part.name: part.port for part in parts if part.port is not None})
     return _start(home, daemon, parts, dict(ports), host, timeout_s=timeout_s, say=say)
@@ -99,11 +99,23 @@ def environment(home: Home, record: StackRecord) -> dict[str, str]:
 def down(home: Home, record: StackRecord, *, patience_s: float = 90) -> None:
     """Stop all of it, orphans included. Raises: StackError naming what would not die."""
     daemon = Daemon(home)
+    has_daemon = daemon.pid() is not None
     daemon.stop(deadline_s=patience_s)
-    left = end_marked(record.stack_id)
+    left = end_marked(record.stack_id) if has_daemon else _end_processes(home, record)
     if left:
         raise StackError(f"These processes would not end: {', '.join(map(str, left))}. Stop them by hand.")
     forget(home)
+
+
+def _end_processes(home: Home, record: StackRecord) -> list[int]:
+    """End what a daemon left, in the order in which it would have: workers tell how their jobs stand.
+
+    Returns what still lives.
+    """
+    parts = embedded_parts(record.ports, record.host, home.finetune_output)
+    return end_marked(
+        record.stack_id, first_s={part.name: part.stop_wait_s for part in parts if part.alive_file}
+    )
 
 
 def forget(home: Home) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 STACK_MARK = "SAGE_STACK_ID"
+PART_MARK = "SAGE_STACK_PART"
 
 
-def marked(stack_id: str) -> list[int]:
-    """Living processes of ours whose environment names this stack. Linux only; elsewhere empty."""
-    wanted = f"{STACK_MARK}={stack_id}".encode()
+def marked(stack_id: str, part: str | None = None) -> list[int]:
+    """Living processes of ours whose environment names this stack (and part). Linux only; elsewhere empty."""
+    wanted = {f"{STACK_MARK}={stack_id}".encode()}
+    if part is not None:
+        wanted.add(f"{PART_MARK}={part}".encode())
     found = []
     try:
         entries = list(Path("/proc").iterdir())
@@ -22,7 +26,7 @@ def marked(stack_id: str) -> list[int]:
         if not entry.name.isdecimal() or int(entry.name) == os.getpid():
             continue
         try:
-            if wanted in (entry / "environ").read_bytes().split(b"\0") and not _is_zombie(entry):
+            if wanted.issubset((entry / "environ").read_bytes().split(b"\0")) and not _is_zombie(entry):
                 found.append(int(entry.name))
         except OSError:
             continue  # gone meanwhile, or somebody else's
@@ -48,19 +52,33 @@ def _is_zombie(process: Path) -> bool:
     return state in ("Z", "X")
 
 
-def end_marked(stack_id: str, *, term_s: float = 5.0, kill_s: float = 5.0) -> list[int]:
-    """Ask all marked processes to stop, then kill the rest. Returns what still lives after that."""
+def end_marked(
+    stack_id: str, *, first_s: Mapping[str, float] | None = None, term_s: float = 5.0, kill_s: float = 5.0
+) -> list[int]:
+    """Ask all marked processes to stop, then kill the rest. Returns what still lives after that.
+
+    The parts of `first_s` are asked before the others, whom they have news for, and given so many seconds.
+    """
+    for part, patience_s in (first_s or {}).items():
+        _signal_marked(stack_id, signal.SIGTERM, patience_s, part)
     for sign, patience_s in ((signal.SIGTERM, term_s), (signal.SIGKILL, kill_s)):
-        deadline = time.monotonic() + patience_s
-        left = marked(stack_id)
-        for pid in left:
-            _send(pid, sign)
-        while left and time.monotonic() < deadline:
-            time.sleep(0.05)
-            left = marked(stack_id)
-        if not left:
+        if not _signal_marked(stack_id, sign, patience_s):
             return []
     return marked(stack_id)
+
+
+def _signal_marked(
+    stack_id: str, sign: signal.Signals, patience_s: float, part: str | None = None
+) -> list[int]:
+    """Returns what still lives after `patience_s`."""
+    deadline = time.monotonic() + patience_s
+    left = marked(stack_id, part)
+    for pid in left:
+        _send(pid, sign)
+    while left and time.monotonic() < deadline:
+        time.sleep(0.05)
+        left = marked(stack_id, part)
+    return left
 
 
 def _send(pid: int, sign: int) -> None:

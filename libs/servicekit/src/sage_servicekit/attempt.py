@@ -182,8 +182,8 @@ class Attempt(ABC, Generic[Claim, Message]):
 
     def _run_child(self, spec: BaseModel) -> ChildEnd:
         """Spawn a child on this spec, and pump until it is dead. Raises: OSError."""
-        name = f"{self.verb}-{self._work_id}-{self._claim.attempt}.json"
-        spec_path = self._post.settings.home.run / name
+        name = f"{self.verb}-{self._work_id}"
+        spec_path = self._post.settings.home.run / f"{name}-{self._claim.attempt}.json"
         write_whole(spec_path, spec.model_dump_json(indent=1))
         self._log_start = self._log_path.stat().st_size if self._log_path.exists() else 0
         try:
@@ -193,7 +193,9 @@ class Attempt(ABC, Generic[Claim, Message]):
                 while lines := child.receive(0):
                     self._hear(lines)
         finally:
-            spec_path.unlink(missing_ok=True)
+            # With those of earlier attempts, whose workers were killed.
+            for path in spec_path.parent.glob(f"{name}-*.json"):
+                path.unlink(missing_ok=True)
         return ChildEnd(exit_code, child.was_killed)
 
     def _pump(self, child: Child) -> None:

@@ -92,3 +92,19 @@ def guarded_update(
     assert isinstance(result, CursorResult)
     session.expire_all()
     return bool(result.rowcount == 1)
+
+
+def renew_held(
+    session: Session, row: Any, status: str, *, held_at: float, now: float, lease_s: float
+) -> None:
+    """Grant whole leases from now on to what was held at `held_at`, by a clock that has been set since."""
+    held = update(row).where(row.status == status, row.lease_expires_at > held_at)
+    session.execute(
+        held.values(lease_expires_at=now + lease_s), execution_options={"synchronize_session": False}
+    )
+
+
+def ring_all(session: Session, row: Any, status: str, now: float) -> None:
+    """Make every waiting bell due: when it was to ring was said by a clock that has been set since."""
+    waiting = update(row).where(row.status == status, row.ring_at.is_not(None))
+    session.execute(waiting.values(ring_at=now), execution_options={"synchronize_session": False})

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from sage_contracts.errors import NotFoundError, SageError
 from sage_contracts.jobs import JobStatus
-from sage_orchestrator.clock import Clock
+from sage_orchestrator.clock import Clock, Jumps
 from sage_orchestrator.database import Database
 from sage_orchestrator.devices import endpoints as device_endpoints
 from sage_orchestrator.devices.service import DeviceService
@@ -46,10 +46,13 @@ _HOUSEKEEPING_S = 60.0
 class Orchestrator:
     """All parts, wired. `prepare` brings the state up to date, `start` begins to act on it."""
 
-    def __init__(self, settings: OrchestratorSettings, clock: Clock, doorbell: Doorbell) -> None:
+    def __init__(
+        self, settings: OrchestratorSettings, clock: Clock, doorbell: Doorbell, *, steady: Clock | None = None
+    ) -> None:
+        """`steady` runs like `clock`, from any start, and is never set; None: nor is that one."""
         home = settings.home
         self.database = Database(settings.resolved_database_url)
-        self.sweeper = Sweeper(self.database, doorbell, clock, settings)
+        self.sweeper = Sweeper(self.database, doorbell, clock, settings, Jumps(clock, steady or clock))
         # Two threads: a broker that hangs must not keep lost jobs from being taken back.
         self._ringer = Periodic("ringer", settings.sweep_interval_s, self.sweeper.ring_due)
         self._taker = Periodic("sweeper", settings.sweep_interval_s, self._sweep)
@@ -95,6 +98,7 @@ class Orchestrator:
         self.database.close()
 
     def _sweep(self) -> None:
+        self.sweeper.follow_clock()
         if self.sweeper.take_back():
             self._ringer.wake()
         self.sweeps.tend()
@@ -117,10 +121,14 @@ class Orchestrator:
 
 
 def build_app(
-    settings: OrchestratorSettings, *, clock: Clock = time.time, doorbell: Doorbell | None = None
+    settings: OrchestratorSettings,
+    *,
+    clock: Clock = time.time,
+    steady: Clock | None = None,
+    doorbell: Doorbell | None = None,
 ) -> FastAPI:
     """The HTTP app; its lifespan prepares, starts and stops the parts (`app.state.orchestrator`)."""
-    parts = Orchestrator(settings, clock, doorbell or CeleryDoorbell(settings))
+    parts = Orchestrator(settings, clock, doorbell or CeleryDoorbell(settings), steady=steady)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -149,7 +157,7 @@ def main() -> None:
     logs.configure(NAME, settings.log_level)
     # Alembic tells of every table it looks at.
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    app = build_app(settings)
+    app = build_app(settings, steady=time.monotonic)
     try:
         # Once here for a message instead of a traceback; the lifespan finds nothing left to do.
         app.state.orchestrator.database.upgrade()

@@ -12,15 +12,26 @@ from sage_contracts.errors import TrainingFailedError
 from sage_contracts.jobs import EventLevel, JobStatus
 from sage_contracts.models import MergeStatus
 from sage_contracts.workers import MERGE_TASK, TRAIN_TASK, Order
-from sage_orchestrator.clock import Clock
+from sage_orchestrator.clock import Clock, Jumps
 from sage_orchestrator.database import Database
 from sage_orchestrator.devices import ledger
+from sage_orchestrator.devices import repository as devices
 from sage_orchestrator.doorbell import Doorbell
 from sage_orchestrator.jobs import repository as jobs
-from sage_orchestrator.leases import Sweep, Work, ended_values, judge, next_ring_s, queued_values
+from sage_orchestrator.leases import (
+    Sweep,
+    Work,
+    ended_values,
+    judge,
+    next_ring_s,
+    queued_values,
+    renew_held,
+    ring_all,
+)
 from sage_orchestrator.merges import repository as merges
 from sage_orchestrator.rows import JobRow, LeasedWork, MergeRow
 from sage_orchestrator.settings import OrchestratorSettings
+from sage_orchestrator.workers import repository as workers
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +49,27 @@ class Sweeper:
     doorbell: Doorbell
     clock: Clock
     settings: OrchestratorSettings
+    jumps: Jumps
+
+    def follow_clock(self) -> None:
+        """Let leases and bells keep their time over a clock that was set and a machine that slept.
+
+        No worker is lost by that, and what a lost one held is not kept for the hour that was set back.
+        """
+        jump_s = self.jumps.since_last()
+        if not jump_s:
+            return
+        logger.warning("the clock jumped by %.0f s: leases and bells follow it", jump_s)
+        now, settings = self.clock(), self.settings
+        before = now - jump_s
+        with self.database.write() as session:
+            for row in (JobRow, MergeRow):
+                # Jobs and merges call these two states by the same names.
+                running, queued = JobStatus.RUNNING.value, JobStatus.QUEUED.value
+                renew_held(session, row, running, held_at=before, now=now, lease_s=settings.lease_s)
+                ring_all(session, row, queued, now)
+            devices.renew_held(session, held_at=before, expires_at=now + settings.device_lease_s)
+            workers.see_again(session, seen_after=before - settings.worker_seen_s, now=now)
 
     def take_back(self) -> bool:
         """Move work whose lease ran out. Says whether there was any: then there are bells to ring."""

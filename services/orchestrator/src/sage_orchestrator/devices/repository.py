@@ -76,3 +76,10 @@ def delete_expired(session: Session, now: float) -> None:
     session.execute(
         delete(DeviceLeaseRow).where(DeviceLeaseRow.expires_at <= now, DeviceLeaseRow.job_id.is_(None))
     )
+
+
+def renew_held(session: Session, *, held_at: float, expires_at: float) -> None:
+    """Renew what was leased at `held_at`, by a clock that has been set since."""
+    session.execute(
+        update(DeviceLeaseRow).where(DeviceLeaseRow.expires_at > held_at).values(expires_at=expires_at)
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from sage_orchestrator.rows import WorkerRow
@@ -25,3 +25,8 @@ def newest(session: Session, kind: str, *, seen_after: float) -> WorkerRow | Non
 
 def delete_unseen(session: Session, since: float) -> None:
     session.execute(delete(WorkerRow).where(WorkerRow.last_seen < since))
+
+
+def see_again(session: Session, *, seen_after: float, now: float) -> None:
+    """Take who was seen after that, by a clock that has been set since, as seen now."""
+    session.execute(update(WorkerRow).where(WorkerRow.last_seen > seen_after).values(last_seen=now))

@@ -14,6 +14,7 @@ from sage.tools.finetune.modeling import load_weights, save_weights
 from sage.tools.finetune.random_numbers import RandomNumbers
 from sage.tools.finetune.storage import file_sha256, folder_written_whole, write_json
 from sage.tools.finetune.watchdog import LossWatch
+from sage_contracts.config import TrainingConfig
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _MANIFEST = "manifest.json"
@@ -181,8 +182,18 @@ class Checkpoints:
             return f"it is incomplete ({error})"
         if damaged:
             return f"{', '.join(damaged)} is damaged"
-        differing = [key for key, value in self.fingerprint.items() if state["run"].get(key) != value]
+        recorded = _with_later_settings(state["run"])
+        differing = [key for key, value in self.fingerprint.items() if recorded.get(key) != value]
         return f"it is of another run ({', '.join(differing)} differ)" if differing else None
+
+
+def _with_later_settings(run: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's run, with the settings that the version which wrote it did not know at their defaults.
+
+    Else an upgrade would take a paused run's checkpoints from it.
+    """
+    defaults = TrainingConfig().model_dump(mode="json")
+    return {**defaults, **run, "lora": {**defaults["lora"], **run.get("lora", {})}}
 
 
 def _step_of(path: Path) -> int:
