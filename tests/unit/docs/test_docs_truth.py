@@ -220,7 +220,7 @@ def test_every_variable_that_is_mentioned_is_read() -> None:
     assert unread == set()
 
 
-SET_BY_THE_PROGRAM = {"SAGE_ENGINE_PARENT", "SAGE_STACK_ID"}
+SET_BY_THE_PROGRAM = {"SAGE_ENGINE_PARENT", "SAGE_STACK_ID", "SAGE_STACK_PART"}
 UNDER_ANOTHER_NAME = {"SAGE_HOME_DIR": "SAGE_HOME", "SAGE_OPENAI_API_KEY": "OPENAI_API_KEY"}
 
 
