@@ -222,6 +222,27 @@ def test_a_pause_taken_back_in_time_never_happens(rig: Rig) -> None:
     assert rig.report(job_id)["order"] == "continue"
 
 
+def test_workers_that_got_a_job_further_may_be_lost_any_number_of_times(rig: Rig) -> None:
+    """As on machines that are taken away every few hours."""
+    job_id = rig.create_job()["id"]
+    for attempt in range(1, 8):
+        rig.claim(job_id)
+        checkpoint = {"step": 10 * attempt, "path": f"c/{attempt}", "train_loss": 1.0}
+        rig.report(job_id, attempt, checkpoints=[checkpoint])
+        rig.clock.advance(31)
+        rig.sweep()
+        assert rig.job(job_id)["status"] == "queued"
+    for attempt in range(8, 12):
+        assert rig.job(job_id)["status"] == "queued"
+        rig.claim(job_id)
+        rig.report(job_id, attempt, checkpoints=[{"step": 70, "path": "c/7", "train_loss": 1.0}])  # again
+        rig.clock.advance(31)
+        rig.sweep()
+    job = rig.job(job_id)
+    assert job["status"] == "failed"
+    assert "5 workers were lost" in job["error"]["message"]
+
+
 def test_orders_to_a_lost_worker_are_carried_out(rig: Rig) -> None:
     cancelled, paused = rig.create_job(suffix="a")["id"], rig.create_job(suffix="b")["id"]
     rig.claim(cancelled)

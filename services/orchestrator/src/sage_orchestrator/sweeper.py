@@ -144,7 +144,7 @@ class Sweeper:
             values["ring_at"] = None
         message = {
             Sweep.REQUEUE: "worker lost; resuming",
-            Sweep.FAIL: f"{row.lost_attempts + 1} workers were lost with this job; given up",
+            Sweep.FAIL: f"{row.lost_attempts + 1} workers were lost, and none got the job further; given up",
             Sweep.CANCEL: "worker lost; the job was to be cancelled and is",
             Sweep.PAUSE: "worker lost; the job was to be paused and is",
         }[verdict]

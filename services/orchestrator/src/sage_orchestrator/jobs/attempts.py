@@ -129,6 +129,9 @@ class AttemptService:
             values: dict[str, Any] = {"lease_expires_at": expires_at}
             if report.metrics is not None:
                 values["metrics"] = _merged(row.metrics, report.metrics)
+            if jobs.is_further(session, job_id, report.checkpoints):
+                # Lost workers are counted so that a job which kills them ends, and this one gets on.
+                values["lost_attempts"] = 0
             order = jobs.order_of(row)
             news = _not_heard(report.events, row.events_heard or 0)
             heard = max((event.seq for event in news if event.seq is not None), default=row.events_heard)

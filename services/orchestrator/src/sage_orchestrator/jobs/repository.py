@@ -185,6 +185,14 @@ def add_events(session: Session, job_id: str, reports: Iterable[EventReport]) ->
     session.flush()
 
 
+def is_further(session: Session, job_id: str, reports: Sequence[CheckpointReport]) -> bool:
+    """Whether one of these checkpoints is of a later step than all before."""
+    if not reports:
+        return False
+    before = [row.step for row in checkpoints(session, job_id)]
+    return max(report.step for report in reports) > max(before, default=0)
+
+
 def add_checkpoints(session: Session, job_id: str, now: float, reports: Iterable[CheckpointReport]) -> None:
     """A step that an earlier attempt had reached already is recorded anew in its place."""
     for report in reports:
