@@ -37,6 +37,10 @@ def _no_postgres() -> str | None:
     return None if found else "no postgres binary (apt install postgresql)"
 
 
+def _no_compiler() -> str | None:
+    return None if shutil.which("gcc") else "no C compiler (apt install gcc libc6-dev)"
+
+
 def _no_gpu() -> str | None:
     return None if Path("/proc/driver/nvidia/version").exists() else "no NVIDIA GPU"
 
@@ -61,6 +65,7 @@ REQUIREMENTS: dict[str, Callable[[], str | None]] = {
     "docker": functools.cache(_no_docker),
     "redis": functools.cache(_no_redis),
     "postgres": functools.cache(_no_postgres),
+    "compiler": functools.cache(_no_compiler),
     "gpu": functools.cache(_no_gpu),
     "vllm": functools.cache(_no_vllm),
     "base_image": functools.cache(_no_base_image),

@@ -14,7 +14,7 @@ from typing import Any
 
 from sage.tools.finetune.prefix_tree import Segment
 from sage.tools.finetune.projections import NotFusableError, Projections
-from sage.tools.finetune.tree_attention import attention, attention_backward
+from sage.tools.finetune.step_kernels import kernels_for
 
 _FAMILY = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
 """Layers that compute exactly this; whoever fuses proves it once more on rows of the run."""
@@ -85,6 +85,9 @@ class FusedLayer:
         self.kv_heads = _rows_of(attention.k_proj) // self.head_dim
         self.heads = _rows_of(attention.q_proj) // self.head_dim
         self.scaling = attention.scaling
+        # Norms read and write what products do.
+        weight, widths = self.down.weight, (self.qkv.weight.shape[1], self.down.weight.shape[1])
+        self.kernels = kernels_for(weight.device, weight.dtype, *widths, head_dim=self.head_dim)
 
     @property
     def groups(self) -> tuple[Projections, ...]:
@@ -100,7 +103,7 @@ class FusedLayer:
         """x (tokens, width) -> (tokens, width)."""
         parameters = [weight for group in self.groups for weight in group.parameters]
         half = self.head_dim // 2
-        cos, sin = (part[0, :, None, :half].float() for part in rotation)
+        cos, sin = (part[0, :, :half].float().contiguous() for part in rotation)
         return _function()(x, self, cos, sin, segments, is_training, *parameters)
 
 
@@ -149,32 +152,6 @@ def _rows_of(layer: Any) -> int:
 def _function() -> Callable[..., Any]:
     """The autograd function; made on first use, so that importing this module costs no torch."""
     import torch
-    from torch import mul
-    from torch.nn.functional import silu
-
-    def norm_scale(x: Any, epsilon: float) -> Any:
-        """(tokens, 1): one over the root of the mean square."""
-        norm = torch.linalg.vector_norm(x.float(), dim=-1, keepdim=True)
-        return norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
-
-    def normed(x: Any, scale: Any, weight: Any) -> Any:
-        # Rounded once: twice, as transformers does, takes a third more off the gradients in half precision.
-        return mul(x.float(), scale).mul_(weight).to(x.dtype)
-
-    def normed_backward(gradient: Any, x: Any, scale: Any, weight: Any, added: Any) -> Any:
-        """`added` plus the gradient of x. Changes `gradient`."""
-        gradient, exact = gradient.mul_(weight).float(), x.float()
-        dot = (gradient * exact).sum(-1, keepdim=True)
-        found = torch.addcmul(added.float(), gradient, scale)
-        return found.addcmul_(exact, dot.mul_(scale.pow(3)).div_(-x.shape[-1])).to(added.dtype)
-
-    def rotate(heads: Any, cos: Any, sin: Any, sign: int) -> None:
-        """In place: (tokens, heads, dim), halves of dim as real and imaginary parts."""
-        half = heads.shape[-1] // 2
-        left, right = heads[..., :half], heads[..., half:]
-        turned = (left * sin).mul_(sign)
-        left.mul_(cos).addcmul_(right, sin, value=-sign)
-        right.mul_(cos).add_(turned)
 
     def split(layer: FusedLayer, heads: Any) -> Any:
         """Queries, keys and values: (…, heads, dim) each."""
@@ -192,66 +169,49 @@ def _function() -> Callable[..., Any]:
             training: bool,
             *_: Any,
         ) -> Any:
-            tokens, both = len(x), layer.heads + layer.kv_heads
-            (weight, epsilon), (second_weight, second_epsilon) = layer.first_norm, layer.second_norm
-            scale = norm_scale(x, epsilon)
-            qkv, seen_qkv = layer.qkv.forward(normed(x, scale, weight), training)
-            exact = qkv.view(tokens, -1, layer.head_dim).float()
-            rotate(exact[:, :both], cos, sin, 1)
-            heads = exact.to(x.dtype)
-            exact.copy_(heads)  # the backward pass has no more than this, and must meet the same softmax
-            attended, sums = attention(split(layer, exact), segments, layer.scaling)
+            kernels, tokens = layer.kernels, len(x)
+            qkv, seen_qkv = layer.qkv.forward(kernels.norm(x, *layer.first_norm), training)
+            heads = qkv.view(tokens, -1, layer.head_dim)
+            kernels.rotate(heads, cos, sin, layer.heads + layer.kv_heads)
+            # Not as exact as before it was kept: the backward pass must meet the same softmax.
+            attended, sums = kernels.attention(split(layer, heads.float()), segments, layer.scaling)
             attended = attended.to(x.dtype).view(tokens, -1)
             middle, seen_out = layer.out.forward(attended, training, x)
-            second_scale = norm_scale(middle, second_epsilon)
-            mlp_input = normed(middle, second_scale, second_weight)
-            gate_up, seen_mlp = layer.gate_up.forward(mlp_input, training)
-            del qkv, exact, mlp_input
-            gate, up = gate_up.chunk(2, dim=1)
-            result, seen_down = layer.down.forward(silu(gate).mul_(up), training, middle)
+            gate_up, seen_mlp = layer.gate_up.forward(kernels.norm(middle, *layer.second_norm), training)
+            result, seen_down = layer.down.forward(kernels.gate(gate_up), training, middle)
             if any(ctx.needs_input_grad):
-                ctx.save_for_backward(
-                    x, scale, heads, attended, middle, second_scale, gate_up, cos, sin,
-                    seen_qkv, seen_out, seen_mlp, seen_down, sums,
-                )  # fmt: skip
+                kept = (x, heads, attended, middle, gate_up, cos, sin, sums)
+                ctx.save_for_backward(*kept, seen_qkv, seen_out, seen_mlp, seen_down)
                 ctx.layer, ctx.segments = layer, segments
             return result
 
         @staticmethod
         def backward(ctx: Any, *upstream: Any) -> Any:
-            (gradient,) = upstream
-            layer, needs_x = ctx.layer, ctx.needs_input_grad[0]
-            x, scale, heads, attended, middle, second_scale, gate_up, cos, sin, *rest = ctx.saved_tensors
-            seen_qkv, seen_out, seen_mlp, seen_down, sums = rest
-            gate, up = gate_up.chunk(2, dim=1)
+            layer, needs_x, gradient = ctx.layer, ctx.needs_input_grad[0], upstream[0].contiguous()
+            x, heads, attended, middle, gate_up, cos, sin, sums, *seen = ctx.saved_tensors
+            seen_qkv, seen_out, seen_mlp, seen_down = seen
+            kernels = layer.kernels
 
-            acted = silu(gate)
-            of_acted, of_down = layer.down.backward(
-                gradient, acted * up if layer.down.adapters else None, seen_down, True
-            )
-            of_gate_up = torch.empty_like(gate_up)
-            of_gate, of_up = of_gate_up.chunk(2, dim=1)
-            mul(of_acted, acted, out=of_up)
-            torch.ops.aten.silu_backward.grad_input(of_acted.mul_(up), gate, grad_input=of_gate)
-            del acted, of_acted
-            weight, second_weight = layer.first_norm[0], layer.second_norm[0]
-            mlp_input = normed(middle, second_scale, second_weight) if layer.gate_up.adapters else None
+            down_input = kernels.gate(gate_up) if layer.down.adapters else None
+            of_acted, of_down = layer.down.backward(gradient, down_input, seen_down, True)
+            of_gate_up = kernels.gate_backward(of_acted, gate_up)
+            del down_input, of_acted
+            mlp_input = kernels.norm(middle, *layer.second_norm) if layer.gate_up.adapters else None
             of_input, of_mlp = layer.gate_up.backward(of_gate_up, mlp_input, seen_mlp, True)
-            del of_gate_up, of_gate, of_up, mlp_input
-            of_middle = normed_backward(of_input, middle, second_scale, second_weight, gradient)
+            del of_gate_up, mlp_input
+            of_middle = kernels.norm_backward(of_input, middle, *layer.second_norm, gradient)
 
             of_attended, of_out = layer.out.backward(of_middle, attended, seen_out, True)
             exact = heads.float()
             of_heads = torch.empty_like(exact)
             given, wanted = (part.view(len(x), layer.heads, -1).float() for part in (attended, of_attended))
-            attention_backward(
+            kernels.attention_backward(
                 wanted, split(layer, exact), given, sums, ctx.segments, layer.scaling, split(layer, of_heads)
             )
-            rotate(of_heads[:, : layer.heads + layer.kv_heads], cos, sin, -1)
-            of_qkv = of_heads.view(len(x), -1).to(x.dtype)
-            qkv_input = normed(x, scale, weight) if layer.qkv.adapters else None
-            of_input, of_adapters = layer.qkv.backward(of_qkv, qkv_input, seen_qkv, needs_x)
-            of_x = normed_backward(of_input, x, scale, weight, of_middle) if needs_x else None
+            of_qkv = kernels.rotate_back(of_heads, cos, sin, layer.heads + layer.kv_heads, x.dtype)
+            qkv_input = kernels.norm(x, *layer.first_norm) if layer.qkv.adapters else None
+            of_input, of_adapters = layer.qkv.backward(of_qkv.view(len(x), -1), qkv_input, seen_qkv, needs_x)
+            of_x = kernels.norm_backward(of_input, x, *layer.first_norm, of_middle) if needs_x else None
             return of_x, None, None, None, None, None, *of_adapters, *of_out, *of_mlp, *of_down
 
     return Layer.apply  # type: ignore[no-any-return]

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from sage.tools.finetune.step_kernels import first_choices, kernels_for
+
 IGNORED = -100  # torch's own mark for positions without a label
 
 # Positions per pass through the output layer: bounds the logits to this many rows of the vocabulary.
 HEAD_CHUNK = 256
-
-# Of the vocabulary. A CPU finds a largest value many times faster than its place: first its block is found.
-CHOICE_BLOCK = 128
 
 
 def head_loss(hidden: Any, head: Any, labels: Any, chunk: int = HEAD_CHUNK) -> tuple[Any, Any]:
@@ -37,15 +36,7 @@ def head_loss(hidden: Any, head: Any, labels: Any, chunk: int = HEAD_CHUNK) -> t
 
 def hits_of(logits: Any, labels: Any) -> Any:
     """How many labels (n,) are the first choice of logits (n, vocabulary), on their device."""
-    from torch import arange
-
-    logits = logits.detach()
-    if logits.shape[1] % CHOICE_BLOCK:
-        return (logits.argmax(1) == labels).sum()
-    blocks = logits.unflatten(1, (-1, CHOICE_BLOCK))
-    block = blocks.amax(2).argmax(1)
-    place = blocks[arange(len(block), device=block.device), block].argmax(1)
-    return (block * CHOICE_BLOCK + place == labels).sum()
+    return first_choices(logits.detach(), labels).sum()
 
 
 @cache
@@ -56,30 +47,23 @@ def _frozen_head_loss() -> Callable[..., Any]:
     class FrozenHeadLoss(torch.autograd.Function):  # type: ignore[misc] # torch is untyped here
         @staticmethod
         def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, labels: Any, chunk: int) -> Any:
+            kernels = kernels_for(hidden.device, hidden.dtype, weight.shape[0])
             total = hidden.new_zeros((), dtype=torch.float32)
             hits = hidden.new_zeros((), dtype=torch.int64)
             gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-            # Buffers of one size for all chunks: logits of ever new sizes would leave holes in the heap.
+            # One buffer for all chunks: logits of ever new sizes would leave holes in the heap.
             product = torch.empty(chunk, weight.shape[0], dtype=hidden.dtype, device=hidden.device)
-            is_half = product.dtype.itemsize < 4
-            precise = torch.empty_like(product, dtype=torch.float32) if is_half else product
             for start in range(0, len(labels), chunk):
                 part = slice(start, start + chunk)
-                counted = (labels[part, None] != IGNORED).float()
-                wanted = labels[part, None].clamp(min=0)
-                narrow = torch.mm(hidden[part], weight.t(), out=product[: len(wanted)])
-                logits = precise[: len(wanted)].copy_(narrow) if is_half else narrow
+                wanted = labels[part]
+                logits = torch.mm(hidden[part], weight.t(), out=product[: len(wanted)])
                 if bias is not None:
                     logits += bias
-                hits += hits_of(logits, labels[part])
-                # In place, and few passes over what is far larger than any cache.
-                torch.log_softmax(logits, 1, out=logits)
-                total -= (logits.gather(1, wanted) * counted).sum()
+                losses, found = kernels.cross_entropy(logits, wanted, gradient is not None)
+                total += losses.sum()
+                hits += found.sum()
                 if gradient is not None:
-                    # d loss / d logits = softmax - one_hot, and nothing where there is no label.
-                    logits.exp_().scatter_add_(1, wanted, -torch.ones_like(counted))
-                    found = (narrow.copy_(logits) if is_half else logits) @ weight
-                    torch.mul(found, counted, out=gradient[part])
+                    torch.mm(logits, weight, out=gradient[part])
             if gradient is not None:
                 ctx.save_for_backward(gradient)
             ctx.mark_non_differentiable(hits)

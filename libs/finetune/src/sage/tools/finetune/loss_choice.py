@@ -16,6 +16,7 @@ from sage.tools.finetune.modeling import is_quantised
 from sage.tools.finetune.prefix_tree import SHORTEST_SHARED
 from sage.tools.finetune.projections import NotFusableError
 from sage.tools.finetune.rendering import Sample
+from sage.tools.finetune.step_kernels import why_slower
 
 PROBE_TOKENS = 32  # of each row that the paths are compared on
 PROBE_LAYERS = 4  # that the fused path is compared on, from the first that trains on
@@ -90,6 +91,8 @@ def _proven_loss(
         fused_tolerance = tolerance if is_exact else tolerance._replace(loss=HALF_FUSED_LOSS)
         fused, unfit = _proven_fused(model, causal, probes, fused_tolerance)
         if fused:
+            if slower := why_slower():
+                report(slower)
             return fused
     except NotFusableError:
         pass  # the usual case for other families and on GPUs

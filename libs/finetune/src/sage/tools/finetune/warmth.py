@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import gc
+from contextlib import suppress
 
 
 def import_for_training() -> None:
-    """Import what every run imports late. Touches no device, reads no model and starts no threads of work."""
+    """Import what every run imports late. Touches no device, reads no model and starts no threads of work.
+
+    Without a GPU this also has the kernels for CPUs compiled, where nobody has yet.
+    """
     from sage.tools.finetune.hardware import has_cuda, wait_politely
     from sage.tools.finetune.modeling import bitsandbytes_for
 
     wait_politely()
-    with bitsandbytes_for(has_cuda()):  # on GPUs most bases are quantised
+    is_cpu = not has_cuda()
+    with bitsandbytes_for(not is_cpu):  # on GPUs most bases are quantised
         import peft  # noqa: F401
     import torch  # noqa: F401
     from torch.utils import tensorboard  # noqa: F401
@@ -19,6 +24,12 @@ def import_for_training() -> None:
     from transformers.models.llama import modeling_llama  # noqa: F401
 
     import sage.tools.finetune.trainer  # noqa: F401
+    from sage.tools.finetune.native.build import CompilerError
+    from sage.tools.finetune.native.library import load_library
+
+    if is_cpu:
+        with suppress(CompilerError):  # the run tells of it
+            load_library()
 
     # Libraries stay: a collector that walks their million objects again and again doubles the time in which a
     # tokenizer is read.

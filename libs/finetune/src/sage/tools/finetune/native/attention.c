@@ -1,0 +1,299 @@
+/* Causal attention over a tree of segments, with its gradient: see tree_attention.py for what is computed.
+   A block of scores lies in the fast caches with its queries side by side in the lanes of vectors, so that the
+   softmax over keys is plain arithmetic; a softmax is gone through once, as in https://arxiv.org/abs/2205.14135. */
+#include <math.h>
+#include <string.h>
+
+#include "vectors.h"
+
+#ifdef __AVX512F__
+enum { KEY_ROWS = 8, MIX_ROWS = 4, MIX_WIDE = 4 }; /* sums that stay in the 32 registers */
+#else
+enum { KEY_ROWS = 4, MIX_ROWS = 2, MIX_WIDE = 4 }; /* in 16 */
+#endif
+enum { QUERIES = 2 * LANES, KEYS = 64, MAX_DIM = 256 };
+
+typedef struct { int start, stop, end; } segment;
+
+/* What both passes know of a layer. Heads of a token lie one behind the other, tokens `stride` floats apart. */
+typedef struct {
+  const float *query, *key, *value;
+  long stride;
+  int heads, kv_heads, dim;
+  float scaling;
+} layer;
+
+INLINE void score_rows(int rows, const float *x, long stride, const float *turned, int dim, float *out) {
+  vec sums[KEY_ROWS][2];
+  for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = all(0);
+  for (int d = 0; d < dim; d++) {
+    vec left = load(turned + d * QUERIES), right = load(turned + d * QUERIES + LANES);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++) {
+      vec factor = all(x[r * stride + d]);
+      sums[r][0] += factor * left;
+      sums[r][1] += factor * right;
+    }
+  }
+  for (int r = 0; r < rows; r++) {
+    store(out + r * QUERIES, sums[r][0]);
+    store(out + r * QUERIES + LANES, sums[r][1]);
+  }
+}
+
+/* out (keys, QUERIES) = x (keys, dim) times turned (dim, QUERIES) */
+static void score(const float *x, long stride, int keys, const float *turned, int dim, float *out) {
+  int k = 0;
+  for (; k + KEY_ROWS <= keys; k += KEY_ROWS)
+    score_rows(KEY_ROWS, x + k * stride, stride, turned, dim, out + k * QUERIES);
+  for (; k < keys; k++) score_rows(1, x + k * stride, stride, turned, dim, out + k * QUERIES);
+}
+
+/* A matrix of weights, read as it lies or turned. */
+typedef struct { const float *at; long row, column; } weights;
+
+INLINE void mix_tile(int rows, int wide, float *out, long out_stride, weights w, const float *x, long stride, int count) {
+  vec sums[MIX_ROWS][MIX_WIDE];
+#pragma GCC unroll 4
+  for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+    for (int c = 0; c < wide; c++) sums[r][c] = load(out + r * out_stride + c * LANES);
+  for (int n = 0; n < count; n++) {
+    vec part[MIX_WIDE];
+#pragma GCC unroll 4
+    for (int c = 0; c < wide; c++) part[c] = load(x + n * stride + c * LANES);
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) {
+      vec factor = all(w.at[r * w.row + n * w.column]);
+#pragma GCC unroll 4
+      for (int c = 0; c < wide; c++) sums[r][c] += factor * part[c];
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+    for (int c = 0; c < wide; c++) store(out + r * out_stride + c * LANES, sums[r][c]);
+}
+
+/* out (rows, dim) += w (rows, count) times x (count, dim) */
+static void mix(float *out, long out_stride, int rows, weights w, const float *x, long stride, int count, int dim) {
+  for (int d = 0; d < dim;) {
+    int wide = d + MIX_WIDE * LANES <= dim ? MIX_WIDE : 1;
+    for (int r = 0; r < rows;) {
+      int high = r + MIX_ROWS <= rows ? MIX_ROWS : 1;
+      float *to = out + r * out_stride + d;
+      weights here = {w.at + r * w.row, w.row, w.column};
+      if (high == MIX_ROWS && wide == MIX_WIDE) mix_tile(MIX_ROWS, MIX_WIDE, to, out_stride, here, x + d, stride, count);
+      else if (wide == MIX_WIDE) mix_tile(1, MIX_WIDE, to, out_stride, here, x + d, stride, count);
+      else if (high == MIX_ROWS) mix_tile(MIX_ROWS, 1, to, out_stride, here, x + d, stride, count);
+      else mix_tile(1, 1, to, out_stride, here, x + d, stride, count);
+      r += high;
+    }
+    d += wide * LANES;
+  }
+}
+
+/* turned (dim, QUERIES) = factor * x (rows, dim), and zeros behind the last row */
+static void turn(const float *x, long stride, int rows, int dim, float factor, float *turned) {
+  for (int d = 0; d < dim; d++) {
+    float *line = turned + d * QUERIES;
+    for (int i = 0; i < rows; i++) line[i] = factor * x[i * stride + d];
+    for (int i = rows; i < QUERIES; i++) line[i] = 0;
+  }
+}
+
+/* Keys from k on are behind the queries from q on. */
+static void hide_later(float *scores, int k, int keys, int q) {
+  for (int j = 0; j < keys; j++)
+    for (int i = 0; i < smaller(QUERIES, k + j - q); i++) scores[j * QUERIES + i] = -INFINITY;
+}
+
+/* A block of queries on its way through its keys. */
+typedef struct {
+  vec top[2], sum[2];
+  float out[QUERIES * MAX_DIM], scores[KEYS * QUERIES];
+} softmax;
+
+/* Scores become shares of what was seen so far; what was summed before is scaled to match. */
+static void renew(softmax *s, int keys, int dim) {
+  for (int half = 0; half < 2; half++) {
+    float *column = s->scores + half * LANES;
+    vec before = s->top[half], top = before, total = all(0);
+    for (int j = 0; j < keys; j++) top = at_least(top, load(column + j * QUERIES));
+    vec shrink = vexp(before - top);
+    for (int j = 0; j < keys; j++) {
+      vec share = vexp(load(column + j * QUERIES) - top);
+      total += share;
+      store(column + j * QUERIES, share);
+    }
+    s->top[half] = top;
+    s->sum[half] = s->sum[half] * shrink + total;
+    for (int i = 0; i < LANES; i++)
+      if (shrink[i] != 1)
+        for (int d = 0; d < dim; d += LANES) {
+          float *at = s->out + (half * LANES + i) * dim + d;
+          store(at, load(at) * shrink[i]);
+        }
+  }
+}
+
+/* Queries q..q+rows of segment `own`, one head. Writes out (tokens, heads, dim) and log_sums (tokens, heads). */
+static void attend(const layer *l, int head, const segment *tree, int own, int q, int rows, float *out, float *log_sums) {
+  softmax s;
+  float turned[MAX_DIM * QUERIES];
+  long at_head = (long)head * l->dim, at_kv = (long)(head / (l->heads / l->kv_heads)) * l->dim;
+  memset(s.out, 0, sizeof(float) * QUERIES * l->dim);
+  for (int half = 0; half < 2; half++) s.top[half] = all(-INFINITY), s.sum[half] = all(0);
+  turn(l->query + q * l->stride + at_head, l->stride, rows, l->dim, l->scaling, turned);
+  for (int a = 0; a <= own; a++) {
+    if (a < own && tree[a].end <= q) continue; /* no beginning of this one */
+    int to = a < own ? tree[a].stop : q + rows;
+    for (int k = tree[a].start; k < to; k += KEYS) {
+      int keys = smaller(KEYS, to - k);
+      score(l->key + k * l->stride + at_kv, l->stride, keys, turned, l->dim, s.scores);
+      if (a == own) hide_later(s.scores, k, keys, q);
+      renew(&s, keys, l->dim);
+      weights shares = {s.scores, 1, QUERIES};
+      mix(s.out, l->dim, rows, shares, l->value + k * l->stride + at_kv, l->stride, keys, l->dim);
+    }
+  }
+  for (int i = 0; i < rows; i++) {
+    float sum = s.sum[i / LANES][i % LANES], *to = out + (long)(q + i) * l->heads * l->dim + at_head;
+    log_sums[(long)(q + i) * l->heads + head] = s.top[i / LANES][i % LANES] + logf(sum);
+    for (int d = 0; d < l->dim; d += LANES) store(to + d, load(s.out + i * l->dim + d) / sum);
+  }
+}
+
+static int blocks_of(segment s) { return (s.stop - s.start + QUERIES - 1) / QUERIES; }
+
+void sage_attention(const float *query, const float *key, const float *value, long stride, int heads, int kv_heads,
+                    int dim, float scaling, const segment *tree, int segments, float *out, float *log_sums, int threads) {
+  layer l = {query, key, value, stride, heads, kv_heads, dim, scaling};
+  int blocks = 0;
+  for (int s = 0; s < segments; s++) blocks += blocks_of(tree[s]);
+#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads)
+  for (int block = 0; block < blocks; block++)
+    for (int head = 0; head < heads; head++) {
+      int own = 0, left = block;
+      while (left >= blocks_of(tree[own])) left -= blocks_of(tree[own++]);
+      int q = tree[own].start + left * QUERIES;
+      attend(&l, head, tree, own, q, smaller(QUERIES, tree[own].stop - q), out, log_sums);
+    }
+}
+
+/* The way back. Gradients of keys and values lie apart for every head, as do queries and what is given. */
+typedef struct {
+  layer l;
+  const float *of_out, *log_sums;
+  float *dots; /* (tokens, heads): what came out times its gradient */
+  float *of_query, *of_key, *of_value;
+  long of_query_stride;
+} way_back;
+
+/* A block of queries of one head, turned; padding counts for nothing. */
+typedef struct {
+  int q, rows;
+  float query[MAX_DIM * QUERIES], of_out[MAX_DIM * QUERIES], log_sums[QUERIES], dots[QUERIES];
+} block;
+
+static void take(block *b, const way_back *w, int head, int q, int rows) {
+  const layer *l = &w->l;
+  long width = (long)l->heads * l->dim, at_head = (long)head * l->dim;
+  b->q = q, b->rows = rows;
+  turn(l->query + q * l->stride + at_head, l->stride, rows, l->dim, l->scaling, b->query);
+  turn(w->of_out + q * width + at_head, width, rows, l->dim, 1, b->of_out);
+  for (int i = 0; i < QUERIES; i++) {
+    b->log_sums[i] = i < rows ? w->log_sums[(long)(q + i) * l->heads + head] : INFINITY;
+    b->dots[i] = i < rows ? w->dots[(long)(q + i) * l->heads + head] : 0;
+  }
+}
+
+/* Add what a block of queries and keys k..k+keys owe each other. */
+static void give_back(const way_back *w, int head, const block *b, int k, int keys, int is_own) {
+  const layer *l = &w->l;
+  long width = (long)l->heads * l->dim, at_head = (long)head * l->dim;
+  long at_kv = (long)(head / (l->heads / l->kv_heads)) * l->dim;
+  const float *key = l->key + k * l->stride + at_kv, *value = l->value + k * l->stride + at_kv;
+  float shares[KEYS * QUERIES], of_scores[KEYS * QUERIES];
+  score(key, l->stride, keys, b->query, l->dim, shares);
+  score(value, l->stride, keys, b->of_out, l->dim, of_scores);
+  if (is_own) hide_later(shares, k, keys, b->q);
+  for (int j = 0; j < keys; j++)
+    for (int i = j * QUERIES; i < (j + 1) * QUERIES; i += LANES) {
+      vec share = vexp(load(shares + i) - load(b->log_sums + i % QUERIES));
+      store(shares + i, share);
+      store(of_scores + i, share * (load(of_scores + i) - load(b->dots + i % QUERIES)) * l->scaling);
+    }
+  weights by_key = {shares, QUERIES, 1}, of_by_key = {of_scores, QUERIES, 1}, of_by_query = {of_scores, 1, QUERIES};
+  mix(w->of_value + k * width + at_head, width, keys, by_key, w->of_out + b->q * width + at_head, width, b->rows, l->dim);
+  mix(w->of_key + k * width + at_head, width, keys, of_by_key, l->query + b->q * l->stride + at_head, l->stride, b->rows, l->dim);
+  mix(w->of_query + b->q * w->of_query_stride + at_head, w->of_query_stride, b->rows, of_by_query, key, l->stride, keys, l->dim);
+}
+
+/* Queries q..end against keys start..stop, or against those up to themselves where is_own. */
+static void give_all_back(const way_back *w, int head, int q, int end, int start, int stop, int is_own) {
+  block b;
+  for (; q < end; q += QUERIES) {
+    take(&b, w, head, q, smaller(QUERIES, end - q));
+    int to = is_own ? q + b.rows : stop;
+    for (int k = start; k < to; k += KEYS) give_back(w, head, &b, k, smaller(KEYS, to - k), is_own);
+  }
+}
+
+static void prepare_token(const way_back *w, const float *given, long token) {
+  const layer *l = &w->l;
+  long width = (long)l->heads * l->dim;
+  for (int head = 0; head < l->heads; head++) {
+    long at = token * width + (long)head * l->dim;
+    vec products = all(0);
+    for (int d = 0; d < l->dim; d += LANES) products += load(w->of_out + at + d) * load(given + at + d);
+    w->dots[token * l->heads + head] = sum_of(products);
+  }
+  memset(w->of_query + token * w->of_query_stride, 0, sizeof(float) * width);
+  memset(w->of_key + token * width, 0, sizeof(float) * width);
+  memset(w->of_value + token * width, 0, sizeof(float) * width);
+}
+
+/* Sum what the heads that share keys gave. */
+static void gather_token(const layer *l, long token, const float *each, float *to) {
+  int group = l->heads / l->kv_heads;
+  for (int kv = 0; kv < l->kv_heads; kv++)
+    for (int d = 0; d < l->dim; d += LANES) {
+      vec sum = all(0);
+      for (int head = kv * group; head < (kv + 1) * group; head++)
+        sum += load(each + (token * l->heads + head) * l->dim + d);
+      store(to + kv * l->dim + d, sum);
+    }
+}
+
+/* given and of_out (tokens, heads, dim) are what sage_attention gave and its gradient. scratch holds
+   tokens * heads * (2 * dim + 1) floats. Gradients are laid down as query, key and value lie. */
+void sage_attention_backward(const float *query, const float *key, const float *value, long stride, int heads,
+                             int kv_heads, int dim, float scaling, const segment *tree, int segments,
+                             const float *of_out, const float *given, const float *log_sums, long tokens, float *scratch,
+                             float *of_query, float *of_key, float *of_value, long of_stride, int threads) {
+  long size = tokens * heads * dim;
+  way_back w = {
+      .l = {query, key, value, stride, heads, kv_heads, dim, scaling}, .of_out = of_out, .log_sums = log_sums,
+      .dots = scratch + 2 * size, .of_query = of_query, .of_key = scratch, .of_value = scratch + size,
+      .of_query_stride = of_stride,
+  };
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for
+    for (long token = 0; token < tokens; token++) prepare_token(&w, given, token);
+#pragma omp for collapse(2) schedule(dynamic)
+    for (int s = 0; s < segments; s++)
+      for (int head = 0; head < heads; head++)
+        give_all_back(&w, head, tree[s].start, tree[s].stop, tree[s].start, tree[s].stop, 1);
+    /* Segments that go on from the same one add to its keys: one after the other, heads beside each other. */
+#pragma omp for schedule(dynamic)
+    for (int head = 0; head < heads; head++)
+      for (int s = 0; s < segments; s++) give_all_back(&w, head, tree[s].stop, tree[s].end, tree[s].start, tree[s].stop, 0);
+#pragma omp for
+    for (long token = 0; token < tokens; token++) {
+      gather_token(&w.l, token, w.of_key, of_key + token * of_stride);
+      gather_token(&w.l, token, w.of_value, of_value + token * of_stride);
+    }
+  }
+}

@@ -1,0 +1,93 @@
+"""Compiles the C of this folder. Needs nothing but a C compiler; image builds run it by itself.
+
+A library for each level of the x86-64 instruction set, and not for the chip at hand: what one machine
+compiled may be kept in an image that another one runs.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+SOURCES = ("attention.c", "elementwise.c")
+HEADERS = ("vectors.h",)
+LEVELS = ("x86-64-v4", "x86-64-v3")
+"""AVX-512, AVX2."""
+# No `-ffast-math`: rounding to an integer by adding a large number must stay, and so must NaN.
+FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
+COMPILE_S = 120
+_HERE = Path(__file__).parent
+
+
+class CompilerError(Exception):
+    """There is no library for this machine; the message says why."""
+
+
+def compile_into(folder: Path, level: str) -> Path:
+    """Returns the library, written whole. Raises: CompilerError, OSError."""
+    require_known_machine()
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".compiling.", dir=folder) as unfinished:
+        built = Path(unfinished) / "kernels.so"
+        sources = [str(_HERE / name) for name in SOURCES]
+        command = [*_compiler(), *FLAGS, f"-march={level}", "-o", str(built), *sources, "-lm"]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_S)
+        except subprocess.CalledProcessError as error:
+            reason = (error.stderr.strip() or "no word").splitlines()[0]
+            raise CompilerError(f"{command[0]} failed: {reason}") from error
+        except subprocess.TimeoutExpired as error:
+            raise CompilerError(f"{command[0]} took more than {COMPILE_S} s") from error
+        return built.replace(folder / file_name(level))
+
+
+def require_known_machine() -> None:
+    """Raises: CompilerError."""
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        raise CompilerError(f"they are for Linux on x86-64, not for {sys.platform} on {platform.machine()}")
+
+
+def file_name(level: str) -> str:
+    """Another one for other sources or flags, so that none is taken for what it is not."""
+    return f"kernels-{_sources_hash()}-{level}.so"
+
+
+@cache
+def _sources_hash() -> str:
+    digest = sha256(" ".join(FLAGS).encode())
+    for name in (*SOURCES, *HEADERS):
+        digest.update((_HERE / name).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _compiler() -> list[str]:
+    """Raises: CompilerError."""
+    asked = shlex.split(os.environ.get("CC", ""))
+    for command in (asked, ["gcc"], ["cc"]):
+        if command and (found := shutil.which(command[0])):
+            return [found, *command[1:]]
+    raise CompilerError("no C compiler (gcc) is installed")
+
+
+def main(folder: Path) -> None:
+    """For all levels; where these kernels are not for, the folder stays empty."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        require_known_machine()
+    except CompilerError as error:
+        print(f"no kernels in C: {error}")
+        return
+    for level in LEVELS:
+        print(compile_into(folder, level))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

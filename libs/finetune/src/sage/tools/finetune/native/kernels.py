@@ -1,0 +1,123 @@
+"""Kernels in C, called with torch's tensors. What each computes: see `StepKernels`."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+from sage.tools.finetune.prefix_tree import Segment
+
+GRANULE = 16
+"""Floats in the widest vector; widths, and halves of heads, are multiples."""
+MAX_DIM = 256
+
+
+class NativeKernels:
+    """Tensors are contiguous, in fp32 or bf16; heads may be parts of a contiguous tensor's."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+
+    @staticmethod
+    def fit(dtype: Any, *widths: int, head_dim: int = 2 * GRANULE) -> bool:
+        import torch
+
+        is_known = dtype in (torch.float32, torch.bfloat16) and head_dim <= MAX_DIM
+        return is_known and head_dim % (2 * GRANULE) == 0 and not any(width % GRANULE for width in widths)
+
+    def norm(self, x: Any, weight: Any, epsilon: float) -> Any:
+        out = x.new_empty(x.shape)
+        self._library.sage_norm(*_places(x, weight, out), *x.shape, epsilon, *_manner(x))
+        return out
+
+    def norm_backward(self, of_out: Any, x: Any, weight: Any, epsilon: float, added: Any) -> Any:
+        places = _places(of_out, x, weight, added, of_out)
+        self._library.sage_norm_backward(*places, *x.shape, epsilon, *_manner(x))
+        return of_out
+
+    def rotate(self, heads: Any, cos: Any, sin: Any, turning: int) -> None:
+        self._rotate(heads, heads, cos, sin, 1, turning)
+
+    def rotate_back(self, of_heads: Any, cos: Any, sin: Any, turning: int, dtype: Any) -> Any:
+        found = of_heads if of_heads.dtype == dtype else of_heads.new_empty(of_heads.shape, dtype=dtype)
+        self._rotate(of_heads, found, cos, sin, -1, turning)
+        return found
+
+    def _rotate(self, heads: Any, to: Any, cos: Any, sin: Any, sign: int, turning: int) -> None:
+        tokens, count, dim = heads.shape
+        sizes = (tokens, count, turning, dim)
+        self._library.sage_rotate(*_places(heads, to, cos, sin), sign, *sizes, _is_half(heads), *_manner(to))
+
+    def gate(self, gate_up: Any) -> Any:
+        tokens, width = len(gate_up), gate_up.shape[1] // 2
+        out = gate_up.new_empty(tokens, width)
+        self._library.sage_gate(*_places(gate_up, out), tokens, width, *_manner(out))
+        return out
+
+    def gate_backward(self, of_out: Any, gate_up: Any) -> Any:
+        of_gate_up = gate_up.new_empty(gate_up.shape)
+        places = _places(of_out, gate_up, of_gate_up)
+        self._library.sage_gate_backward(*places, *of_out.shape, *_manner(gate_up))
+        return of_gate_up
+
+    def cross_entropy(self, logits: Any, labels: Any, wants_gradient: bool) -> tuple[Any, Any]:
+        import torch
+
+        losses = logits.new_empty(len(logits), dtype=torch.float32)
+        hits = logits.new_empty(len(logits), dtype=torch.bool)
+        places = _places(logits, labels, losses, hits)
+        self._library.sage_cross_entropy(*places, *logits.shape, wants_gradient, *_manner(logits))
+        return losses, hits
+
+    def attention(self, qkv: Sequence[Any], segments: Sequence[Segment], scaling: float) -> tuple[Any, Any]:
+        query = qkv[0]
+        found, sums = query.new_empty(query.shape), query.new_empty(query.shape[:2])
+        self._library.sage_attention(*_layer(qkv, segments, scaling), *_places(found, sums), _threads())
+        return found, sums
+
+    def attention_backward(
+        self,
+        upstream: Any,
+        qkv: Sequence[Any],
+        attended: Any,
+        sums: Any,
+        segments: Sequence[Segment],
+        scaling: float,
+        of_qkv: Sequence[Any],
+    ) -> None:
+        query = qkv[0]
+        tokens, heads, dim = query.shape
+        scratch = query.new_empty(tokens * heads * (2 * dim + 1))
+        seen = _places(upstream, attended, sums)
+        places = _places(scratch, *of_qkv)
+        self._library.sage_attention_backward(
+            *_layer(qkv, segments, scaling), *seen, tokens, *places, of_qkv[0].stride(0), _threads()
+        )
+
+
+def _places(*tensors: Any) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def _layer(qkv: Sequence[Any], segments: Sequence[Segment], scaling: float) -> tuple[Any, ...]:
+    query, key, _ = qkv
+    tree = (ctypes.c_int * (3 * len(segments)))(*chain.from_iterable(segments))
+    _, heads, dim = query.shape
+    return (*_places(*qkv), query.stride(0), heads, key.shape[1], dim, scaling, tree, len(segments))
+
+
+def _manner(x: Any) -> tuple[int, int]:
+    """(is it in half precision, threads)."""
+    return _is_half(x), _threads()
+
+
+def _is_half(x: Any) -> int:
+    return int(x.dtype.itemsize == 2)
+
+
+def _threads() -> int:
+    import torch
+
+    return int(torch.get_num_threads())

@@ -1,0 +1,192 @@
+"""Kernels of a step on a CPU, in C and by torch, against what autograd gives in fp64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sage.tools.finetune.head_loss import IGNORED
+from sage.tools.finetune.native.build import LEVELS
+from sage.tools.finetune.native.kernels import NativeKernels
+from sage.tools.finetune.native.library import level_of_this_chip, open_library
+from sage.tools.finetune.prefix_tree import Segment, pack
+from sage.tools.finetune.step_kernels import StepKernels, TorchKernels, kernels_for
+
+EPSILON = 1e-5
+FORMATS = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+formats = st.sampled_from(list(FORMATS))
+seeds = st.integers(0, 1 << 30)
+tokens = st.integers(1, 70)
+some = settings(max_examples=40, deadline=None)
+
+
+@pytest.fixture(
+    scope="module",
+    params=["torch", *(pytest.param(level, marks=pytest.mark.compiler) for level in LEVELS)],
+)
+def kernels(request: pytest.FixtureRequest) -> StepKernels:
+    if request.param == "torch":
+        return TorchKernels()
+    assert request.param >= level_of_this_chip() or request.param == LEVELS[-1]
+    return NativeKernels(open_library(request.param))
+
+
+def random(seed: int, *shape: int, dtype: Any = torch.float32, large: float = 1.0) -> Any:
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * large).to(dtype)
+
+
+def exact(x: Any) -> Any:
+    return x.double().requires_grad_()
+
+
+def same(found: Any, wanted: Any, tolerance: float) -> None:
+    assert found.isfinite().all()
+    scale = wanted.abs().max().clamp(min=1e-3)
+    assert float((found.double() - wanted).abs().max() / scale) < tolerance
+
+
+@some
+@given(seeds, tokens, st.sampled_from([16, 48, 576]), formats, st.sampled_from([1e-3, 1.0, 300.0]))
+def test_norms(kernels: StepKernels, seed: int, count: int, width: int, dtype: Any, large: float) -> None:
+    x, weight = random(seed, count, width, dtype=dtype, large=large), random(seed + 1, width, dtype=dtype)
+    of_out, added = (random(seed + n, count, width, dtype=dtype) for n in (2, 3))
+    plain = exact(x)
+    wanted = plain * (plain.square().mean(-1, keepdim=True) + EPSILON).rsqrt() * weight.double()
+    same(kernels.norm(x, weight, EPSILON), wanted.detach(), FORMATS[dtype])
+    (of_x,) = torch.autograd.grad(wanted, plain, of_out.double())
+    found = kernels.norm_backward(of_out.clone(), x, weight, EPSILON, added)
+    same(found, added.double() + of_x, FORMATS[dtype])
+
+
+@some
+@given(seeds, tokens, st.sampled_from([16, 80, 1536]), formats, st.sampled_from([1.0, 40.0, 1000.0]))
+def test_gates(kernels: StepKernels, seed: int, count: int, width: int, dtype: Any, large: float) -> None:
+    gate_up = random(seed, count, 2 * width, dtype=dtype, large=large)
+    of_out = random(seed + 1, count, width, dtype=dtype)
+    plain = exact(gate_up)
+    gate, up = plain.chunk(2, dim=1)
+    wanted = torch.nn.functional.silu(gate) * up
+    same(kernels.gate(gate_up), wanted.detach(), FORMATS[dtype])
+    (of_gate_up,) = torch.autograd.grad(wanted, plain, of_out.double())
+    same(kernels.gate_backward(of_out.clone(), gate_up), of_gate_up, FORMATS[dtype])
+
+
+@some
+@given(seeds, tokens, st.integers(1, 3), st.integers(1, 3), st.sampled_from([32, 64, 96, 256]), formats)
+def test_rotations(
+    kernels: StepKernels, seed: int, count: int, turning: int, resting: int, dim: int, dtype: Any
+) -> None:
+    heads = random(seed, count, turning + resting, dim, dtype=dtype)
+    angles = random(seed + 1, count, dim // 2, large=10)
+    cos, sin = angles.cos(), angles.sin()
+    number = torch.view_as_complex(torch.stack(heads.double().chunk(2, dim=-1), -1))
+    turned = torch.view_as_real(number * torch.complex(cos.double(), sin.double())[:, None])
+    wanted = heads.double()
+    wanted[:, :turning] = torch.cat(turned.unbind(-1), -1)[:, :turning]
+    found = heads.clone()
+    kernels.rotate(found, cos, sin, turning)
+    same(found, wanted, FORMATS[dtype])
+    back = kernels.rotate_back(found.float(), cos, sin, turning, dtype)
+    assert back.dtype == dtype
+    same(back, heads.double(), 2 * FORMATS[dtype])
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> list[Segment]:
+    """Segments of rows of which some begin alike."""
+    stems = draw(st.lists(st.integers(0, 70), min_size=1, max_size=3))
+    rows = []
+    for index in range(draw(st.integers(1, 5))):
+        stem = draw(st.integers(0, len(stems)))
+        beginning = [token for number, size in enumerate(stems[:stem]) for token in [number] * size]
+        rows.append([*beginning, *[100 + index] * draw(st.integers(1, 70))])
+    return pack(rows).segments
+
+
+@some
+@given(seeds, trees(), st.sampled_from([(1, 1), (4, 2), (3, 1)]), st.sampled_from([32, 64, 96, 256]))
+def test_attention(
+    kernels: StepKernels, seed: int, tree: list[Segment], counts: tuple[int, int], dim: int
+) -> None:
+    heads, kv_heads = counts
+    count = max(segment.end for segment in tree)
+    joined = random(seed, count, heads + 2 * kv_heads, dim, large=2)
+    of_joined, scaling = torch.full_like(joined, math.nan), dim**-0.5
+    sizes = [heads, kv_heads, kv_heads]
+    plain = exact(joined)
+    wanted = plain_attention(plain.split(sizes, 1), tree, scaling)
+    found, sums = kernels.attention(joined.split(sizes, 1), tree, scaling)
+    same(found, wanted.detach(), 1e-5)
+    of_out = random(seed + 1, count, heads, dim)
+    (of_plain,) = torch.autograd.grad(wanted, plain, of_out.double())
+    kernels.attention_backward(
+        of_out, joined.split(sizes, 1), found, sums, tree, scaling, of_joined.split(sizes, 1)
+    )
+    same(of_joined, of_plain, 1e-5)
+
+
+def plain_attention(qkv: Sequence[Any], tree: Sequence[Segment], scaling: float) -> Any:
+    query, key, value = qkv
+    seen = torch.zeros(len(query), len(query), dtype=torch.bool)
+    for start, stop, end in tree:
+        seen[start:stop, start:stop] = torch.ones(stop - start, stop - start).tril() > 0
+        seen[stop:end, start:stop] = True
+    key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
+    scores = torch.einsum("qhd,khd->hqk", query, key) * scaling
+    shares = scores.masked_fill(~seen, -math.inf).softmax(-1)
+    return torch.einsum("hqk,khd->qhd", shares, value)
+
+
+@pytest.mark.parametrize("dtype", list(FORMATS))
+def test_what_is_no_number_stays_so(kernels: StepKernels, dtype: Any) -> None:
+    x = torch.ones(2, 32, dtype=dtype)
+    x[1, 3] = math.nan
+    weight, heads = torch.ones(32, dtype=dtype), x.float().view(2, 1, 32)
+    found = [
+        kernels.norm(x, weight, EPSILON),
+        kernels.norm_backward(x.clone(), x, weight, EPSILON, x),
+        kernels.gate(x),
+        kernels.gate_backward(torch.ones(2, 16, dtype=dtype), x),
+        kernels.attention([heads] * 3, [Segment(0, 1, 1), Segment(1, 2, 2)], 1.0)[0],
+    ]
+    for out in found:
+        assert out[0].isfinite().all()
+        assert out[1].isnan().any()
+
+
+@some
+@given(seeds, st.integers(1, 9), st.sampled_from([16, 128, 144, 1024]), formats, st.booleans(), st.data())
+def test_cross_entropy(
+    kernels: StepKernels, seed: int, count: int, vocabulary: int, dtype: Any, wants: bool, data: st.DataObject
+) -> None:
+    # Few different values: many are as large as the largest.
+    levels = data.draw(st.sampled_from([2, 50]))
+    logits = (random(seed, count, vocabulary) * levels).round().to(dtype)
+    ids = st.one_of(st.just(IGNORED), st.integers(0, vocabulary - 1))
+    choices = logits.argmax(1).tolist()
+    labels = torch.tensor([data.draw(st.one_of(ids, st.just(choice))) for choice in choices])
+    plain = exact(logits)
+    wanted = torch.nn.functional.cross_entropy(plain, labels, ignore_index=IGNORED, reduction="none")
+    (of_logits,) = torch.autograd.grad(wanted.sum(), plain)
+    # No less than what logits themselves can say.
+    least = 1e-6 * (1 + float(logits.abs().max()))
+    losses, hits = kernels.cross_entropy(logits, labels, wants)
+    assert float((losses - wanted.detach()).abs().max()) < least
+    assert hits.tolist() == [label == choice for label, choice in zip(labels.tolist(), choices, strict=True)]
+    if wants:
+        same(logits, of_logits, max(least, FORMATS[dtype]))
+
+
+@pytest.mark.compiler
+def test_sizes_that_do_not_fill_vectors_are_computed_by_torch() -> None:
+    here = torch.device("cpu")
+    assert isinstance(kernels_for(here, torch.float32, 576, 1536, head_dim=64), NativeKernels)
+    for dtype, dim, width in [(torch.float32, 24, 576), (torch.float32, 64, 100), (torch.float16, 64, 576)]:
+        assert isinstance(kernels_for(here, dtype, width, head_dim=dim), TorchKernels)
+    assert isinstance(kernels_for(torch.device("cuda"), torch.float32, 576), TorchKernels)
