@@ -307,13 +307,20 @@ def test_what_a_killed_run_had_begun_to_save_goes(base: Path, data: Path, tmp_pa
         assert not begun.exists()
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [{"do_sample": False, "temperature": 0.6}, {"num_beams": 1, "length_penalty": 2.0}, {"pad_token_id": -1}],
+)
 def test_a_base_that_transformers_would_not_save_can_be_tuned_in_full(
-    base: Path, data: Path, tmp_path: Path
+    odd: dict[str, object], base: Path, data: Path, tmp_path: Path
 ) -> None:
     other = shutil.copytree(base, tmp_path / "base")
+    from transformers import GenerationConfig
+
     stored = json.loads((other / "generation_config.json").read_text())
-    stored |= {"do_sample": False, "temperature": 0.6}
+    stored |= odd
     (other / "generation_config.json").write_text(json.dumps(stored))
     result = LoRATrainer(settings(other, data, tmp_path / "out", tuning="full", max_steps=1), ()).train()
     assert result.model_dir is not None
-    assert json.loads((result.model_dir / "generation_config.json").read_text())["temperature"] == 0.6
+    saved = GenerationConfig.from_pretrained(result.model_dir)
+    assert saved.to_dict() == GenerationConfig.from_pretrained(other).to_dict()
