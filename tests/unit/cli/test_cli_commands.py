@@ -319,3 +319,16 @@ def test_doctor_names_each_check_and_what_to_do(sage: Sage, monkeypatch: pytest.
     for name in ("python", "parts", "disk", "memory", "gpu", "docker", "ports", "broker", "hub", "stack"):
         assert f" {name} " in ran.output
     assert "Start Redis there, or unset SAGE_BROKER_URL" in ran.output
+def test_a_home_in_which_nothing_can_be_stopped_is_named(
+    sage: Sage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = tmp_path / "run" / "stack.lock"
+    lock.mkdir(parents=True)  # in place of a read-only folder, which stops no administrator
+    monkeypatch.setenv("SAGE_HOME", str(tmp_path))
+    monkeypatch.delenv("SAGE_RUN_DIR", raising=False)
+    ran = sage("down")
+    assert ran.exit_code == 2
+    assert f"{lock} cannot be written: Is a directory." in ran.stderr
+    assert "the user who started the stack" in ran.stderr
+
+
