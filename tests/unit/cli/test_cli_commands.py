@@ -295,6 +295,15 @@ def test_debug_shows_the_error_itself(sage: Sage, monkeypatch: pytest.MonkeyPatc
     assert type(sage("models").exception).__name__ == "ServiceUnavailableError"
 
 
+def test_a_wrong_choice_is_told_with_the_right_ones(sage: Sage) -> None:
+    ran = sage("chat", "--backend", "nonsense")
+    assert ran.exit_code == 2
+    assert "'nonsense' is not one of 'mock', 'openai', 'finetune', 'vllm', 'ollama'." in ran.stderr
+    ran_of_group = sage("finetune", "start", "--method", "nonsense")
+    assert "'nonsense' is not one of 'sft', 'dpo', 'orpo', 'kto'." in ran_of_group.stderr
+    assert "Value error" not in ran.stderr + ran_of_group.stderr
+
+
 def test_docker_and_embedded_exclude_each_other(sage: Sage) -> None:
     ran = sage("up", "--docker", "--embedded")
     assert ran.exit_code == 2
@@ -311,14 +320,6 @@ def test_a_home_that_cannot_be_used_is_named(
     assert f"{tmp_path / 'file'} cannot be used" in ran.stderr
 
 
-def test_doctor_names_each_check_and_what_to_do(sage: Sage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("SAGE_BROKER_URL", "redis://127.0.0.1:9/0")
-    ran = sage("doctor")
-    assert ran.exit_code == 2
-    for name in ("python", "parts", "disk", "memory", "gpu", "docker", "ports", "broker", "hub", "stack"):
-        assert f" {name} " in ran.output
-    assert "Start Redis there, or unset SAGE_BROKER_URL" in ran.output
 def test_a_home_in_which_nothing_can_be_stopped_is_named(
     sage: Sage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,3 +333,11 @@ def test_a_home_in_which_nothing_can_be_stopped_is_named(
     assert "the user who started the stack" in ran.stderr
 
 
+def test_doctor_names_each_check_and_what_to_do(sage: Sage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("SAGE_BROKER_URL", "redis://127.0.0.1:9/0")
+    ran = sage("doctor")
+    assert ran.exit_code == 2
+    for name in ("python", "parts", "disk", "memory", "gpu", "docker", "ports", "broker", "hub", "stack"):
+        assert f" {name} " in ran.output
+    assert "Start Redis there, or unset SAGE_BROKER_URL" in ran.output
