@@ -141,7 +141,9 @@ def test_start_sends_what_was_said_and_says_what_was_chosen(
         "config": {"num_train_epochs": 2, "lora": {"r": 4}},
     }
     assert requests("upload") == [{"path": "upload", "filename": "rows.jsonl", "bytes": rows.stat().st_size}]
-    assert "data        rows.jsonl" in online("finetune", "show", "mine").output
+    shown = online("finetune", "show", "mine").output
+    assert "data        rows.jsonl" in shown
+    assert "adapters    LoRA r=4, alpha 16" in shown
     with Client.from_env() as client:
         client.delete_file(body["training_file"])
     assert f"{body['training_file']} (deleted since)" in online("finetune", "show", "mine").output
