@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 _BYTES_PER_TOKEN = 4
 _HUB_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_CUTTING = frozenset(
+    {"split", "rsplit", "partition", "rpartition", "startswith", "endswith", "replace", "find"}
+)
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -152,7 +155,7 @@ def _frames(folder: Path, name: str, added: dict[str, int]) -> Frames:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _generation_tag()]
     )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    environment.filters["tojson"] = _json_text
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
     compiled = environment.from_string(source)
@@ -163,7 +166,21 @@ def _frames(folder: Path, name: str, added: dict[str, int]) -> Frames:
 
     check = training_check(source, template, added, name)
     # Its only way to refuse on purpose; one without it is not asked about rows of which it has seen the like.
-    return Frames(template, check, is_choosy="raise_exception" in source)
+    looked_for = _looked_for(environment.parse(source))
+    return Frames(template, check, is_choosy="raise_exception" in source, looked_for=looked_for)
+
+
+def _looked_for(template: Any) -> frozenset[str]:
+    """What the template finds in texts, or cuts them at: `</think>` for one that takes thoughts apart."""
+    from jinja2 import nodes
+
+    compared = template.find_all(nodes.Compare)
+    found = [compare.expr for compare in compared if compare.ops[0].op in ("in", "notin")]
+    for call in template.find_all(nodes.Call):
+        if isinstance(call.node, nodes.Getattr) and call.node.attr in _CUTTING:
+            found += call.args[:1]
+    texts = [node.value for node in found if isinstance(node, nodes.Const)]
+    return frozenset(text for text in texts if isinstance(text, str) and text.strip())
 
 
 def _generation_tag() -> Any:
@@ -181,6 +198,19 @@ def _generation_tag() -> Any:
             return nodes.Scope(body, lineno=line)
 
     return Generation
+
+
+def _json_text(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As transformers' filter, whose arguments templates give by place or by name."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _refuse(message: str) -> None:
