@@ -162,6 +162,25 @@ def test_a_template_writes_json_as_it_asks_for_it(tmp_path: Path) -> None:
     assert report.tokens.total == len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+@pytest.mark.parametrize("is_one_file", [True, False])
+def test_rows_with_tools_are_held_against_the_template_for_tools(tmp_path: Path, is_one_file: bool) -> None:
+    without, with_tools = FAMILIES["chatml"].unmarked, FAMILIES["qwen25"].unmarked
+    tokenizer = make_tokenizer(FAMILIES["qwen25"])
+    tokenizer.chat_template = {"default": without, "tool_use": with_tools}
+    tokenizer.save_pretrained(tmp_path / "model", save_jinja_files=not is_one_file)
+    rows = [{"messages": TALK}, {"messages": TOOL_TALK, "tools": [TOOL]}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    report = validate_file(path, lengths=length_counter(str(tmp_path / "model"), tmp_path, 100))
+    assert not report.bad
+    assert report.tokens is not None
+    texts = [
+        tokenizer.apply_chat_template(row.messages, tools=row.tools, tokenize=False)
+        for row in load_conversations(path)
+    ]
+    assert report.tokens.total == sum(len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_bad_row_is_one_that_training_refuses(tmp_path: Path, name: str) -> None:
     tokenizer = make_tokenizer(FAMILIES[name])

@@ -21,7 +21,8 @@ from sage_contracts.errors import InvalidRequestError
 logger = logging.getLogger(__name__)
 
 _BYTES_PER_TOKEN = 4
-_HUB_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_TEMPLATE = "chat_template.jinja"
+_HUB_FILES = ("tokenizer.json", "tokenizer_config.json", _TEMPLATE, "additional_chat_templates/*")
 _CUTTING = frozenset(
     {"split", "rsplit", "partition", "rpartition", "startswith", "endswith", "replace", "find"}
 )
@@ -144,11 +145,7 @@ def _frames(folder: Path, name: str, added: dict[str, int]) -> Frames:
     InvalidDataError without a template."""
     config_file = folder / "tokenizer_config.json"
     config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-    separate = folder / "chat_template.jinja"
-    source = separate.read_text(encoding="utf-8") if separate.is_file() else config.get("chat_template")
-    if isinstance(source, list):
-        source = next((item["template"] for item in source if item["name"] == "default"), None)
-    source = source if isinstance(source, str) else ""
+    source, tools_source = _sources(folder, config)
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -158,16 +155,33 @@ def _frames(folder: Path, name: str, added: dict[str, int]) -> Frames:
     environment.filters["tojson"] = _json_text
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    compiled = environment.from_string(source)
+    compiled, for_tools = environment.from_string(source), environment.from_string(tools_source)
     special = {name: _text_of(config.get(name)) for name in _SPECIAL}
 
     def template(messages: Sequence[Any], tools: Any, **options: Any) -> str:
-        return compiled.render(messages=messages, tools=tools, **special, **options)
+        chosen = for_tools if tools else compiled
+        return chosen.render(messages=messages, tools=tools, **special, **options)
 
     check = training_check(source, template, added, name)
     # Its only way to refuse on purpose; one without it is not asked about rows of which it has seen the like.
     looked_for = _looked_for(environment.parse(source))
     return Frames(template, check, is_choosy="raise_exception" in source, looked_for=looked_for)
+
+
+def _sources(folder: Path, config: dict[str, Any]) -> tuple[str, str]:
+    """(the chat template, the one for rows with tools, mostly the same); empty where there is none."""
+    found = config.get("chat_template") or {}
+    if isinstance(found, list):
+        found = {item["name"]: item["template"] for item in found}
+    elif isinstance(found, str):
+        found = {"default": found}
+    files = {
+        "default": folder / _TEMPLATE,
+        "tool_use": folder / "additional_chat_templates" / "tool_use.jinja",
+    }
+    found |= {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()}
+    source = found.get("default", "")
+    return source, found.get("tool_use", source)
 
 
 def _looked_for(template: Any) -> frozenset[str]:
