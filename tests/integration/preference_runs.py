@@ -32,8 +32,8 @@ class Watcher(Recorder):
         self.answers += [(step, one.prompt, one.answer) for one in answers]
 
 
-def write_pairs(path: Path) -> Path:
-    rows = [{"prompt": f"Number {n}?", "chosen": "Yes please.", "rejected": "no NO no"} for n in range(30)]
+def write_pairs(path: Path, count: int = 30) -> Path:
+    rows = [{"prompt": f"Number {n}?", "chosen": "Yes please.", "rejected": "no NO no"} for n in range(count)]
     path.write_text("\n".join(map(json.dumps, rows)))
     return path
 

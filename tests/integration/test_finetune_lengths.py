@@ -134,6 +134,53 @@ def test_a_template_that_refuses_by_content_is_asked_about_every_row(tmp_path: P
     assert "the chat template refuses it (No text in the turn of the user)" in report.bad[0].reason
 
 
+def test_what_a_template_does_with_thoughts_is_done_before_they_are_counted(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(FAMILIES["qwen3"])
+    tokenizer.save_pretrained(tmp_path / "model")
+    said = ("Plain.", "<think>\nhm\n</think>\n\nYes.", "<think>hm</think>Yes.", "no </think> beginning")
+    talks = [[TALK[0], {"role": "assistant", "content": text}] for text in said]
+    talks.append([turn for talk in talks for turn in talk])  # thoughts of earlier turns are left out
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"messages": talk}) for talk in talks))
+    report = validate_file(path, lengths=length_counter(str(tmp_path / "model"), tmp_path, 100)).tokens
+    assert report is not None
+    texts = [tokenizer.apply_chat_template(talk, tokenize=False) for talk in talks]
+    assert report.total == sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+
+
+def test_a_template_writes_json_as_it_asks_for_it(tmp_path: Path) -> None:
+    family = FAMILIES["qwen25"]
+    tokenizer = make_tokenizer(family)
+    tokenizer.chat_template = family.unmarked.replace("tojson", "tojson(ensure_ascii=False, indent=1)")
+    tokenizer.save_pretrained(tmp_path / "model")
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": TOOL_TALK, "tools": [TOOL]}))
+    report = validate_file(path, lengths=length_counter(str(tmp_path / "model"), tmp_path, 100))
+    assert not report.bad
+    assert report.tokens is not None
+    text = tokenizer.apply_chat_template(load_conversations(path)[0].messages, tools=[TOOL], tokenize=False)
+    assert report.tokens.total == len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize("is_one_file", [True, False])
+def test_rows_with_tools_are_held_against_the_template_for_tools(tmp_path: Path, is_one_file: bool) -> None:
+    without, with_tools = FAMILIES["chatml"].unmarked, FAMILIES["qwen25"].unmarked
+    tokenizer = make_tokenizer(FAMILIES["qwen25"])
+    tokenizer.chat_template = {"default": without, "tool_use": with_tools}
+    tokenizer.save_pretrained(tmp_path / "model", save_jinja_files=not is_one_file)
+    rows = [{"messages": TALK}, {"messages": TOOL_TALK, "tools": [TOOL]}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    report = validate_file(path, lengths=length_counter(str(tmp_path / "model"), tmp_path, 100))
+    assert not report.bad
+    assert report.tokens is not None
+    texts = [
+        tokenizer.apply_chat_template(row.messages, tools=row.tools, tokenize=False)
+        for row in load_conversations(path)
+    ]
+    assert report.tokens.total == sum(len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_bad_row_is_one_that_training_refuses(tmp_path: Path, name: str) -> None:
     tokenizer = make_tokenizer(FAMILIES[name])

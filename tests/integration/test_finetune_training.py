@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.integration.finetune_recorder import Recorder, adapter_weights
+from tests.integration.preference_runs import write_pairs
 
 from sage.tools.finetune import (
     LoRATrainer,
@@ -262,8 +263,7 @@ def test_epochs_are_of_all_rows_though_few_steps_need_few(
     method: str, base: Path, data: Path, tmp_path: Path
 ) -> None:
     if method == "dpo":
-        rows = [{"prompt": f"Number {n}?", "chosen": "Yes.", "rejected": "no NO"} for n in range(40)]
-        data.write_text(json.dumps(rows))
+        write_pairs(data, 40)
     watcher = Recorder()
     config = settings(base, data, tmp_path / "out", method=method, max_steps=3, validation_fraction=0)
     assert LoRATrainer(config, [watcher]).train().metrics["epochs"] == 0.3
@@ -275,8 +275,7 @@ def test_a_last_step_that_ruins_the_model_is_no_success(
     method: str, base: Path, data: Path, tmp_path: Path
 ) -> None:
     if method == "dpo":
-        rows = [{"prompt": f"Number {n}?", "chosen": "Yes.", "rejected": "no NO"} for n in range(40)]
-        data.write_text(json.dumps(rows))
+        write_pairs(data, 40)
     config = settings(base, data, tmp_path / "out", method=method, max_steps=1, learning_rate=1e25)
     with pytest.raises(TrainingFailedError, match="became no number in step 1"):
         LoRATrainer(config, ()).train()
@@ -292,7 +291,7 @@ def test_a_tokenizer_of_another_model_is_said_so(method: str, base: Path, data: 
     tokenizer.add_tokens(["Number"])
     tokenizer.save_pretrained(other)
     if method == "dpo":
-        data.write_text(json.dumps([{"prompt": "Number 1?", "chosen": "Yes.", "rejected": "No."}]))
+        write_pairs(data, 40)
     with pytest.raises(
         InvalidDataError, match=r"row \d+ of data\.json: its tokenizer writes 'Number' as token \d+"
     ):
@@ -308,13 +307,20 @@ def test_what_a_killed_run_had_begun_to_save_goes(base: Path, data: Path, tmp_pa
         assert not begun.exists()
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [{"do_sample": False, "temperature": 0.6}, {"num_beams": 1, "length_penalty": 2.0}, {"pad_token_id": -1}],
+)
 def test_a_base_that_transformers_would_not_save_can_be_tuned_in_full(
-    base: Path, data: Path, tmp_path: Path
+    odd: dict[str, object], base: Path, data: Path, tmp_path: Path
 ) -> None:
     other = shutil.copytree(base, tmp_path / "base")
+    from transformers import GenerationConfig
+
     stored = json.loads((other / "generation_config.json").read_text())
-    stored |= {"do_sample": False, "temperature": 0.6}
+    stored |= odd
     (other / "generation_config.json").write_text(json.dumps(stored))
     result = LoRATrainer(settings(other, data, tmp_path / "out", tuning="full", max_steps=1), ()).train()
     assert result.model_dir is not None
-    assert json.loads((result.model_dir / "generation_config.json").read_text())["temperature"] == 0.6
+    saved = GenerationConfig.from_pretrained(result.model_dir)
+    assert saved.to_dict() == GenerationConfig.from_pretrained(other).to_dict()

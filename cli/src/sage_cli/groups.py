@@ -29,6 +29,10 @@ class ErrorScreenGroup(FastHelpGroup):
         except KeyboardInterrupt:
             typer.echo("\nInterrupted.", err=True)
             raise typer.Exit(130) from None
+        except typer.BadParameter as error:
+            # What checks the values of options puts its own word in front.
+            error.message = error.message.removeprefix("Value error, ")
+            raise
         except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError, EOFError):
             raise
         except Exception as error:

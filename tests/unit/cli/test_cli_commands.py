@@ -141,7 +141,9 @@ def test_start_sends_what_was_said_and_says_what_was_chosen(
         "config": {"num_train_epochs": 2, "lora": {"r": 4}},
     }
     assert requests("upload") == [{"path": "upload", "filename": "rows.jsonl", "bytes": rows.stat().st_size}]
-    assert "data        rows.jsonl" in online("finetune", "show", "mine").output
+    shown = online("finetune", "show", "mine").output
+    assert "data        rows.jsonl" in shown
+    assert "adapters    LoRA r=4, alpha 16" in shown
     with Client.from_env() as client:
         client.delete_file(body["training_file"])
     assert f"{body['training_file']} (deleted since)" in online("finetune", "show", "mine").output
@@ -295,6 +297,15 @@ def test_debug_shows_the_error_itself(sage: Sage, monkeypatch: pytest.MonkeyPatc
     assert type(sage("models").exception).__name__ == "ServiceUnavailableError"
 
 
+def test_a_wrong_choice_is_told_with_the_right_ones(sage: Sage) -> None:
+    ran = sage("chat", "--backend", "nonsense")
+    assert ran.exit_code == 2
+    assert "'nonsense' is not one of 'mock', 'openai', 'finetune', 'vllm', 'ollama'." in ran.stderr
+    ran_of_group = sage("finetune", "start", "--method", "nonsense")
+    assert "'nonsense' is not one of 'sft', 'dpo', 'orpo', 'kto'." in ran_of_group.stderr
+    assert "Value error" not in ran.stderr + ran_of_group.stderr
+
+
 def test_docker_and_embedded_exclude_each_other(sage: Sage) -> None:
     ran = sage("up", "--docker", "--embedded")
     assert ran.exit_code == 2
@@ -309,6 +320,19 @@ def test_a_home_that_cannot_be_used_is_named(
     ran = sage("up", "--embedded")
     assert ran.exit_code == 2
     assert f"{tmp_path / 'file'} cannot be used" in ran.stderr
+
+
+def test_a_home_in_which_nothing_can_be_stopped_is_named(
+    sage: Sage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = tmp_path / "run" / "stack.lock"
+    lock.mkdir(parents=True)  # in place of a read-only folder, which stops no administrator
+    monkeypatch.setenv("SAGE_HOME", str(tmp_path))
+    monkeypatch.delenv("SAGE_RUN_DIR", raising=False)
+    ran = sage("down")
+    assert ran.exit_code == 2
+    assert f"{lock} cannot be written: Is a directory." in ran.stderr
+    assert "the user who started the stack" in ran.stderr
 
 
 def test_doctor_names_each_check_and_what_to_do(sage: Sage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,6 +159,24 @@ def test_values_that_only_parquet_has_can_be_arguments_of_calls(tmp_path: Path) 
     assert prepare(TrainingConfig(data_path=str(path))).fingerprint()
 
 
+def test_what_one_row_of_parquet_calls_is_not_asked_of_another(tmp_path: Path) -> None:
+    from pyarrow import Table, parquet
+
+    rows = [calling("weather", {"city": "Paris", "days": [{"in": 1}, {"on": "Monday"}]}), calling("time", {})]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    parquet.write_table(Table.from_pylist(rows), tmp_path / "rows.parquet")
+    plain, tabular = (load_conversations(tmp_path / name) for name in ("rows.json", "rows.parquet"))
+    assert [(row.messages, row.tools) for row in tabular] == [(row.messages, row.tools) for row in plain]
+
+
+def calling(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    properties = {key: {"type": "string"} for key in arguments} or {"zone": {"enum": ["CET"]}}
+    tool = {"name": name, "parameters": {"type": "object", "properties": properties}}
+    calls = [{"type": "function", "function": {"name": name, "arguments": arguments or {"zone": "CET"}}}]
+    turns = [{"role": "user", "content": name}, {"role": "assistant", "content": "", "tool_calls": calls}]
+    return {"messages": turns, "tools": [{"type": "function", "function": tool}]}
+
+
 def write_parquet(path: Path, **columns: Any) -> None:
     from pyarrow import parquet, table
 

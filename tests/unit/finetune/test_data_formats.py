@@ -374,6 +374,21 @@ def test_tool_calls_of_sharegpt_and_of_the_older_api_are_read_the_same() -> None
         assert [m["role"] for m in found.messages] == ["user", "assistant", "tool", "assistant"]
 
 
+def test_roles_are_known_whatever_their_case() -> None:
+    said = '{"name": "add", "arguments": {"a": 1}}'
+    turns = [{"from": "Human", "value": "a"}, {"from": "Function_Call", "value": said}]
+    (_, call) = to_messages({"conversations": turns})
+    assert call["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 1}}
+
+
+def test_a_call_without_arguments_that_has_parameters_is_refused() -> None:
+    call = {"name": "add", "parameters": {"a": 1}}
+    turns = [{"from": "human", "value": "a"}, {"from": "function_call", "value": json.dumps(call)}]
+    with pytest.raises(RowError, match=r"conversations\[1\]\.value: is a call .*parameters.*arguments"):
+        to_messages({"conversations": turns})
+    assert to_messages({"conversations": [turns[0], turns[1] | {"value": '{"name": "now"}'}]})
+
+
 def test_arguments_that_are_no_json_are_refused() -> None:
     call = {"type": "function", "function": {"name": "add", "arguments": "{a"}}
     turn = {"role": "assistant", "content": "", "tool_calls": [call]}

@@ -51,6 +51,8 @@ OPENAI = {
         {"prompt": "p", "chosen": [user("p"), says("good")], "rejected": [user("p"), says("bad")]},
         {"instruction": "p", "input": "", "chosen": "good", "rejected": "bad"},
         {"question": "p", "chosen": "good", "rejected": "bad"},
+        {"prompt": "p", "instruction": "", "question": None, "chosen": "good", "rejected": "bad"},
+        {"instruction": "", "question": "p", "prompt": "", "chosen": "good", "rejected": "bad"},
         {
             "conversations": [{"from": "human", "value": "p"}],
             "chosen": {"from": "gpt", "value": "good"},
@@ -84,7 +86,8 @@ def test_text_that_looks_like_a_list_stays_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "is_desirable"), [(True, True), (False, False), ("false", False), (1, True)]
+    ("label", "is_desirable"),
+    [(True, True), (False, False), ("false", False), (1, True), ("1.0", True), ("0.0", False)],
 )
 def test_a_rated_answer_is_wanted_or_not(label: Any, is_desirable: bool) -> None:
     row = {"prompt": "p", "completion": "a", "label": label}

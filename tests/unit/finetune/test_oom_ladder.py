@@ -22,7 +22,8 @@ from sage.tools.finetune.ladder import (
     order_of,
     token_budget,
 )
-from sage_contracts.config import LoRAConfig, OomRung, PresetConfigs, TrainingConfig
+from sage.tools.finetune.preferences.methods import batch_shape
+from sage_contracts.config import LoRAConfig, Method, OomRung, PresetConfigs, TrainingConfig
 
 RUNGS = get_args(OomRung)
 sizes = st.integers(1, 64)
@@ -180,6 +181,29 @@ def test_a_cpu_goes_below_the_budget_that_its_caches_set() -> None:
     first = whole_climb(config, "cpu")[0]
     assert first.name == "halve_batch"
     assert token_budget(first.config, "cpu", ["halve_batch"]) == 1
+
+
+@given(configs(), devices, st.sampled_from(["dpo", "orpo", "kto"]))
+def test_each_rung_of_a_run_on_preferences_changes_what_it_does(
+    config: TrainingConfig, device: str, method: Method
+) -> None:
+    config = config.model_copy(update={"method": method})
+    if method == "kto" and config.effective_batch_size == 1:
+        return  # refused before anything is loaded
+    rows = batch_shape(config)[0]
+    for rung in whole_climb(config, device):
+        after = batch_shape(rung.config)[0]
+        if rung.name == "halve_batch":
+            assert after < rows, "as many rows at once as before: the attempt would be wasted"
+        rows = after
+
+
+def test_the_batch_of_a_run_on_preferences_is_halved_as_far_as_its_method_goes() -> None:
+    config = TrainingConfig(per_device_train_batch_size=8, oom_ladder=["halve_batch"])
+    sizes = {"dpo": [4, 2, 1], "orpo": [4, 2, 1], "kto": [4, 2]}
+    for method, expected in sizes.items():
+        climb = whole_climb(config.model_copy(update={"method": method}), "cpu")
+        assert [rung.config.per_device_train_batch_size for rung in climb] == expected
 
 
 @pytest.mark.parametrize(("use_rslora", "alpha"), [(False, 8), (True, 16)])

@@ -114,6 +114,24 @@ async def test_bad_requests_are_told_in_openais_shape(
     assert answer["error"]["message"] and answer["source"]
 
 
+@pytest.mark.parametrize(("path", "field"), [("completions", "prompt"), ("embeddings", "input")])
+async def test_the_field_that_a_bare_request_lacks_is_named(
+    gateway: httpx.AsyncClient, path: str, field: str
+) -> None:
+    asked: list[tuple[dict[str, Any], str]] = [
+        ({field: "def f"}, "model"),
+        ({"model": 3, field: "def f"}, "model"),
+        ({"model": "code"}, field),
+        ({"model": "code", field: None}, field),
+        ({"model": "code", field: "def f", "index": "docs-public"}, "index"),
+    ]
+    for body, param in asked:
+        response = await gateway.post(f"/v1/{path}", json=body)
+        error = response.json()["error"]
+        assert (response.status_code, error["param"]) == (400, param), error
+        assert error["message"].startswith(f"{param}: ")
+
+
 async def test_a_body_that_is_too_large_is_refused(tmp_path: Path) -> None:
     async for client in client_of(settings(tmp_path, max_body_bytes=1000)):
         response = await client.post("/v1/chat/completions", content=b" " * 1001)

@@ -50,6 +50,25 @@ def test_each_task_goes_to_its_own_queue_in_order(tmp_path: Path) -> None:
     assert take(app, "train") == []
 
 
+def test_a_doorbell_that_nobody_has_answered_waits_once_and_keeps_its_turn(tmp_path: Path) -> None:
+    for job_id in ("job-1", "job-2", "job-1", "job-1", "job-2", "job-3"):
+        ring(folders(tmp_path), TRAIN_TASK, job_id)
+    assert len(list(tmp_path.rglob("*.msg"))) == 3
+    assert take(folders(tmp_path), "train") == ["job-1", "job-2", "job-3"]
+
+
+def test_a_doorbell_rung_after_its_last_was_taken_is_heard(tmp_path: Path) -> None:
+    app = folders(tmp_path)
+    ring(app, TRAIN_TASK, "job-1")
+    with app.connection_for_read() as connection:
+        connection.SimpleQueue("train").get(block=False)  # taken, and not acknowledged yet
+        ring(app, TRAIN_TASK, "job-1")
+        assert take(app, "train") == ["job-1"]
+        ring(app, TRAIN_TASK, "job-1")
+    # What the first reader gives back is what waits already.
+    assert take(app, "train") == ["job-1"]
+
+
 def test_messages_lie_below_the_home_and_nothing_else_is_left(tmp_path: Path) -> None:
     app = folders(tmp_path)
     ring(app, TRAIN_TASK, "job-1")

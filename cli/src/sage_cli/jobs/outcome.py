@@ -11,6 +11,7 @@ from rich.text import Text
 
 from sage_cli import locate, render
 from sage_cli.failures import INTERRUPTED
+from sage_contracts.config import LoRAConfig, TrainingConfig
 from sage_contracts.errors import (
     InvalidRequestError,
     NotFoundError,
@@ -43,12 +44,43 @@ def show_choices(
             "training",
             f"{length}, batch {batch}, learning rate {config.learning_rate:g}, {what}",
         ),
-        ("row length", f"at most {config.max_length} tokens"),
+        _row_length(config),
     ]
     if config.method != "sft":
         rows.insert(1, ("method", f"{config.method}, beta {config.preference_beta:g}"))
     console.print(Text(f"Training {job.sage.name!r} ({job.sage.task.value})", style="bold"))
     facts(console, rows)
+
+
+def settings_rows(config: TrainingConfig) -> list[tuple[str, str]]:
+    """What trains, in which numbers, on how long rows."""
+    quantised = "8-bit" if config.load_in_8bit else f"4-bit {config.bnb_4bit_quant_type}"
+    is_quantised = config.load_in_8bit or config.load_in_4bit
+    base = [f"base in {quantised}" if is_quantised else "base not quantised"]
+    numbers = [
+        config.precision,
+        *(base if config.tuning == "lora" else []),
+        *(["gradient checkpointing"] if config.gradient_checkpointing else []),
+    ]
+    adapters = _adapters_text(config.lora) if config.tuning == "lora" else "none: all weights train"
+    return [("adapters", adapters), ("precision", ", ".join(numbers)), _row_length(config)]
+
+
+def _adapters_text(lora: LoRAConfig) -> str:
+    """`LoRA r=8, alpha 16, dropout 0.05 on q_proj, v_proj`, and what of its variants is on."""
+    targets = [lora.target_modules] if isinstance(lora.target_modules, str) else lora.target_modules
+    variants = [
+        *(["rsLoRA"] if lora.use_rslora else []),
+        *(["DoRA"] if lora.use_dora else []),
+        *([f"LoRA+ ratio {lora.loraplus_lr_ratio:g}"] if lora.loraplus_lr_ratio else []),
+        *([f"biases: {lora.bias}"] if lora.bias != "none" else []),
+    ]
+    sizes = f"LoRA r={lora.r}, alpha {lora.lora_alpha}, dropout {lora.lora_dropout:g}"
+    return ", ".join([f"{sizes} on {', '.join(targets)}", *variants])
+
+
+def _row_length(config: TrainingConfig) -> tuple[str, str]:
+    return ("row length", f"at most {config.max_length} tokens")
 
 
 def own_data_text(task: str, method: str) -> str:

@@ -87,6 +87,7 @@ def show_command(given: str, *, as_json: bool) -> None:
             "training",
             f"{length}, batch {config.effective_batch_size}, learning rate {config.learning_rate:g}",
         ),
+        *outcome.settings_rows(config),
         ("created", render.clock_text(job.created_at)),
     ]
     if job.finished_at:

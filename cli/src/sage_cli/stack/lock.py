@@ -9,19 +9,32 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sage_contracts.errors import ConflictError
+from sage_contracts.errors import ConflictError, InvalidRequestError
 
 
 @contextmanager
 def stack_lock(path: Path, *, timeout_s: float, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock; the kernel drops it when this process dies. Raises: ConflictError after `timeout_s`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    """Hold the lock; the kernel drops it when this process dies.
+
+    Raises: ConflictError after `timeout_s`; InvalidRequestError where the lock cannot be written.
+    """
+    descriptor = _open(path)
     try:
         _acquire(descriptor, path, timeout_s, say)
         yield
     finally:
         os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise InvalidRequestError(
+            f"{path} cannot be written: {error.strerror}. Nothing is started or stopped without this lock:"
+            " make its folder writable, or run this as the user who started the stack."
+        ) from error
 
 
 def _acquire(descriptor: int, path: Path, timeout_s: float, say: Callable[[str], None]) -> None:

@@ -1,13 +1,14 @@
 """A broker of plain folders: the embedded stack's doorbells, one file each, without a server.
 
 Kombu's own file-system transport writes messages and exchange tables in place, so that a process which looks
-at the wrong moment reads an empty file, and its worker dies of the JSON error. Here messages appear whole.
+at the wrong moment reads an empty file, and its worker dies of the JSON error. Here messages appear whole,
+and what is rung for again and again while all workers are busy waits once.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
-import uuid
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -36,8 +37,10 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             return []
 
     def _put(self, queue: str, message: dict[str, Any], **_: Any) -> None:
-        name = f"{time.time_ns():020d}-{uuid.uuid4().hex}{SUFFIX}"
-        write_whole(self._queue_folder(queue) / name, dumps(message))
+        ending = f"-{_meaning(message)}{SUFFIX}"
+        # A worker asks what there is to do only after it took a message: one that is still here will do.
+        if not any(path.name.endswith(ending) for path in self._waiting(queue)):
+            write_whole(self._queue_folder(queue) / f"{time.time_ns():020d}{ending}", dumps(message))
 
     def _get(self, queue: str, timeout: float | None = None) -> Any:
         for path in self._waiting(queue):
@@ -58,6 +61,12 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         for path in waiting:
             path.unlink(missing_ok=True)
         return len(waiting)
+
+
+def _meaning(message: dict[str, Any]) -> str:
+    """The same for all messages that ask for one task with the same arguments."""
+    asked = [message.get("headers", {}).get("task"), message["body"]]
+    return hashlib.sha256(dumps(asked).encode()).hexdigest()[:32]
 
 
 class Transport(virtual.Transport):  # type: ignore[misc]

@@ -29,6 +29,9 @@ from sage_servicekit.errors import status_of
 OVERHEAD_HEADER = "X-Sage-Overhead-Ms"
 BACKEND_HEADER = "X-Sage-Backend"
 
+Ask = Callable[[ChatCall], Coroutine[Any, Any, Reply]]
+"""One of a backend's ways to answer."""
+
 
 @dataclass(slots=True)
 class Chat:
@@ -60,37 +63,30 @@ class Chat:
         call = ChatCall(route.model, body, tuple(passages), _own_headers(request))
         return await self._relay(request, started, route, self.backends[route.backend].stream, call, headers)
 
-    async def go_on(self, request: Request) -> Response:
-        """From a bare prompt."""
+    async def pass_on(self, request: Request, about: str, way: Callable[[Backend], Ask]) -> Response:
+        """What is no conversation: a bare prompt, or texts to embed, in the body's field `about`."""
         started = time.perf_counter()
         body = await _read_json(request, self.max_body_bytes)
-        if not isinstance(body.get("model"), str) or "prompt" not in body:
-            raise InvalidRequestError("A completions request needs `model` and `prompt`.", param="model")
+        if not isinstance(body.get("model"), str):
+            raise InvalidRequestError("model: a name is needed, as GET /v1/models lists it", param="model")
+        if body.get(about) is None:
+            raise InvalidRequestError(f"{about}: the request needs it", param=about)
         if body.get("index") is not None:
             raise InvalidRequestError(
-                "index: passages are put in front of a chat's question; a bare prompt is left alone. "
-                "Use /v1/chat/completions.",
+                "index: passages are put in front of a chat's question; a bare prompt is left alone, and "
+                "so are texts to embed. Use /v1/chat/completions.",
                 param="index",
             )
         route = await self.directory.route(body["model"])
         call = ChatCall(route.model, body, headers=_own_headers(request))
-        return await self._relay(request, started, route, self.backends[route.backend].complete, call, {})
-
-    async def embed(self, request: Request) -> Response:
-        started = time.perf_counter()
-        body = await _read_json(request, self.max_body_bytes)
-        if not isinstance(body.get("model"), str) or "input" not in body:
-            raise InvalidRequestError("An embeddings request needs `model` and `input`.", param="model")
-        route = await self.directory.route(body["model"])
-        call = ChatCall(route.model, body)
-        return await self._relay(request, started, route, self.backends[route.backend].embed, call, {})
+        return await self._relay(request, started, route, way(self.backends[route.backend]), call, {})
 
     async def _relay(
         self,
         request: Request,
         started: float,
         route: Route,
-        ask: Callable[[ChatCall], Coroutine[Any, Any, Reply]],
+        ask: Ask,
         call: ChatCall,
         headers: dict[str, str],
     ) -> Response:
@@ -153,10 +149,10 @@ def make_router(chat: Chat) -> APIRouter:
 
     @router.post("/v1/completions", response_model=None)
     async def completions(request: Request) -> Response:
-        return await chat.go_on(request)
+        return await chat.pass_on(request, "prompt", lambda backend: backend.complete)
 
     @router.post("/v1/embeddings", response_model=None)
     async def embeddings(request: Request) -> Response:
-        return await chat.embed(request)
+        return await chat.pass_on(request, "input", lambda backend: backend.embed)
 
     return router

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from sage_contracts.errors import NotFoundError
@@ -189,8 +189,8 @@ def is_further(session: Session, job_id: str, reports: Sequence[CheckpointReport
     """Whether one of these checkpoints is of a later step than all before."""
     if not reports:
         return False
-    before = [row.step for row in checkpoints(session, job_id)]
-    return max(report.step for report in reports) > max(before, default=0)
+    latest = session.scalar(select(func.max(CheckpointRow.step)).where(CheckpointRow.job_id == job_id))
+    return max(report.step for report in reports) > (latest or 0)
 
 
 def add_checkpoints(session: Session, job_id: str, now: float, reports: Iterable[CheckpointReport]) -> None:

@@ -46,8 +46,8 @@ class ModelService:
             self._resolve_base(model)
             return ModelCard(id=model, created=0)
         if checkpoint := split_checkpoint(model):
-            version, row = self._find_checkpoint(model, *checkpoint)
-            return ModelCard(id=checkpoint_name(version_id(version), row.step), created=int(row.created_at))
+            name, _, row = self._find_checkpoint(model, *checkpoint)
+            return ModelCard(id=name, created=int(row.created_at))
         with self._database.read() as session:
             return _card(self.find(session, model), is_alias="@" not in model)
 
@@ -56,8 +56,7 @@ class ModelService:
         if model.startswith(_BASE):
             return self._resolve_base(model)
         if checkpoint := split_checkpoint(model):
-            version, row = self._find_checkpoint(model, *checkpoint)
-            name = checkpoint_name(version_id(version), row.step)
+            name, version, row = self._find_checkpoint(model, *checkpoint)
             return _resolved(version).model_copy(
                 update={"id": name, "adapter_path": row.path, "merged_path": None}
             )
@@ -107,25 +106,29 @@ class ModelService:
         hint = f"There are: {there}." if known else "None yet: `sage finetune quickstart` trains one."
         return ModelNotFoundError(f"There is no model {model!r}. {hint}", param="model")
 
-    def _find_checkpoint(self, model: str, version: str, step: int) -> tuple[VersionRow, CheckpointRow]:
-        """One that can be served. Raises: ModelNotFoundError."""
+    def _find_checkpoint(self, model: str, version: str, step: int) -> tuple[str, VersionRow, CheckpointRow]:
+        """One that can be served, and its immutable name. Raises: ModelNotFoundError."""
         with self._database.read() as session:
             row = self.find(session, version)
-            rows = jobs.checkpoints(session, row.job_id) if row.job_id else []
+            reported = jobs.checkpoints(session, row.job_id) if row.job_id else []
         result = f"ask for its job's result, {version_id(row)!r}"
         if not row.adapter_path:
             raise ModelNotFoundError(
                 f"{version_id(row)} was tuned in full, and {model!r} cannot answer: {result}.", param="model"
             )
-        there = {found.step: found for found in rows if is_kept(self._home.resolve(found.path), found.job_id)}
-        if step not in there:
-            steps = ", ".join(map(str, there)) or "none"
-            raise ModelNotFoundError(
-                f"There is no checkpoint {model!r}. A run keeps its newest (save_total_limit) and its best, "
-                f"until the next run of its name begins. Steps that are there: {steps}; or {result}.",
-                param="model",
-            )
-        return row, there[step]
+        wanted = next((found for found in reported if found.step == step), None)
+        if wanted is not None and self._is_kept(wanted):
+            return checkpoint_name(version_id(row), step), row, wanted
+        # Each costs a look at the disk: the others are looked for only to tell of them.
+        steps = ", ".join(str(found.step) for found in reported if self._is_kept(found)) or "none"
+        raise ModelNotFoundError(
+            f"There is no checkpoint {model!r}. A run keeps its newest (save_total_limit) and its best, "
+            f"until the next run of its name begins. Steps that are there: {steps}; or {result}.",
+            param="model",
+        )
+
+    def _is_kept(self, row: CheckpointRow) -> bool:
+        return is_kept(self._home.resolve(row.path), row.job_id)
 
     def _resolve_base(self, model: str) -> ResolvedModel:
         name = model.removeprefix(_BASE)

@@ -69,6 +69,16 @@ def token_budget(config: TrainingConfig, device: str, taken: Sequence[OomRung] =
     return min(allowed, CPU_TOKEN_BUDGET[precision])
 
 
+def fewest_at_once(config: TrainingConfig) -> int:
+    """The rows that a forward pass of training cannot do without; they divide the effective batch.
+
+    KTO needs two or more, for their answers to be swapped.
+    """
+    fewest = 2 if config.method == "kto" else 1
+    rows = config.effective_batch_size
+    return next((size for size in range(fewest, rows + 1) if rows % size == 0), rows)
+
+
 def order_of(config: TrainingConfig) -> tuple[OomRung, ...]:
     """The rungs that the config asks for, in its order."""
     if isinstance(config.oom_ladder, list):
@@ -110,6 +120,8 @@ def climbed(
 
 
 def _halve_batch(config: TrainingConfig, taken: Sequence[OomRung], device: str) -> dict[str, Any] | None:
+    if config.method != "sft":
+        return _halve_rows(config)
     budget = token_budget(config, device, taken)
     if budget == 1:
         return None
@@ -121,7 +133,20 @@ def _halve_batch(config: TrainingConfig, taken: Sequence[OomRung], device: str) 
         for size in range(config.per_device_train_batch_size - 1, 0, -1)
         if effective % size == 0 and size * config.max_length <= budget // 2
     )
-    size = next(fitting, 1)
+    return _split(effective, next(fitting, 1))
+
+
+def _halve_rows(config: TrainingConfig) -> dict[str, Any] | None:
+    # Runs on preferences take rows as they are told, whatever their tokens.
+    size, effective = config.per_device_train_batch_size, config.effective_batch_size
+    fewest = fewest_at_once(config)
+    if size <= fewest:
+        return None
+    fitting = (half for half in range(size // 2, fewest, -1) if effective % half == 0)
+    return _split(effective, next(fitting, fewest))
+
+
+def _split(effective: int, size: int) -> dict[str, Any]:
     return {"per_device_train_batch_size": size, "gradient_accumulation_steps": effective // size}
 
 

@@ -160,11 +160,16 @@ def save_weights(model: Any, folder: Path) -> None:
         # "auto" would ask a hub whether the vocabulary was changed; ours never is.
         model.save_pretrained(str(folder), save_embedding_layers=False)
         return
+    # As the base has it: transformers loads some of these that it refuses to save.
+    generation = model.generation_config
+    model.generation_config = type(generation)()
     model.config.use_cache = True  # off while it trains; whoever serves it needs it
     try:
         model.save_pretrained(str(folder))
     finally:
         model.config.use_cache = False
+        model.generation_config = generation
+    generation.to_json_file(folder / "generation_config.json")
 
 
 def load_weights(model: Any, folder: Path) -> None:

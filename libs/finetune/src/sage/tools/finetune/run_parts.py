@@ -64,8 +64,6 @@ class RunParts:
         self._kernels = varlen_attentions(kernels.attention)
         if kernels.has_liger:
             apply_liger(model, self._warn)
-        if config.tuning == "full":
-            _make_savable(model)
         self.model = model if config.tuning == "full" else add_adapters(model, config.lora)
         self.optimizer, note = make_optimizer(self.model, config, self.device)
         self._warn(note)
@@ -158,15 +156,6 @@ class _Start:
         if scaler:
             scaler.load_state_dict(self._scaler)
         self._random.put_back()
-
-
-def _make_savable(model: Any) -> None:
-    """Some bases say how to sample, and beside it not to: transformers loads that, but does not save it."""
-    try:
-        model.generation_config.validate(strict=True)
-    except ValueError:
-        # What is said of sampling stays, since servers go by it.
-        model.generation_config.do_sample = True
 
 
 def _trained(model: Any) -> Iterator[tuple[str, Any]]:

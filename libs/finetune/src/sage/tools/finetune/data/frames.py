@@ -5,7 +5,7 @@ For counting only; what a model is trained on is rendered by the engine, from th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from sage.tools.finetune.data.conversation import Conversation, Message
@@ -51,15 +51,22 @@ class Frame(NamedTuple):
 class Frames:
     """Renders by putting contents between the pieces that the template puts around them.
 
-    A template that `is_choosy` may refuse a conversation for what is said in it: it is asked about each.
+    A template that `is_choosy` may refuse a conversation for what is said in it: it is asked about each; and
+    about those that hold a text which is `looked_for`, since it may make something else of them.
     """
 
     def __init__(
-        self, template: Template = plain_frame, check: Check | None = None, *, is_choosy: bool = False
+        self,
+        template: Template = plain_frame,
+        check: Check | None = None,
+        *,
+        is_choosy: bool = False,
+        looked_for: Collection[str] = (),
     ) -> None:
         self._template = template
         self._check = check
         self._is_choosy = is_choosy
+        self._looked_for = looked_for
         self._passed: set[Shape] = set()
         self._frames: dict[tuple[str, ...], Frame | None] = {}
 
@@ -104,7 +111,7 @@ class Frames:
         return spans
 
     def _frame_of(self, messages: Sequence[Message], tools: Any) -> Frame | None:
-        if tools or self._is_choosy or _is_special(messages):
+        if tools or self._is_choosy or self._is_special(messages):
             return None
         roles = tuple([message["role"] for message in messages])
         if roles not in self._frames:
@@ -112,6 +119,15 @@ class Frames:
                 self._frames.clear()
             self._frames[roles] = self._take_apart(roles)
         return self._frames[roles]
+
+    def _is_special(self, messages: Sequence[Message]) -> bool:
+        return any(
+            "tool_calls" in m
+            or "tool_call_id" in m
+            or "name" in m
+            or any(text in m["content"] for text in self._looked_for)
+            for m in messages
+        )
 
     def _take_apart(self, roles: Sequence[str]) -> Frame | None:
         """None where the template does something else with contents than to put them somewhere."""
@@ -137,7 +153,3 @@ class Frames:
             return self._template(messages, tools)
         except Exception:
             return plain_frame(messages, tools) + str(tools or "")
-
-
-def _is_special(messages: Sequence[Message]) -> bool:
-    return any("tool_calls" in m or "tool_call_id" in m or "name" in m for m in messages)

@@ -176,7 +176,8 @@ class Rated(PreferenceFormat):
 
 
 def _label(value: Any) -> bool:
-    words = {"true": True, "1": True, "false": False, "0": False}  # CSV has only text
+    # CSV has only text, and of columns with gaps some programs write 1 as 1.0.
+    words = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
     if isinstance(value, str) and value.strip().lower() in words:
         return words[value.strip().lower()]
     if isinstance(value, bool) or value in (0, 1):
@@ -207,9 +208,12 @@ def _prompt(row: Fields) -> list[Message]:
 
 
 def _question(row: Fields) -> str:
-    if "instruction" in row:
+    names = [name for name in ("instruction", "question", "prompt") if name in row]
+    # Tables of several shapes leave the others' columns empty.
+    field = next((name for name in names if row[name]), names[0] if names else "prompt")
+    if field == "instruction":
         return asked(required_text(row, "instruction"), optional_text(row, "input"))
-    if "question" in row:
+    if field == "question":
         return asked(optional_text(row, "context"), required_text(row, "question"))
     if row.get("prompt") is None:
         others = (

@@ -115,9 +115,25 @@ def parquet_rows(path: Path, name: str) -> Iterator[Found]:
 def _values(batch: Any) -> list[Found]:
     """A batch's rows; those with a value that Python cannot hold, such as the year 10000, as errors."""
     try:
-        return list(batch.to_pylist())
+        rows: list[Found] = batch.to_pylist()
     except _UNREADABLE:
-        return [_value(batch.slice(row, 1)) for row in range(batch.num_rows)]
+        rows = [_value(batch.slice(row, 1)) for row in range(batch.num_rows)]
+    nested = [column.name for column in batch.schema if column.type.num_fields]
+    for row in rows if nested else ():
+        if not isinstance(row, RowError):
+            row.update({name: _own_fields(row[name]) for name in nested})
+    return rows
+
+
+def _own_fields(value: Any) -> Any:
+    """A nested value with the fields that it has itself.
+
+    One type stands for all rows, so that a call has the arguments of every other one too, as nulls: learned,
+    they would be called with.
+    """
+    if isinstance(value, dict):
+        return {name: _own_fields(inner) for name, inner in value.items() if inner is not None}
+    return [_own_fields(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _value(single: Any) -> Found:

@@ -21,7 +21,11 @@ from sage_contracts.errors import InvalidRequestError
 logger = logging.getLogger(__name__)
 
 _BYTES_PER_TOKEN = 4
-_HUB_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_TEMPLATE = "chat_template.jinja"
+_HUB_FILES = ("tokenizer.json", "tokenizer_config.json", _TEMPLATE, "additional_chat_templates/*")
+_CUTTING = frozenset(
+    {"split", "rsplit", "partition", "rpartition", "startswith", "endswith", "replace", "find"}
+)
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -141,29 +145,56 @@ def _frames(folder: Path, name: str, added: dict[str, int]) -> Frames:
     InvalidDataError without a template."""
     config_file = folder / "tokenizer_config.json"
     config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-    separate = folder / "chat_template.jinja"
-    source = separate.read_text(encoding="utf-8") if separate.is_file() else config.get("chat_template")
-    if isinstance(source, list):
-        source = next((item["template"] for item in source if item["name"] == "default"), None)
-    source = source if isinstance(source, str) else ""
+    source, tools_source = _sources(folder, config)
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _generation_tag()]
     )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    environment.filters["tojson"] = _json_text
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    compiled = environment.from_string(source)
+    compiled, for_tools = environment.from_string(source), environment.from_string(tools_source)
     special = {name: _text_of(config.get(name)) for name in _SPECIAL}
 
     def template(messages: Sequence[Any], tools: Any, **options: Any) -> str:
-        return compiled.render(messages=messages, tools=tools, **special, **options)
+        chosen = for_tools if tools else compiled
+        return chosen.render(messages=messages, tools=tools, **special, **options)
 
     check = training_check(source, template, added, name)
     # Its only way to refuse on purpose; one without it is not asked about rows of which it has seen the like.
-    return Frames(template, check, is_choosy="raise_exception" in source)
+    looked_for = _looked_for(environment.parse(source))
+    return Frames(template, check, is_choosy="raise_exception" in source, looked_for=looked_for)
+
+
+def _sources(folder: Path, config: dict[str, Any]) -> tuple[str, str]:
+    """(the chat template, the one for rows with tools, mostly the same); empty where there is none."""
+    found = config.get("chat_template") or {}
+    if isinstance(found, list):
+        found = {item["name"]: item["template"] for item in found}
+    elif isinstance(found, str):
+        found = {"default": found}
+    files = {
+        "default": folder / _TEMPLATE,
+        "tool_use": folder / "additional_chat_templates" / "tool_use.jinja",
+    }
+    found |= {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()}
+    source = found.get("default", "")
+    return source, found.get("tool_use", source)
+
+
+def _looked_for(template: Any) -> frozenset[str]:
+    """What the template finds in texts, or cuts them at: `</think>` for one that takes thoughts apart."""
+    from jinja2 import nodes
+
+    compared = template.find_all(nodes.Compare)
+    found = [compare.expr for compare in compared if compare.ops[0].op in ("in", "notin")]
+    for call in template.find_all(nodes.Call):
+        if isinstance(call.node, nodes.Getattr) and call.node.attr in _CUTTING:
+            found += call.args[:1]
+    texts = [node.value for node in found if isinstance(node, nodes.Const)]
+    return frozenset(text for text in texts if isinstance(text, str) and text.strip())
 
 
 def _generation_tag() -> Any:
@@ -181,6 +212,19 @@ def _generation_tag() -> Any:
             return nodes.Scope(body, lineno=line)
 
     return Generation
+
+
+def _json_text(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As transformers' filter, whose arguments templates give by place or by name."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _refuse(message: str) -> None:

@@ -106,13 +106,14 @@ def parse_turn(turn: Any, field: str, index: int | None = None) -> Message:
         raise RowError(_at(field, index), f"is {kind_of(turn)}, not a turn with role and content")
     role_key, content_key = ("from", "value") if "from" in turn else ("role", "content")
     given = turn.get(role_key)
-    role = _ROLES.get(given.lower()) if isinstance(given, str) else None
+    said = given.lower() if isinstance(given, str) else ""
+    role = _ROLES.get(said)
     if role is None:
         raise RowError(_at(field, index, role_key), f"is {given!r}; use system, user or assistant")
     content = turn.get(content_key)
     has_more = len(turn) > 2 or content is None
     calls = _tool_calls(turn, _at(field, index)) if has_more else None
-    if given == _CALL_IN_TEXT:
+    if said == _CALL_IN_TEXT:
         calls, content = _call_in_text(content, _at(field, index, content_key)), ""
     if not isinstance(content, str):
         content = "" if content is None and calls else _parts(content, _at(field, index, content_key))
@@ -173,6 +174,8 @@ def _call(call: Any, field: str) -> dict[str, Any]:
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RowError(field, "has no function with a name")
     arguments = function.get("arguments") or {}
+    if not arguments and function.get("parameters"):
+        raise RowError(field, "is a call with `parameters`: name them `arguments`")
     if isinstance(arguments, str):
         arguments = json_in(arguments, f"{field}.function.arguments")
     if not isinstance(arguments, Mapping):

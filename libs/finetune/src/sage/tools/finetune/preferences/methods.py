@@ -13,6 +13,7 @@ from typing import Any
 
 from sage.tools.finetune.batching import Schedule
 from sage.tools.finetune.head_loss import IGNORED
+from sage.tools.finetune.ladder import fewest_at_once
 from sage.tools.finetune.learning_rate import rate_factor
 from sage.tools.finetune.preferences.progress import Progress
 from sage.tools.finetune.preferences.samples import PairSample, RatedSample, mixed, swapped_answers
@@ -51,7 +52,7 @@ def batch_shape(config: TrainingConfig) -> tuple[int, int]:
             "per_device_train_batch_size, so that a batch has two rows or more.",
             param="per_device_train_batch_size",
         )
-    at_once = next(size for size in range(2, rows + 1) if rows % size == 0)
+    at_once = fewest_at_once(config)
     return at_once, rows // at_once
 
 
