@@ -86,6 +86,17 @@ async def test_the_async_client(stack: Stack) -> None:
         assert (await stream.get_final_response()).output_text == SAID
 
 
+def test_the_thoughts_of_a_model_are_an_item_that_is_not_sent_back(stack: Stack, sdk: openai.OpenAI) -> None:
+    with sdk.responses.stream(model="ollama/thinker", input="one") as stream:
+        thought = [event.delta for event in stream if event.type == "response.reasoning_text.delta"]
+        final = stream.get_final_response()
+    assert thought == ["Hmm."] and final.output_text == "You said: one"
+    said: Any = [{"role": "user", "content": "one"}, *final.output, {"role": "user", "content": "two"}]
+    assert sdk.responses.create(model="ollama/thinker", input=said).output_text == "You said: two"
+    roles = [message["role"] for message in stack.ollama.requests[-1]["messages"]]
+    assert roles == ["user", "assistant", "user"]
+
+
 def test_a_conversation_without_a_store_goes_on_by_sending_it_back(stack: Stack, sdk: openai.OpenAI) -> None:
     said: Any = [{"role": "user", "content": [{"type": "input_text", "text": "one two three"}]}]
     first = sdk.responses.create(model="code", instructions="Be brief.", input=said)

@@ -45,8 +45,11 @@ def read(content: bytes) -> list[Any]:
     return events
 
 
-def deltas_of(texts: list[str], refusals: list[str], arguments: list[list[str]]) -> list[Delta]:
+def deltas_of(
+    thoughts: list[str], texts: list[str], refusals: list[str], arguments: list[list[str]]
+) -> list[Delta]:
     deltas: list[Delta] = [{"role": "assistant", "content": ""}]
+    deltas += [{"reasoning": text, "reasoning_content": text} for text in thoughts]
     deltas += [{"content": text} for text in texts] + [{"refusal": text} for text in refusals]
     for number, parts in enumerate(arguments):
         function = {"name": f"f{number}", "arguments": ""}
@@ -56,7 +59,9 @@ def deltas_of(texts: list[str], refusals: list[str], arguments: list[list[str]])
     return deltas
 
 
-def message_of(texts: list[str], refusals: list[str], arguments: list[list[str]]) -> Delta:
+def message_of(
+    thoughts: list[str], texts: list[str], refusals: list[str], arguments: list[list[str]]
+) -> Delta:
     called = [
         {
             "id": f"call_{number}",
@@ -65,8 +70,9 @@ def message_of(texts: list[str], refusals: list[str], arguments: list[list[str]]
         }
         for number, parts in enumerate(arguments)
     ]
-    text, refusal = "".join(texts), "".join(refusals)
-    return {"role": "assistant", "content": text or None, "refusal": refusal or None, "tool_calls": called}
+    said = {"content": texts, "reasoning_content": thoughts, "refusal": refusals}
+    told = {name: "".join(parts) or None for name, parts in said.items()}
+    return {"role": "assistant", **told, "tool_calls": called}
 
 
 def fed(chunks: list[bytes]) -> list[Any]:
@@ -82,9 +88,10 @@ def nameless(response: Response) -> Any:
     return plain
 
 
-@given(pieces, pieces, calls, reasons, st.integers(1, 40), st.booleans())
-@example(["Hallo"], [], [], "stop", 1, True)
+@given(pieces, pieces, pieces, calls, reasons, st.integers(1, 40), st.booleans())
+@example(["Hm"], ["Hallo"], [], [["{", "}"]], "stop", 1, True)
 def test_a_stream_tells_the_same_response_as_one_piece(
+    thoughts: list[str],
     texts: list[str],
     refusals: list[str],
     arguments: list[list[str]],
@@ -93,13 +100,13 @@ def test_a_stream_tells_the_same_response_as_one_piece(
     is_crlf: bool,
 ) -> None:
     completion = Completion("served")
-    events = [completion.chunk(delta) for delta in deltas_of(texts, refusals, arguments)]
+    events = [completion.chunk(delta) for delta in deltas_of(thoughts, texts, refusals, arguments)]
     content = b"".join([*events, completion.chunk({}, reason), completion.usage_chunk(COUNTED), DONE])
     if is_crlf:
         content = content.replace(b"\n", b"\r\n")
     chunks = [content[start : start + chunk_bytes] for start in range(0, len(content), chunk_bytes)]
     told = fed(chunks)
-    message = message_of(texts, refusals, arguments)
+    message = message_of(thoughts, texts, refusals, arguments)
     answer = json.loads(completion.whole(message, reason, COUNTED))
     whole = Response.model_validate_json(response_from(answer, ASKED))
 
@@ -120,7 +127,7 @@ def _holds_together(told: list[Any]) -> None:
         assert {event.item_id for event in about[1:-1]} <= {item.id}
         for done in (event for event in about if event.type.endswith(".done") and event is not about[-1]):
             if done.type == "response.content_part.done":
-                assert done.part == item.content[done.content_index]
+                assert done.part.to_dict() == item.content[done.content_index].to_dict()
                 continue
             topic = done.type.removesuffix(".done")
             place = getattr(done, "content_index", None)
@@ -184,6 +191,13 @@ def test_an_answer_without_a_word_is_an_empty_message() -> None:
     answer = json.loads(Completion("served").whole({"content": ""}, "stop", COUNTED))
     (item,) = Response.model_validate_json(response_from(answer, ASKED)).output
     assert item.type == "message" and [part.type for part in item.content] == ["output_text"]
+
+
+def test_what_a_model_thinks_is_an_item_before_what_it_says() -> None:
+    answer = json.loads(Completion("served").whole({"content": "4", "reasoning": "2+2"}, "stop", COUNTED))
+    thought, said = Response.model_validate_json(response_from(answer, ASKED)).output
+    assert thought.type == "reasoning" and thought.content is not None and thought.content[0].text == "2+2"
+    assert said.type == "message" and said.id != thought.id
 
 
 def test_comments_of_a_cold_engine_pass_before_anything_is_made() -> None:

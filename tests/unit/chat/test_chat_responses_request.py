@@ -100,6 +100,22 @@ def test_parts_are_a_string_where_there_is_one_and_chats_parts_where_there_are_s
     assert [message["content"] for message in sent["messages"]] == ["one", "said", "No.", parts]
 
 
+def test_what_was_said_after_a_call_is_one_message_with_it() -> None:
+    called = {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"}
+    output = {
+        "type": "function_call_output",
+        "call_id": "call_1",
+        "output": [{"type": "input_text", "text": "7"}],
+    }
+    first, second = {"role": "assistant", "content": "I look."}, {"role": "assistant", "content": "It is 7."}
+    messages = translated(input=[called, first, output, second])["messages"]
+    assert [(message["role"], message["content"]) for message in messages] == [
+        ("assistant", "I look."),
+        ("tool", "7"),
+        ("assistant", "It is 7."),
+    ]
+
+
 def test_fields_get_chats_names_and_those_of_chat_are_relayed() -> None:
     schema = {"type": "object"}
     wanted = {"type": "json_schema", "name": "person", "schema": schema, "strict": True}

@@ -68,12 +68,14 @@ def _response_format(wanted: TextFormat) -> dict[str, Any] | None:
 
 
 def _messages(items: Sequence[InputItem]) -> list[dict[str, Any]]:
+    # What was said with a call, and calls made together, are one message in chat.
     messages: list[dict[str, Any]] = []
     for item in items:
-        if item.type == "message":
+        if item.type == "message" and item.role == "assistant" and _is_silent_call(messages):
+            messages[-1]["content"] = _content(item.content)
+        elif item.type == "message":
             messages.append({"role": item.role, "content": _content(item.content)})
         elif item.type == "function_call":
-            # What was said with the call, and calls made together, are one message in chat.
             if not messages or messages[-1]["role"] != "assistant":
                 messages.append({"role": "assistant", "content": None})
             function = {"name": item.name, "arguments": item.arguments}
@@ -83,6 +85,11 @@ def _messages(items: Sequence[InputItem]) -> list[dict[str, Any]]:
             answer = {"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)}
             messages.append(answer)
     return messages
+
+
+def _is_silent_call(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the last of them is a call, not answered yet, with which nothing was said."""
+    return bool(messages and messages[-1].get("tool_calls") and messages[-1]["content"] is None)
 
 
 def _content(parts: Sequence[TextPart]) -> str | list[dict[str, Any]]:

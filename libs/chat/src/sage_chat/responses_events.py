@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sage_chat.completions import event, to_json
+from sage_chat.grounding import text_of
 from sage_chat.responses_dialect import opened, usage_of
 from sage_chat.upstream import error_body
 from sage_contracts.errors import ErrorDetail, UpstreamError
@@ -22,8 +23,31 @@ _CUT_SHORT = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
 @dataclass(frozen=True, slots=True)
+class _Kind:
+    """What a field of chat's message is called here."""
+
+    prefix: str
+    """Of its item's id: texts of one prefix are parts of one item."""
+    part_type: str
+    text_name: str
+    more: dict[str, Any] = field(default_factory=dict)
+    """What its part has besides."""
+
+
+_KINDS = {
+    "reasoning": _Kind("rs", "reasoning_text", "text"),
+    "content": _Kind("msg", "output_text", "text", {"annotations": [], "logprobs": []}),
+    "refusal": _Kind("msg", "refusal", "refusal"),
+}
+_ITEMS: dict[str, dict[str, Any]] = {
+    "rs": {"type": "reasoning", "summary": []},
+    "msg": {"type": "message", "role": "assistant"},
+}
+
+
+@dataclass(frozen=True, slots=True)
 class _Text:
-    """A text under way: a part of the message, or a call's arguments."""
+    """A text under way: a part of a message, or a call's arguments."""
 
     topic: str
     """Of its events: `response.output_text` has `….delta` and `….done`."""
@@ -42,7 +66,7 @@ class _Text:
     @property
     def more(self) -> dict[str, Any]:
         """What its events need besides: the SDK requires logprobs of a text, and chat's are not asked for."""
-        return {"logprobs": []} if self.name == "text" else {}
+        return {"logprobs": []} if self.topic == "response.output_text" else {}
 
     def settle(self) -> str:
         """Write the whole text where it belongs, and return it."""
@@ -56,10 +80,10 @@ class ResponseBuilder:
 
     response: dict[str, Any]
     _told: int = 0
-    _message: dict[str, Any] | None = None
-    """Where the message is in the output, once there is one."""
+    _places: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Where the items with parts are in the output, by the prefix of their ids."""
     _texts: dict[str, _Text] = field(default_factory=dict)
-    """By what they are in chat: "content", "refusal", "call 0"."""
+    """By what they are in chat: "reasoning", "content", "refusal", "call 0"."""
 
     def start(self, model: str | None) -> list[bytes]:
         self.response["model"] = model or self.response["model"]
@@ -68,9 +92,11 @@ class ResponseBuilder:
     def add(self, delta: Mapping[str, Any]) -> list[bytes]:
         """What a delta of chat brings; a whole message is all of it in one."""
         events: list[bytes] = []
-        for name in ("content", "refusal"):
-            if delta.get(name):
-                events += [*self._open_part(name), self._grow(name, delta[name])]
+        # Servers have two names for a model's thoughts, and some send both.
+        given = {**delta, "reasoning": delta.get("reasoning") or delta.get("reasoning_content")}
+        for name in _KINDS:
+            if text := text_of(given.get(name)):
+                events += [*self._open_part(name), self._grow(name, text)]
         for number, call in enumerate(delta.get("tool_calls") or []):
             function = call.get("function") or {}
             key = f"call {call.get('index', number)}"
@@ -111,22 +137,17 @@ class ResponseBuilder:
     def _open_part(self, name: str) -> list[bytes]:
         if name in self._texts:
             return []
+        kind = _KINDS[name]
         events: list[bytes] = []
-        if self._message is None:
-            item: dict[str, Any] = {"type": "message", "role": "assistant", "content": []}
-            self._message, events = self._open_item("msg", item)
-        if name == "content":
-            topic, part = (
-                "output_text",
-                {"type": "output_text", "text": "", "annotations": [], "logprobs": []},
-            )
-        else:
-            topic, part = "refusal", {"type": "refusal", "refusal": ""}
-        parts = self.response["output"][self._message["output_index"]]["content"]
-        place = {**self._message, "content_index": len(parts)}
+        if kind.prefix not in self._places:
+            item = {**_ITEMS[kind.prefix], "content": []}
+            self._places[kind.prefix], events = self._open_item(kind.prefix, item)
+        item_place = self._places[kind.prefix]
+        parts = self.response["output"][item_place["output_index"]]["content"]
+        place = {**item_place, "content_index": len(parts)}
+        part = {"type": kind.part_type, kind.text_name: "", **kind.more}
         parts.append(part)
-        text_name = "text" if name == "content" else "refusal"
-        self._texts[name] = _Text(f"response.{topic}", part, text_name, place)
+        self._texts[name] = _Text(f"response.{kind.part_type}", part, kind.text_name, place)
         return [*events, self._event("response.content_part.added", **place, part=part)]
 
     def _open_call(self, key: str, call_id: str | None, name: str | None) -> list[bytes]:

@@ -62,7 +62,7 @@ class Chat:
         request: Request,
         started: float,
         body: dict[str, Any],
-        told: Callable[[Reply], Coroutine[Any, Any, Reply]],
+        translate: Callable[[Reply], Coroutine[Any, Any, Reply]],
     ) -> Response:
         body.setdefault("model", "")
         asked = ChatRequest.model_validate(body)
@@ -79,7 +79,7 @@ class Chat:
         call = ChatCall(route.model, body, tuple(passages), _own_headers(request))
 
         async def ask(call: ChatCall) -> Reply:
-            return await told(await self.backends[route.backend].stream(call))
+            return await translate(await self.backends[route.backend].stream(call))
 
         return await self._relay(request, started, route, ask, call, headers)
 

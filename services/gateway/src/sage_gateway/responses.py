@@ -19,7 +19,7 @@ def make_router(chat: Chat) -> APIRouter:
     @router.api_route("/v1/responses/{rest:path}", methods=["GET", "POST", "DELETE"], include_in_schema=False)
     async def stored(request: Request) -> Response:
         raise NotFoundError(
-            f"There is no {request.url.path}: responses are not stored here. Keep what POST /v1/responses "
+            f"There is no {request.url.path}. Responses are not stored here: keep what POST /v1/responses "
             "answers, and send it back as part of the next `input`."
         )
 
