@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -198,6 +198,26 @@ def test_the_response_says_back_what_was_asked() -> None:
     assert response["tools"] == [TOOL] and response["tool_choice"]["name"] == "weather"
     assert response["text"]["format"] == {"type": "json_schema", "name": "person", "schema": {}}
     assert json.loads(json.dumps(response)) == response
+
+
+FIELDS = [*ResponseRequest.model_fields, "n", "messages"]
+WORDS = st.sampled_from(["message", "function", "function_call", "user", "x"])
+NAMES = st.sampled_from(["type", "role", "content", "name", "format", "call_id", "arguments"])
+PLAIN = st.none() | st.booleans() | st.integers(-2, 2) | WORDS | st.lists(WORDS, max_size=1)
+OBJECTS = st.dictionaries(NAMES, PLAIN | st.dictionaries(NAMES, PLAIN, max_size=2), max_size=4)
+
+
+@settings(max_examples=400)
+@given(st.sampled_from(FIELDS), PLAIN | OBJECTS | st.lists(OBJECTS, max_size=2))
+@example("input", [{"type": ["message"]}])
+@example("input", [{"role": "user", "content": [{"type": {}}]}])
+@example("tools", [{"type": ["function"]}])
+def test_whatever_is_sent_is_translated_or_refused(name: str, value: Any) -> None:
+    try:
+        asked = ResponseRequest.model_validate({"input": "Hello", name: value})
+        assert chat_body(asked)["messages"] and opened(asked)["id"]
+    except (InvalidRequestError, ValidationError):
+        pass
 
 
 def user_says(part: Any) -> dict[str, Any]:

@@ -165,8 +165,8 @@ class ResponseBuilder:
         item["id"] = self.response["id"].replace("resp", prefix, 1) + f"_{index}"
         item["status"] = "in_progress"
         output.append(item)
-        opened = self._event("response.output_item.added", output_index=index, item=item)
-        return {"item_id": item["id"], "output_index": index}, [opened]
+        added = self._event("response.output_item.added", output_index=index, item=item)
+        return {"item_id": item["id"], "output_index": index}, [added]
 
     def _grow(self, key: str, piece: str) -> bytes:
         text = self._texts[key]

@@ -81,7 +81,7 @@ class InputItem(BaseModel):
         kind = given.get("type") or "message"
         if kind == "item_reference":
             raise ValueError(f"an item_reference means nothing: {_NOTHING_STORED}.")
-        if kind not in _ITEM_FIELDS:
+        if not isinstance(kind, str) or kind not in _ITEM_FIELDS:
             raise ValueError(f"an item of type {kind!r} cannot be sent here, only {', '.join(_ITEM_FIELDS)}.")
         missing = [name for name in _ITEM_FIELDS[kind] if given.get(name) is None]
         if missing:
@@ -168,7 +168,7 @@ class ResponseRequest(BaseModel):
     # Named here so that they are not relayed: chat knows none of them or means something else, and without a
     # store and built-in tools they change nothing.
     store: Any = None
-    include: Any = None
+    include: list[str] | None = None
     stream_options: Any = None
     truncation: Any = None
     max_tool_calls: Any = None
@@ -182,7 +182,7 @@ class ResponseRequest(BaseModel):
 
     @field_validator("include")
     @classmethod
-    def _no_logprobs(cls, given: Any) -> Any:
+    def _no_logprobs(cls, given: list[str] | None) -> list[str] | None:
         if given and "message.output_text.logprobs" in given:
             raise ValueError(_INSTEAD["top_logprobs"] + ".")
         return given
