@@ -30,9 +30,8 @@ async def response_reply(reply: Reply, asked: ResponseRequest) -> Reply:
 
 
 async def _events(reply: Reply, translator: StreamTranslator) -> AsyncGenerator[bytes, None]:
-    async with aclosing(reply):
-        async for chunk in reply.body:
-            for event in translator.feed(chunk):
-                yield event
+    async for chunk in reply.body:
+        for event in translator.feed(chunk):
+            yield event
     for event in translator.close():
         yield event

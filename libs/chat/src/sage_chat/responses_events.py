@@ -216,7 +216,7 @@ class StreamTranslator:
     def feed(self, chunk: bytes) -> list[bytes]:
         """The events that this chunk completes."""
         *lines, self._rest = (self._rest + chunk).split(b"\n")
-        return [told for line in lines for told in self._line(line.rstrip(b"\r"))]
+        return [told for line in lines for told in self._line(line)]
 
     def close(self) -> list[bytes]:
         """The last events, if the end mark was missing: an error unless the model had said it was done."""
@@ -231,7 +231,7 @@ class StreamTranslator:
         if self.is_done:
             return []
         if line.startswith(b":"):
-            return [line + b"\n\n"]  # what a cold engine is doing
+            return [line.strip() + b"\n\n"]  # what a cold engine is doing
         if not line.startswith(b"data:"):
             return []
         data = line.removeprefix(b"data:").strip()
