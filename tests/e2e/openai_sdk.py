@@ -33,6 +33,8 @@ class SdkRun:
     """By the checkpoint's name, the newest first."""
     continued: str
     """What came after a bare prompt."""
+    responded: str
+    """The tuned answer once more, by the Responses API."""
     chunks: int
 
     def train_accuracies(self) -> list[float]:
@@ -96,6 +98,9 @@ def run(base_url: str, model: str, *, suffix: str = "sdk", deadline_s: float = 9
     bare = client.completions.create(
         model=job.fine_tuned_model, prompt="Count: 1, 2, 3, 4,", max_tokens=8, temperature=0
     )
+    response = client.responses.create(
+        model=job.fine_tuned_model, input=probe, max_output_tokens=32, temperature=0
+    )
     checkpoints = client.fine_tuning.jobs.checkpoints.list(job.id).data
     names = [checkpoint.fine_tuned_model_checkpoint for checkpoint in checkpoints]
     return SdkRun(
@@ -106,6 +111,7 @@ def run(base_url: str, model: str, *, suffix: str = "sdk", deadline_s: float = 9
         base_answer=base,
         checkpoint_answers={name: answer(client, name, probe)[0] for name in names},
         continued=bare.choices[0].text,
+        responded=response.output_text,
         chunks=chunks,
     )
 
@@ -119,7 +125,7 @@ def main() -> None:
     print("\n".join(reversed(seen.event_messages)))
     print(f"\n{seen.step_metrics}")
     print(f"{seen.job.fine_tuned_model}: {seen.tuned_answer!r}\nbase: {seen.base_answer!r}")
-    print(f"bare prompt: {seen.continued!r}")
+    print(f"bare prompt: {seen.continued!r}\nby responses: {seen.responded!r}")
     for name, said in seen.checkpoint_answers.items():
         print(f"{name}: {said!r}")
 

@@ -84,6 +84,10 @@ def test_the_checkpoint_of_the_last_step_answers_as_its_result_does(sdk_run: ope
     assert next(iter(sdk_run.checkpoint_answers.values())) == sdk_run.tuned_answer
 
 
+def test_the_responses_api_answers_the_same(sdk_run: openai_sdk.SdkRun) -> None:
+    assert sdk_run.responded == sdk_run.tuned_answer
+
+
 def test_a_bare_prompt_is_gone_on_from(sdk_run: openai_sdk.SdkRun) -> None:
     assert "5" in sdk_run.continued
 

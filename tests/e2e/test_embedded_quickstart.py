@@ -272,6 +272,7 @@ def test_the_official_sdk_does_the_same(machine: Machine) -> None:
     assert accuracies and all(0 <= share <= 1 for share in accuracies)
     assert seen.chunks > 1
     assert seen.tuned_answer != seen.base_answer
+    assert seen.responded == seen.tuned_answer
     assert "5" in seen.continued
     # The newest checkpoint is that of the last step.
     assert next(iter(seen.checkpoint_answers.values())) == seen.tuned_answer

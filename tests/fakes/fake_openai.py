@@ -74,6 +74,8 @@ class FakeOpenAI:
             return StreamingResponse(_broken_json(), media_type="application/json")
         words, reason = _answer(body)
         message = {"role": "assistant", "content": "".join(words)}
+        if body.get("tools"):
+            message, reason = {"role": "assistant", "content": None, "tool_calls": _calls(body)}, "tool_calls"
         choice = {"index": 0, "message": message, "finish_reason": reason}
         return JSONResponse({**_head(body, "chat.completion"), "choices": [choice], "usage": _usage(words)})
 
@@ -103,6 +105,10 @@ class FakeOpenAI:
                     yield f": starting {number}\n\n".encode()
                     await asyncio.sleep(0.05)
             words, reason = _answer(body)
+            if body.get("tools"):
+                words, reason = [], "tool_calls"
+                for delta in _call_deltas(body):
+                    yield _chunk(body, {"tool_calls": [delta]})
             for number, word in enumerate(words):
                 yield _chunk(body, {"content": word})
                 if body["model"] == "silent" and number == 0:
@@ -146,6 +152,27 @@ def _answer(body: dict[str, Any]) -> tuple[list[str], str]:
     words = [word if number == 0 else f" {word}" for number, word in enumerate(f"You said: {said}".split())]
     limit = body.get("max_completion_tokens") or body.get("max_tokens") or len(words)
     return words[:limit], "length" if limit < len(words) else "stop"
+
+
+def _calls(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """One call of the first tool for each of two cities, as an answer in one piece has them."""
+    name = body["tools"][0]["function"]["name"]
+    arguments = [json.dumps({"city": city}) for city in ("Wuhan", "Oslo")]
+    return [
+        {"id": f"call_{number}", "type": "function", "function": {"name": name, "arguments": text}}
+        for number, text in enumerate(arguments)
+    ]
+
+
+def _call_deltas(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The same calls in pieces."""
+    deltas: list[dict[str, Any]] = []
+    for number, call in enumerate(_calls(body)):
+        arguments = call["function"]["arguments"]
+        deltas.append({**call, "index": number, "function": {**call["function"], "arguments": ""}})
+        for piece in (arguments[:7], arguments[7:]):
+            deltas.append({"index": number, "function": {"arguments": piece}})
+    return deltas
 
 
 async def _broken_json() -> AsyncIterator[bytes]:

@@ -5,67 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from pydantic import SecretStr
 from tests.fakes.asgi_server import serving
-from tests.fakes.fake_ollama import FakeOllama
-from tests.fakes.fake_openai import FakeOpenAI
-
-from sage_gateway.main import build_app
-from sage_gateway.settings import GatewaySettings
+from tests.fakes.gateway_stack import KEY, Stack, running
 
 QUESTION: Any = [{"role": "user", "content": "one two three"}]
 SAID = "You said: one two three"
-KEY = "test-key"
 MODELS = ["code", "vllm/qwen", "openai/gpt-fake", "ollama/fake-llm:latest", "base:anything"]
 BARE = ["qwen", "gpt-fake", "fake-llm", "finetune/code"]
 
 
-@dataclass(frozen=True)
-class Stack:
-    url: str
-    host: FakeOpenAI
-    vllm: FakeOpenAI
-    ollama: FakeOllama
-
-    @property
-    def base_url(self) -> str:
-        return f"{self.url}/v1"
-
-
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    home = tmp_path_factory.mktemp("home")
-    docs = home / "docs"
-    docs.mkdir()
-    (docs / "memory.md").write_text(
-        "# 显存\n\n## Quantisation\n\n" + "8-bit quantisation saves memory. " * 10
-    )
-    registry, vllm, ollama = FakeOpenAI(("code", "code@1")), FakeOpenAI(("qwen",)), FakeOllama()
-    host = FakeOpenAI(("code", "code@1", "base:anything"))
-    cloud = FakeOpenAI(("gpt-fake",), api_key="sk-cloud")
-    apps = {"r": registry.app, "h": host.app, "v": vllm.app, "c": cloud.app, "o": ollama.app}
-    with ExitStack() as servers:
-        urls = {name: servers.enter_context(serving(app)) for name, app in apps.items()}
-        settings = GatewaySettings(
-            home_dir=home,
-            docs_dir=docs,
-            api_keys=(SecretStr(KEY),),
-            orchestrator_url=urls["r"],
-            inference_url=urls["h"],
-            vllm_base_url=urls["v"],
-            openai_base_url=f"{urls['c']}/v1",
-            openai_api_key=SecretStr("sk-cloud"),
-            ollama_base_url=urls["o"],
-        )
-        gateway = servers.enter_context(serving(build_app(settings)))
-        yield Stack(gateway, host, vllm, ollama)
+    with running(tmp_path_factory.mktemp("home")) as stack:
+        yield stack
 
 
 @pytest.fixture

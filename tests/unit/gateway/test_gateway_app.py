@@ -81,6 +81,15 @@ async def test_a_question_that_the_index_cannot_answer(gateway: httpx.AsyncClien
     assert response.headers["x-sage-citations"] == "[]"
 
 
+async def test_a_response_is_counted_as_the_chat_that_it_is(gateway: httpx.AsyncClient) -> None:
+    response = await gateway.post("/v1/responses", json={"input": "Which quantisation?"})
+    assert (response.json()["model"], response.headers["x-sage-backend"]) == ("mock", "mock")
+    assert float(response.headers["x-sage-overhead-ms"]) >= 0
+    metrics = (await gateway.get("/metrics")).text
+    assert 'sage_chat_answers_total{backend="mock",status="200"} 1.0' in metrics
+    assert "sage_chat_overhead_seconds_count 1.0" in metrics
+
+
 @pytest.mark.parametrize("model", ["", "default", None])
 async def test_no_model_means_the_default(gateway: httpx.AsyncClient, model: str | None) -> None:
     body = {key: value for key, value in QUESTION.items() if key != "model"}

@@ -40,21 +40,25 @@ def text_of(content: Any) -> str:
 
 
 def grounded(messages: Sequence[Mapping[str, Any]], passages: Sequence[Passage]) -> list[dict[str, Any]]:
-    """The messages with the passages in front, as (part of) the one system message.
+    """The messages with the passages in front."""
+    return instructed(messages, sources_text(passages))
+
+
+def instructed(messages: Sequence[Mapping[str, Any]], instruction: str) -> list[dict[str, Any]]:
+    """The messages with an instruction in front, as (part of) the one system message.
 
     A second system message would be refused by many chat templates, so an existing one is extended.
     """
-    sources = sources_text(passages)
     rest = [dict(message) for message in messages]
     if rest and rest[0].get("role") in ("system", "developer"):
         own = rest[0].get("content")
         extended = (
-            [{"type": "text", "text": sources}, *own]
+            [{"type": "text", "text": instruction}, *own]
             if isinstance(own, list)
-            else f"{sources}\n\n{own or ''}".strip()
+            else f"{instruction}\n\n{own or ''}".strip()
         )
         return [{**rest[0], "content": extended}, *rest[1:]]
-    return [{"role": "system", "content": sources}, *rest]
+    return [{"role": "system", "content": instruction}, *rest]
 
 
 def fitting(passages: Sequence[Passage], max_bytes: int) -> list[Passage]:

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions, /v1/completions and /v1/embeddings: read, route, retrieve, and relay."""
+"""Chat completions, responses, plain completions and embeddings: read, route, retrieve, and relay."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -15,9 +16,12 @@ from starlette.responses import Response
 
 from sage_chat.backend import Backend, BackendName, ChatCall, Reply
 from sage_chat.grounding import CITATIONS_HEADER, citations_header, fitting, grounded, question_of
+from sage_chat.responses import response_reply
+from sage_chat.responses_dialect import chat_body
 from sage_chat.routing import Route
 from sage_contracts.chat import ChatRequest, Passage
 from sage_contracts.errors import InvalidRequestError, PayloadTooLargeError, SageError
+from sage_contracts.responses import ResponseRequest
 from sage_contracts.workers import INTERNAL_TOKEN_HEADER
 from sage_gateway.directory import ModelDirectory
 from sage_gateway.measures import ChatMeasures
@@ -48,6 +52,21 @@ class Chat:
     async def complete(self, request: Request) -> Response:
         started = time.perf_counter()
         body = await _read_json(request, self.max_body_bytes)
+        return await self._chat(request, started, body, _as_it_is)
+
+    async def respond(self, request: Request) -> Response:
+        """OpenAI's Responses API, by the way of a chat."""
+        started = time.perf_counter()
+        asked = ResponseRequest.model_validate(await _read_json(request, self.max_body_bytes))
+        return await self._chat(request, started, chat_body(asked), partial(response_reply, asked=asked))
+
+    async def _chat(
+        self,
+        request: Request,
+        started: float,
+        body: dict[str, Any],
+        translate: Callable[[Reply], Coroutine[Any, Any, Reply]],
+    ) -> Response:
         body.setdefault("model", "")
         asked = ChatRequest.model_validate(body)
         if not asked.messages:
@@ -61,7 +80,11 @@ class Chat:
             body["messages"] = grounded(body["messages"], passages)
         headers = {CITATIONS_HEADER: citations_header(passages)} if asked.index else {}
         call = ChatCall(route.model, body, tuple(passages), _own_headers(request))
-        return await self._relay(request, started, route, self.backends[route.backend].stream, call, headers)
+
+        async def ask(call: ChatCall) -> Reply:
+            return await translate(await self.backends[route.backend].stream(call))
+
+        return await self._relay(request, started, route, ask, call, headers)
 
     async def pass_on(self, request: Request, about: str, way: Callable[[Backend], Ask]) -> Response:
         """What is no conversation: a bare prompt, or texts to embed, in the body's field `about`."""
@@ -106,6 +129,10 @@ class Chat:
             self.measures.answers.labels(route.backend, str(status)).inc()
         marks = {BACKEND_HEADER: str(route.backend), OVERHEAD_HEADER: f"{overhead_s * 1000:.2f}"}
         return RelayResponse(reply, {**headers, **marks})
+
+
+async def _as_it_is(reply: Reply) -> Reply:
+    return reply
 
 
 def _own_headers(request: Request) -> dict[str, str]:

@@ -9,7 +9,7 @@ from fastapi import Depends, FastAPI
 
 from sage_chat.build import build_backends
 from sage_chat.upstream import make_client
-from sage_gateway import chat, indexes, models, proxy, status
+from sage_gateway import chat, indexes, models, proxy, responses, status
 from sage_gateway.directory import ModelDirectory
 from sage_gateway.keys import require_key
 from sage_gateway.measures import ChatMeasures
@@ -51,6 +51,7 @@ def build_app(settings: GatewaySettings) -> FastAPI:
     )
     for router in (
         chat.make_router(endpoints),
+        responses.make_router(endpoints),
         models.make_router(directory, orchestrator),
         indexes.make_router(store),
         status.make_router(status.StackProbe(client, settings)),

@@ -1,0 +1,37 @@
+"""OpenAI's Responses API on any chat backend: asked as a chat, and its reply told as a Response."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from sage_chat.backend import Reply, whole_reply
+from sage_chat.responses_dialect import opened
+from sage_chat.responses_events import ResponseBuilder, StreamTranslator, response_from
+from sage_contracts.errors import UpstreamError
+from sage_contracts.responses import ResponseRequest
+
+
+async def response_reply(reply: Reply, asked: ResponseRequest) -> Reply:
+    """A backend's reply as a Response or as events; refusals stay as they are. Raises: UpstreamError."""
+    if reply.status >= 400:
+        return reply
+    if reply.is_stream:
+        translator = StreamTranslator(ResponseBuilder(opened(asked)))
+        return Reply(reply.status, _events(reply, translator), reply.headers, reply.aclose)
+    async with aclosing(reply):
+        content = b"".join([chunk async for chunk in reply.body])
+    try:
+        response = response_from(json.loads(content), asked)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UpstreamError("The backend answered with something that is no chat completion.") from error
+    return whole_reply(reply.status, response, reply.headers)
+
+
+async def _events(reply: Reply, translator: StreamTranslator) -> AsyncGenerator[bytes, None]:
+    async for chunk in reply.body:
+        for event in translator.feed(chunk):
+            yield event
+    for event in translator.close():
+        yield event
