@@ -205,7 +205,9 @@ def run_ours(
     spec, log = home / "spec.json", folder / f"{name}.log"
     spec.write_text(json.dumps({"home": str(home), "device": "cpu", "claim": claim}))
     is_warm = name == "ours"
-    command = [sys.executable, "-m", "sage_trainer.child", "--wait" if is_warm else str(spec)]
+    # As the trainer keeps one after a job with this base.
+    how = ["--wait", config["model_name"]] if is_warm else [str(spec)]
+    command = [sys.executable, "-m", "sage_trainer.child", *how]
     began = time.time()
     with log.open("w") as stream:
         process = subprocess.Popen(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from tests.fakes.tiny_llama import make_model
 
 from sage.tools.finetune.base_models import base_info, default_model, is_builtin, resolve_base
 from sage.tools.finetune.hardware import has_cuda
+from sage.tools.finetune.modeling import load_tokenizer, read_ahead
 from sage_contracts.config import Task
 from sage_contracts.errors import ModelNotFoundError
 
@@ -93,3 +95,23 @@ def test_the_builtin_model_is_converted_once_and_answers(tmp_path: Path) -> None
     ids = model.generate(**asked, max_new_tokens=12, do_sample=False, pad_token_id=2)
     answer = tokenizer.decode(ids[0, asked["input_ids"].shape[1] :])
     assert answer == "The capital of France is Paris.<|im_end|>"
+
+
+def test_a_tokenizer_read_ahead_is_handed_out_once_and_only_while_its_folder_is_the_same(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    read_ahead(base)
+    first, second = load_tokenizer(base), load_tokenizer(base)
+    assert first is not second
+    assert first.get_vocab() == second.get_vocab()
+
+    read_ahead(base)
+    (base / "chat_template.jinja").write_text("another one")
+    assert load_tokenizer(base).chat_template == "another one"
+
+    read_ahead(base)
+    other = shutil.copytree(tiny_base, tmp_path / "other")
+    assert load_tokenizer(other).chat_template != "another one"
+    with pytest.raises(ModelNotFoundError):
+        read_ahead(tmp_path / "none")

@@ -174,7 +174,7 @@ def test_a_child_that_waits_trains_the_job_it_is_told_in_that_jobs_log(real: Rig
     )  # fmt: skip
     spec, log = tmp_path / "spec.json", real.home / "finetune_output/sums/logs/train.log"
     spec.write_text(ChildSpec(home=str(real.home), device="cpu", claim=claim).model_dump_json())
-    command = [*json.loads(REAL_CHILD), "--wait"]
+    command = [*json.loads(REAL_CHILD), "--wait", claim.config.model_name]
     with Child(command, log_path=tmp_path / "spare.log", env={**os.environ, **real.env}) as child:
         assert [CHILD_MESSAGE.validate_json(line) for line in child.receive(TRAINING_S)] == [ReadyMessage()]
         oom_score = Path(f"/proc/{child.pid}/oom_score_adj")

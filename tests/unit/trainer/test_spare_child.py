@@ -50,7 +50,7 @@ def lines_until_end(child: Child) -> list[bytes]:
 def test_the_waiting_child_takes_the_job_and_its_log(spare: Spare, tmp_path: Path) -> None:
     spec, log = tmp_path / "spec.json", tmp_path / "job" / "train.log"
     spec.write_text("the spec")
-    spare.keep()
+    spare.keep("a-base")
     child = spare.take(spec, log)
     assert child is not None
     assert lines_until_end(child) == [b"ready\n", b"the spec\n"]
@@ -59,36 +59,36 @@ def test_the_waiting_child_takes_the_job_and_its_log(spare: Spare, tmp_path: Pat
 
 
 def test_keeping_twice_keeps_one(spare: Spare, tmp_path: Path) -> None:
-    spare.keep()
+    spare.keep("a-base")
     first = spare._child
-    spare.keep()
+    spare.keep("a-base")
     assert spare._child is first
 
 
 def test_a_waiting_child_that_died_is_passed_over_and_replaced(spare: Spare, tmp_path: Path) -> None:
-    spare.keep()
+    spare.keep("a-base")
     assert spare._child is not None
     spare._child.kill()
     while not spare._child.has_ended():
         spare._child.receive(1)
     assert spare.take(tmp_path / "spec.json", tmp_path / "log") is None
-    spare.keep()
+    spare.keep("a-base")
     assert spare._child is not None
 
 
 def test_a_closed_spare_leaves_no_process_and_starts_none(spare: Spare) -> None:
-    spare.keep()
+    spare.keep("a-base")
     assert spare._child is not None
     pid = spare._child.pid
     spare.close()
-    spare.keep()
+    spare.keep("a-base")
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
 
 def test_without_a_command_jobs_start_their_own(tmp_path: Path) -> None:
     never = Spare(None, {}, tmp_path / "spare.log")
-    never.keep()
+    never.keep("a-base")
     assert never.take(tmp_path / "spec.json", tmp_path / "log") is None
 
 

@@ -1,7 +1,7 @@
-"""The process that trains: `python -m sage_trainer.child SPEC.json`, or `--wait` to be told the spec later.
+"""The process that trains: `python -m sage_trainer.child SPEC.json`, or `--wait [BASE]` to be told later.
 
-A child that waits has imported its libraries by then, and done nothing else: no device is touched, no memory
-of a job is held. It trains one job like any other and ends.
+A child that waits has imported its libraries by then, read the tokenizer of BASE, and done nothing else: no
+device is touched, no memory of a job is held. It trains one job like any other and ends.
 
 It says what happens on standard output (see messages.py); everything printed goes to the log. SIGTERM makes
 it save a checkpoint and stop; the end of standard input (its parent is gone) ends it at once.
@@ -293,10 +293,12 @@ def _read_spec(path: Path) -> ChildSpec:
 
 
 def _awaited_spec(orders: SimpleQueue[bytes], out: IO[str]) -> ChildSpec:
-    """Import, wait to be told, and write to that job's log from then on."""
-    from sage.tools.finetune.warmth import import_for_training
+    """Get ready, wait to be told, and write to that job's log from then on."""
+    from sage.tools.finetune.warmth import import_for_training, read_for_training
 
     import_for_training()
+    for base in sys.argv[2:]:
+        read_for_training(base, Home.from_env().root)
     out.write(ReadyMessage().model_dump_json() + "\n")
     order = ChildOrder.model_validate_json(orders.get())  # no deadline: the lifeline ends a forgotten child
     append_output_to(order.log)

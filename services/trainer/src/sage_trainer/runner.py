@@ -58,7 +58,7 @@ class TrainRunner(Runner[TrainClaim]):
         finally:
             # Only once somebody trains here: a stack that merely runs stays small.
             if not self._post.stopping.is_set():
-                self._post.spare.keep()
+                self._post.spare.keep(claimed.config.model_name)
 
 
 class TrainAttempt(Attempt[TrainClaim, ChildMessage]):

@@ -1,4 +1,4 @@
-"""One child that has imported its libraries and waits for the next job.
+"""One child that has imported its libraries, read the last base's tokenizer and waits for the next job.
 
 It holds no device and no job's memory, trains one job and ends like every other child. It is kept only while
 the trainer is idle: a job in training does not share the machine with the next one's libraries.
@@ -29,8 +29,11 @@ class Spare:
         self._child: Child | None = None
         self._is_closed = False
 
-    def keep(self) -> None:
-        """Start one if none waits. A child that cannot be started is not missed: the job starts its own."""
+    def keep(self, base: str) -> None:
+        """Start one if none waits, for a job with this base model above all; it takes any other too.
+
+        A child that cannot be started is not missed: the job starts its own.
+        """
         with self._lock:
             if self._is_closed or self._command is None:
                 return
@@ -38,7 +41,7 @@ class Spare:
                 return
             self._drop()
             try:
-                self._child = Child(self._command, log_path=self._log_path, env=self._env)
+                self._child = Child([*self._command, base], log_path=self._log_path, env=self._env)
             except OSError as error:
                 logger.warning("no training process is kept ready: %s", error)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from contextlib import suppress
+from pathlib import Path
 
 
 def import_for_training() -> None:
@@ -31,6 +32,22 @@ def import_for_training() -> None:
         with suppress(CompilerError):  # the run tells of it
             load_library()
 
+    _leave_out_of_collections()
+
+
+def read_for_training(base: str, home: Path) -> None:
+    """Read what the next run begins with, if it is of this base model and that is on this machine already."""
+    from sage.tools.finetune.base_models import local_base
+    from sage.tools.finetune.modeling import read_ahead
+
+    folder = local_base(base, home)
+    if folder is not None:
+        with suppress(Exception):  # whatever it is, the run tells of it
+            read_ahead(folder)
+        _leave_out_of_collections()
+
+
+def _leave_out_of_collections() -> None:
     # Libraries stay: a collector that walks their million objects again and again doubles the time in which a
     # tokenizer is read.
     gc.collect()
