@@ -10,7 +10,7 @@ from typing import Any
 from sage.tools.finetune.callbacks import TrainingCallback
 from sage.tools.finetune.hardware import pick_device, resolve_precision, set_threads, torch_dtype
 from sage.tools.finetune.kernels import apply_liger, kernels_of, varlen_attentions
-from sage.tools.finetune.ladder import token_budget
+from sage.tools.finetune.ladder import CPU_TOKEN_BUDGET, token_budget
 from sage.tools.finetune.loss_choice import choose_loss
 from sage.tools.finetune.losses import AutocastLoss, LossFunction
 from sage.tools.finetune.modeling import (
@@ -29,8 +29,8 @@ from sage.tools.finetune.task_data import Splits
 from sage_contracts.config import OomRung, TrainingConfig
 from sage_contracts.errors import InvalidDataError
 
-EVAL_TOKEN_BUDGET = {"cpu": 1024, "cuda": 2048}
-"""Tokens per forward pass of an evaluation. More are no faster on a CPU."""
+GPU_EVAL_TOKENS = 2048
+"""Tokens per forward pass of an evaluation on a GPU."""
 
 
 class RunParts:
@@ -92,7 +92,7 @@ class RunParts:
     @property
     def eval_token_budget(self) -> int:
         """Tokens per forward pass of an evaluation, which keeps nothing for a backward pass."""
-        budget = EVAL_TOKEN_BUDGET[self.device]
+        budget = CPU_TOKEN_BUDGET[self.precision] if self.device == "cpu" else GPU_EVAL_TOKENS
         return min(budget, self.token_budget) if self._rungs else budget
 
     def render(self, splits: Splits) -> tuple[Samples, Samples, int]:
