@@ -343,3 +343,16 @@ def test_doctor_names_each_check_and_what_to_do(sage: Sage, monkeypatch: pytest.
     for name in ("python", "parts", "disk", "memory", "gpu", "docker", "ports", "broker", "hub", "stack"):
         assert f" {name} " in ran.output
     assert "Start Redis there, or unset SAGE_BROKER_URL" in ran.output
+
+
+def test_doctor_says_where_a_compiler_would_make_training_faster(
+    sage: Sage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert "no C compiler is installed" in sage("doctor").output
+    compiler = tmp_path / "gcc"
+    compiler.write_text("#!/bin/sh")
+    compiler.chmod(0o755)
+    assert "no C compiler is installed" not in sage("doctor").output

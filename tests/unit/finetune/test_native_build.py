@@ -34,7 +34,7 @@ def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(
 @pytest.mark.compiler
 def test_without_a_compiler_it_is_said_and_who_does_without_hears_nothing(tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "CC": ""}
-    assert "no C compiler (gcc) is installed" in _told(environment)
+    assert "no C compiler is installed" in _told(environment)
     assert _told({**environment, "SAGE_CPU_KERNELS": "0"}) == ""
 
 

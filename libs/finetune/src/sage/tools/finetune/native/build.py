@@ -74,7 +74,20 @@ def _compiler() -> list[str]:
     for command in (asked, ["gcc"], ["cc"]):
         if command and (found := shutil.which(command[0])):
             return [found, *command[1:]]
-    raise CompilerError("no C compiler (gcc) is installed")
+    raise CompilerError("no C compiler is installed (on Debian and Ubuntu: gcc and libc6-dev)")
+
+
+def lacks_compiler() -> str:
+    """What is missing, for people; empty where nothing is, or where no compiler would help."""
+    try:
+        require_known_machine()
+    except CompilerError:
+        return ""
+    try:
+        _compiler()
+    except CompilerError as error:
+        return str(error)
+    return ""
 
 
 def main(folder: Path) -> None:
