@@ -33,7 +33,8 @@ some = settings(max_examples=40, deadline=None)
 def kernels(request: pytest.FixtureRequest) -> StepKernels:
     if request.param == "torch":
         return TorchKernels()
-    assert request.param >= level_of_this_chip() or request.param == LEVELS[-1]
+    if LEVELS.index(request.param) < LEVELS.index(level_of_this_chip()):
+        pytest.skip(f"this chip is not of {request.param}")
     return NativeKernels(open_library(request.param))
 
 

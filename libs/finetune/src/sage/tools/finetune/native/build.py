@@ -46,6 +46,8 @@ def compile_into(folder: Path, level: str) -> Path:
             raise CompilerError(f"{command[0]} failed: {reason}") from error
         except subprocess.TimeoutExpired as error:
             raise CompilerError(f"{command[0]} took more than {COMPILE_S} s") from error
+        with built.open("rb") as whole:
+            os.fsync(whole.fileno())
         return built.replace(folder / file_name(level))
 
 
