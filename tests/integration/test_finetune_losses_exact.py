@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 import pytest
 
-from sage.tools.finetune.head_loss import CHOICE_BLOCK, IGNORED
+from sage.tools.finetune.head_loss import IGNORED
 from sage.tools.finetune.head_loss import hits_of as count_hits
 from sage.tools.finetune.loss_choice import choose_loss
 from sage.tools.finetune.losses import FusedLoss, PackedLoss, PlainLoss
 from sage.tools.finetune.modeling import add_adapters, load_base
 from sage.tools.finetune.projections import NotFusableError, Projections
 from sage.tools.finetune.rendering import Sample
+from sage.tools.finetune.step_kernels import CHOICE_BLOCK
 from sage_contracts.config import LoRAConfig, TrainingConfig
 
 
@@ -156,6 +157,28 @@ def test_fused_layers_with_biases_and_one_layer_without_adapters_are_exact(tmp_p
             parameter.requires_grad_(False)  # what layers_to_transform leaves out
     model.get_base_model().model.layers[1].self_attn = plain_copy(model.get_base_model().model.layers[1])
     samples = rows()
+    _, expected = plain_gradients(model, samples)
+    (FusedLoss(model)(samples) / sum(sample.label_count for sample in samples)).backward()
+    assert_same_gradients(take_gradients(model), expected)
+
+
+@pytest.mark.parametrize("head_dim", [8, 32])
+@pytest.mark.parametrize("make_rows", [rows, rows_that_begin_alike])
+def test_fused_layers_that_norm_their_heads_are_exact(tmp_path: Path, make_rows: Any, head_dim: int) -> None:
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(1)
+    config = Qwen3Config(
+        vocab_size=256, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=head_dim, max_position_embeddings=64, initializer_range=0.2,
+    )  # fmt: skip
+    base = Qwen3ForCausalLM(config)
+    for name, parameter in base.named_parameters():
+        if name.endswith("norm.weight"):
+            parameter.data.uniform_(0.5, 2)
+    base.save_pretrained(tmp_path)
+    model, samples = adapted(tmp_path), make_rows()
     _, expected = plain_gradients(model, samples)
     (FusedLoss(model)(samples) / sum(sample.label_count for sample in samples)).backward()
     assert_same_gradients(take_gradients(model), expected)

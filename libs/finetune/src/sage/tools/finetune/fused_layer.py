@@ -16,7 +16,7 @@ from sage.tools.finetune.prefix_tree import Segment
 from sage.tools.finetune.projections import NotFusableError, Projections
 from sage.tools.finetune.step_kernels import kernels_for
 
-_FAMILY = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
+_FAMILY = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 """Layers that compute exactly this; whoever fuses proves it once more on rows of the run."""
 
 
@@ -71,10 +71,10 @@ class FusedLayer:
         attention, mlp = layer.self_attn, layer.mlp
         if type(mlp.act_fn).__name__ not in {"SiLU", "SiLUActivation"}:
             raise NotFusableError(f"{type(mlp.act_fn).__name__} is not SiLU")
-        norms = (layer.input_layernorm, layer.post_attention_layernorm)
-        if any(norm.weight.requires_grad for norm in norms):
+        if any(norm.weight.requires_grad for norm in _norms(layer)):
             raise NotFusableError("norms that are trained")
-        self.first_norm, self.second_norm = ((norm.weight, norm.variance_epsilon) for norm in norms)
+        norms = [(norm.weight, norm.variance_epsilon) for norm in _norms(layer)]
+        self.first_norm, self.second_norm, *self.head_norms = norms
         qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
         self._adapted = [*qkv, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
         self.qkv = Projections(qkv)
@@ -123,8 +123,13 @@ def _is_altered(module: Any) -> bool:
 
 
 def _kinds(layer: Any) -> list[type]:
-    norms = (layer.input_layernorm, layer.post_attention_layernorm)
-    return [type(part) for part in (layer, layer.self_attn, layer.mlp, layer.mlp.act_fn, *norms)]
+    return [type(part) for part in (layer, layer.self_attn, layer.mlp, layer.mlp.act_fn, *_norms(layer))]
+
+
+def _norms(layer: Any) -> list[Any]:
+    """Of both halves; then of queries and keys, head by head, where a family has these."""
+    of_heads = [getattr(layer.self_attn, name, None) for name in ("q_norm", "k_norm")]
+    return [layer.input_layernorm, layer.post_attention_layernorm, *filter(None, of_heads)]
 
 
 def _joined_weights(layer: Any) -> list[Any]:
@@ -157,6 +162,23 @@ def _function() -> Callable[..., Any]:
         """Queries, keys and values: (…, heads, dim) each."""
         return heads.split([layer.heads, layer.kv_heads, layer.kv_heads], dim=-2)
 
+    def normed_heads(layer: FusedLayer, heads: Any) -> list[tuple[Any, Any, float]]:
+        """(a copy of the queries or keys, one head a row, the weight of their norm, epsilon)."""
+        parts = split(layer, heads)[: len(layer.head_norms)]
+        return [
+            (part.reshape(-1, layer.head_dim), *norm)
+            for part, norm in zip(parts, layer.head_norms, strict=True)
+        ]
+
+    def placed(layer: FusedLayer, heads: Any, cos: Any, sin: Any) -> Any:
+        """Heads as attention sees them, made from what projections gave, in place where nothing is normed."""
+        if layer.head_norms:
+            given, heads = heads, heads.clone()
+            for part, norm in zip(split(layer, heads), normed_heads(layer, given), strict=False):
+                part.copy_(layer.kernels.norm(*norm).view_as(part))
+        layer.kernels.rotate(heads, cos, sin, layer.heads + layer.kv_heads)
+        return heads
+
     class Layer(torch.autograd.Function):  # type: ignore[misc] # torch is untyped here
         @staticmethod
         def forward(
@@ -171,8 +193,8 @@ def _function() -> Callable[..., Any]:
         ) -> Any:
             kernels, tokens = layer.kernels, len(x)
             qkv, seen_qkv = layer.qkv.forward(kernels.norm(x, *layer.first_norm), training)
-            heads = qkv.view(tokens, -1, layer.head_dim)
-            kernels.rotate(heads, cos, sin, layer.heads + layer.kv_heads)
+            given = qkv.view(tokens, -1, layer.head_dim)
+            heads = placed(layer, given, cos, sin)
             # Not as exact as before it was kept: the backward pass must meet the same softmax.
             attended, sums = kernels.attention(split(layer, heads.float()), segments, layer.scaling)
             attended = attended.to(x.dtype).view(tokens, -1)
@@ -180,7 +202,7 @@ def _function() -> Callable[..., Any]:
             gate_up, seen_mlp = layer.gate_up.forward(kernels.norm(middle, *layer.second_norm), training)
             result, seen_down = layer.down.forward(kernels.gate(gate_up), training, middle)
             if any(ctx.needs_input_grad):
-                kept = (x, heads, attended, middle, gate_up, cos, sin, sums)
+                kept = (x, given, attended, middle, gate_up, cos, sin, sums)
                 ctx.save_for_backward(*kept, seen_qkv, seen_out, seen_mlp, seen_down)
                 ctx.layer, ctx.segments = layer, segments
             return result
@@ -188,7 +210,7 @@ def _function() -> Callable[..., Any]:
         @staticmethod
         def backward(ctx: Any, *upstream: Any) -> Any:
             layer, needs_x, gradient = ctx.layer, ctx.needs_input_grad[0], upstream[0].contiguous()
-            x, heads, attended, middle, gate_up, cos, sin, sums, *seen = ctx.saved_tensors
+            x, given, attended, middle, gate_up, cos, sin, sums, *seen = ctx.saved_tensors
             seen_qkv, seen_out, seen_mlp, seen_down = seen
             kernels = layer.kernels
 
@@ -202,13 +224,16 @@ def _function() -> Callable[..., Any]:
             of_middle = kernels.norm_backward(of_input, middle, *layer.second_norm, gradient)
 
             of_attended, of_out = layer.out.backward(of_middle, attended, seen_out, True)
-            exact = heads.float()
+            exact = (placed(layer, given, cos, sin) if layer.head_norms else given).float()
             of_heads = torch.empty_like(exact)
-            given, wanted = (part.view(len(x), layer.heads, -1).float() for part in (attended, of_attended))
+            found, wanted = (part.view(len(x), layer.heads, -1).float() for part in (attended, of_attended))
             kernels.attention_backward(
-                wanted, split(layer, exact), given, sums, ctx.segments, layer.scaling, split(layer, of_heads)
+                wanted, split(layer, exact), found, sums, ctx.segments, layer.scaling, split(layer, of_heads)
             )
             of_qkv = kernels.rotate_back(of_heads, cos, sin, layer.heads + layer.kv_heads, x.dtype)
+            for part, norm in zip(split(layer, of_qkv), normed_heads(layer, given), strict=False):
+                of_part = part.reshape(-1, layer.head_dim)
+                part.copy_(kernels.norm_backward(of_part, *norm, torch.zeros_like(of_part)).view_as(part))
             qkv_input = kernels.norm(x, *layer.first_norm) if layer.qkv.adapters else None
             of_input, of_adapters = layer.qkv.backward(of_qkv.view(len(x), -1), qkv_input, seen_qkv, needs_x)
             of_x = kernels.norm_backward(of_input, x, *layer.first_norm, of_middle) if needs_x else None
