@@ -148,6 +148,17 @@ def test_a_wrong_form_leaves_nothing(rig: Rig, name: str, data: bytes) -> None:
     assert kept(rig.home) == []
 
 
+def test_a_part_that_breaks_off_leaves_nothing(rig: Rig) -> None:
+    upload_id = begin(rig, 5)["id"]
+    response = rig.http.post(
+        f"/v1/uploads/{upload_id}/parts",
+        content=b'--B\r\nContent-Disposition: form-data; name="data"; filename="a"\r\n\r\nabc',
+        headers={"content-type": "multipart/form-data; boundary=B"},
+    )
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "data")
+    assert kept(rig.home) == []
+
+
 def test_a_part_that_is_sent_again_is_the_same_part(rig: Rig) -> None:
     """As after an answer that was lost: the client repeats it, and the whole still fits."""
     upload_id = begin(rig, 6)["id"]

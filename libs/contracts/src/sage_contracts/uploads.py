@@ -40,7 +40,7 @@ class CreateUploadRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    filename: Annotated[str, Field(min_length=1)]
+    filename: Annotated[str, Field(min_length=1, max_length=4096)]
     bytes: Annotated[int, Field(ge=1)]
     """Of the whole file."""
     mime_type: str

@@ -130,8 +130,9 @@ class UploadService:
         ConflictError for an upload that has ended; StorageFullError, after which it may be tried again.
         """
         with self.database.read() as session:
-            row = self._pending(session, upload_id)
+            # In this order: parts vanish with the end of their upload, and that is what has to be said then.
             known = uploads.parts_of(session, upload_id)
+            row = self._pending(session, upload_id)
         chosen = _in_order(row, known, request.part_ids)
         check_room(self.files.folder, row.size_bytes, "The joined file has")
         sizes = [(self.folder / part.id, part.size_bytes) for part in chosen]
