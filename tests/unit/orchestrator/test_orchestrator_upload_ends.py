@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
+from typing import Any
 
+import pytest
 from starlette.testclient import TestClient
 from tests.fakes.orchestrator_rig import HandClock, ListBell, Rig, open_rig
 from tests.fakes.small_disk import files_no_larger_than
@@ -65,6 +68,25 @@ def test_a_cancelled_upload_takes_nothing_more(rig: Rig) -> None:
     assert kept(rig.home) == []
 
 
+@pytest.mark.parametrize("rest", [b"", b"def"], ids=["parts gone", "parts joined"])
+def test_an_upload_that_is_cancelled_while_it_is_joined_makes_no_file(rig: Rig, rest: bytes) -> None:
+    upload_id = begin(rig, 6)["id"]
+    ids = [send(rig, upload_id, data)["id"] for data in (b"abc", b"def")]
+    last = rig.home / "files" / "parts" / ids[-1]
+    last.unlink()
+    os.mkfifo(last)  # whoever reads it waits for us
+    answers: list[Any] = []
+    joining = threading.Thread(target=lambda: answers.append(complete(rig, upload_id, *ids, status=409)))
+    joining.start()
+    with last.open("wb") as slow:
+        cancel(rig, upload_id)
+        slow.write(rest)
+    joining.join(30)
+    assert param_and_message(answers[0])[1].startswith(f"{upload_id} is cancelled")
+    assert kept(rig.home) == []
+    assert rig.get("/v1/files")["data"] == []
+
+
 def test_an_upload_that_is_not_there(rig: Rig) -> None:
     for refused in (
         send(rig, "upload-no", b"x", status=404),
@@ -82,6 +104,8 @@ def test_after_an_hour_an_upload_has_expired(rig: Rig) -> None:
     young_part = send(rig, young_id, b"abc")["id"]
     send(rig, upload_id, b"def")
     rig.clock.advance(1)
+    for path in (rig.home / "files" / "parts").iterdir():
+        os.utime(path, (rig.clock.now, rig.clock.now))  # young, so that only the end of its upload removes it
     # At once for whoever asks, and soon for the disk.
     refusals = [complete(rig, upload_id, part_id, status=409)]
     rig.parts.uploads.delete_expired()
