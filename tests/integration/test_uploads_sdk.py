@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import openai
 import pytest
 from tests.fakes.orchestrator_process import running_orchestrator
@@ -102,6 +103,43 @@ def test_mistakes_raise_the_sdks_classes(gateway: GatewayProcess, sdk: openai.Op
     with pytest.raises(openai.NotFoundError) as nobody:
         sdk.uploads.cancel("upload-nobody")
     assert (nobody.value.param, nobody.value.code) == ("upload_id", "not_found")
+
+
+class LosesAnswers(httpx2.HTTPTransport):
+    """The first answer to each path gets lost on its way; the request has been heard."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost: list[str] = []
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        response = super().handle_request(request)
+        path = request.url.path
+        if path.endswith("/parts") and path not in self.lost:
+            self.lost.append(path)
+            response.read()
+            response.close()
+            raise httpx2.ReadError("the connection broke", request=request)
+        return response
+
+
+def test_a_lost_answer_costs_nothing(gateway: GatewayProcess) -> None:
+    transport = LosesAnswers()
+    http_client = openai.DefaultHttpxClient(transport=transport)
+    with openai.OpenAI(
+        base_url=f"{gateway.url}/v1", api_key="unused", max_retries=1, http_client=http_client
+    ) as sdk:
+        upload = sdk.uploads.upload_file_chunked(
+            file=b"abcabcdef",
+            filename="x",
+            bytes=9,
+            mime_type="any/thing",
+            purpose="user_data",
+            part_size=3,
+            md5=hashlib.md5(b"abcabcdef").hexdigest(),
+        )
+        assert len(transport.lost) == 1
+        assert upload.file is not None and sdk.files.content(upload.file.id).content == b"abcabcdef"
 
 
 def test_a_refusal_reaches_whoever_is_sending(sdk: openai.OpenAI) -> None:

@@ -149,7 +149,7 @@ def lifetime_s(given: str | None) -> int | None:
         return None
     if not given.isdecimal() or not 3600 <= int(given) <= 2_592_000:
         raise InvalidRequestError(
-            "expires_after[seconds] is a number from 3600 (an hour) to 2592000 (30 days).",
+            "The seconds of expires_after are a number from 3600 (an hour) to 2592000 (30 days).",
             param="expires_after",
         )
     return int(given)

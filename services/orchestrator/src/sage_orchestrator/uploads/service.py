@@ -94,9 +94,10 @@ class UploadService:
         return Expected("data", row.size_bytes, _no_room(row))
 
     def keep_part(self, upload_id: str, received: Upload) -> UploadPart:
-        """Give a part its id and its row. Bytes that the upload has already are the same part again:
-        a client that has lost an answer may repeat its request.
+        """Give a part its id and its row.
 
+        Bytes that the upload has already are the same part again: a client that has lost an answer repeats
+        its request, and the whole must still fit.
         Raises: InvalidRequestError for more than the upload's `bytes`; NotFoundError, ConflictError.
         """
         with received.path.open("rb") as stream:
@@ -170,8 +171,7 @@ class UploadService:
         return to_object(row)
 
     def delete_expired(self) -> None:
-        """End uploads whose hour has passed, and remove what no upload has (left by a crash, or by a client
-        that was still sending)."""
+        """End uploads whose hour has passed, and remove bytes that a crash has left without a row."""
         now = self.clock()
         with self.database.read() as session:
             overdue = uploads.overdue(session, now)
