@@ -4,103 +4,27 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from tests.fakes.asgi_server import serving, unused_url
-from tests.fakes.fake_openai import FakeOpenAI
+from tests.fakes.service_processes import TOKEN, GatewayProcess, running_gateway
 
 MIB = 1024 * 1024
-TOKEN = "between-us"
-
-
-@dataclass(frozen=True)
-class Process:
-    url: str
-    pid: int
-    orchestrator_url: str = ""
-    """Of the one behind it, where workers report."""
-
-    def rss_bytes(self) -> int:
-        fields = Path(f"/proc/{self.pid}/statm").read_text().split()
-        return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-@contextmanager
-def running(module: str, url: str, log: Path, **environment: str) -> Iterator[Process]:
-    """A service process of its own group, healthy, and gone afterwards."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("SAGE_", "OPENAI_"))}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", module],
-            env=clean | environment | {"OMP_NUM_THREADS": "1"},
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + 60
-        while not _is_healthy(url):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{module} did not start:\n{log.read_text()}")
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(0.05)
-        yield Process(url, process.pid)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(20)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-
-
-def _is_healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/healthz", timeout=1).is_success
-    except httpx.HTTPError:
-        return False
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    folder = tmp_path_factory.mktemp("stack")
-    orchestrator_url, gateway_url = unused_url(), unused_url()
-    shared = {
-        "SAGE_HOME": str(folder / "home"),
-        "SAGE_INTERNAL_TOKEN": TOKEN,
-        "SAGE_ORCHESTRATOR_URL": orchestrator_url,
-        "SAGE_ORCHESTRATOR_PORT": orchestrator_url.rpartition(":")[2],
-        "SAGE_GATEWAY_PORT": gateway_url.rpartition(":")[2],
-        "SAGE_GATEWAY_URL": gateway_url,
-    }
-    with (
-        serving(FakeOpenAI().app) as inference_url,
-        running("sage_orchestrator", orchestrator_url, folder / "orchestrator.log", **shared),
-        running(
-            "sage_gateway", gateway_url, folder / "gateway.log", SAGE_INFERENCE_URL=inference_url, **shared
-        ) as process,
-    ):
-        beat = {"worker_id": "trainer@test:1", "kind": "trainer", "device": "cpu"}
-        headers = {"X-Sage-Internal-Token": TOKEN}
-        httpx.post(f"{orchestrator_url}/internal/workers/beat", json=beat, headers=headers).raise_for_status()
-        yield replace(process, orchestrator_url=orchestrator_url)
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    with running_gateway(tmp_path_factory.mktemp("stack")) as process:
+        yield process
 
 
 @pytest.fixture
-def sdk(gateway: Process) -> Iterator[openai.OpenAI]:
+def sdk(gateway: GatewayProcess) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="unused", max_retries=0, timeout=60) as client:
         yield client
 
@@ -125,10 +49,10 @@ def test_a_file_and_a_job_through_the_gateway(sdk: openai.OpenAI) -> None:
     assert sdk.fine_tuning.jobs.cancel(job.id).status == "cancelled"
 
 
-def work_on(gateway: Process, job_id: str, loss: float) -> None:
+def work_on(gateway: GatewayProcess, job_id: str, loss: float) -> None:
     """What a trainer says about a job of two steps."""
     with httpx.Client(
-        base_url=f"{gateway.orchestrator_url}/internal/jobs/{job_id}",
+        base_url=f"{gateway.orchestrator.url}/internal/jobs/{job_id}",
         headers={"X-Sage-Internal-Token": TOKEN},
     ) as link:
         said = {"worker_id": "w1"}
@@ -145,7 +69,7 @@ def work_on(gateway: Process, job_id: str, loss: float) -> None:
         link.post("/finish", json=said | done | metrics).raise_for_status()
 
 
-def test_the_steps_of_a_job_are_a_file_of_its_own(gateway: Process, sdk: openai.OpenAI) -> None:
+def test_the_steps_of_a_job_are_a_file_of_its_own(gateway: GatewayProcess, sdk: openai.OpenAI) -> None:
     uploaded = sdk.files.create(file=("pairs.jsonl", io.BytesIO(rows(20))), purpose="fine-tune")
     job = sdk.fine_tuning.jobs.create(model="smollm2-135m", training_file=uploaded.id, suffix="steps")
     assert job.result_files == []
@@ -169,7 +93,9 @@ def test_the_steps_of_a_job_are_a_file_of_its_own(gateway: Process, sdk: openai.
     ]
 
 
-def test_the_models_list_follows_jobs_and_deletions_at_once(gateway: Process, sdk: openai.OpenAI) -> None:
+def test_the_models_list_follows_jobs_and_deletions_at_once(
+    gateway: GatewayProcess, sdk: openai.OpenAI
+) -> None:
     def names() -> list[str]:
         return [model.id for model in sdk.models.list() if model.id.startswith("brief")]
 
@@ -188,7 +114,7 @@ def test_the_models_list_follows_jobs_and_deletions_at_once(gateway: Process, sd
     assert names() == []
 
 
-def test_a_sweep_through_the_gateway(gateway: Process, sdk: openai.OpenAI) -> None:
+def test_a_sweep_through_the_gateway(gateway: GatewayProcess, sdk: openai.OpenAI) -> None:
     body = {"model": "smollm2-135m", "sage": {"task": "code"}, "grid": {"lora.r": [4, 8]}}
     sweep = sdk.post("/sage/sweeps", body=body, cast_to=httpx.Response).json()
     path = f"{gateway.url}/v1/sage/sweeps/{sweep['id']}"
@@ -221,7 +147,7 @@ def test_errors_of_the_orchestrator_arrive_as_the_sdks_classes(sdk: openai.OpenA
     assert body["source"] == "orchestrator" and body["error"]["param"] == "seed"
 
 
-def test_uploads_are_streamed_not_kept(gateway: Process, tmp_path: Path) -> None:
+def test_uploads_are_streamed_not_kept(gateway: GatewayProcess, tmp_path: Path) -> None:
     big = tmp_path / "big.jsonl"
     line = json.dumps({"prompt": "x" * 1000, "completion": "y"}).encode() + b"\n"
     with big.open("wb") as stream:
@@ -253,7 +179,7 @@ def test_paging_goes_through(sdk: openai.OpenAI) -> None:
     assert [file.id for file in page.data] == ids[1:]
 
 
-def test_status_knows_who_is_there(gateway: Process) -> None:
+def test_status_knows_who_is_there(gateway: GatewayProcess) -> None:
     parts = {part["name"]: part for part in httpx.get(f"{gateway.url}/v1/sage/status").json()["parts"]}
     states = {name: part["state"] for name, part in parts.items()}
     assert states == {
@@ -267,12 +193,12 @@ def test_status_knows_who_is_there(gateway: Process) -> None:
     assert "heard" in parts["merger"]["detail"]["error"]
 
 
-def test_devices_are_proxied_and_internal_routes_are_not(gateway: Process) -> None:
+def test_devices_are_proxied_and_internal_routes_are_not(gateway: GatewayProcess) -> None:
     assert httpx.get(f"{gateway.url}/v1/sage/devices").json()["object"] == "list"
     for path in ("/internal/workers", "/v1/files/..%2f..%2finternal%2fworkers", "/v1/files/%2e%2e/internal"):
         response = httpx.get(f"{gateway.url}{path}", headers={"X-Sage-Internal-Token": TOKEN})
         assert response.status_code == 404
 
 
-def test_an_idle_gateway_is_small(gateway: Process) -> None:
+def test_an_idle_gateway_is_small(gateway: GatewayProcess) -> None:
     assert gateway.rss_bytes() < 80 * MIB

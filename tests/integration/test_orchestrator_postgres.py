@@ -14,8 +14,10 @@ from sqlalchemy import text
 from tests.fakes.orchestrator_machine import run_job_machine
 from tests.fakes.orchestrator_rig import GIB, Rig, open_rig, rows
 from tests.fakes.postgres_server import running_postgres
+from tests.fakes.upload_calls import begin, cancel, kept, send
 
-from sage_contracts.errors import NotYoursError, SageError
+from sage_contracts.errors import ConflictError, NotYoursError, SageError
+from sage_contracts.uploads import CompleteUploadRequest
 from sage_contracts.workers import ClaimRequest
 from sage_orchestrator.database import HEAD, Database
 from sage_orchestrator.rows import Base
@@ -171,6 +173,36 @@ def test_devices_models_and_merges(rig: Rig) -> None:
     beat = {"worker_id": "w1", "kind": "trainer"}
     assert rig.http.post("/internal/workers/beat", json=beat).status_code == 204
     assert rig.http.delete("/v1/models/code").status_code == 200
+
+
+def test_parts_that_come_together_share_the_room_and_make_one_file(postgres: str, rig: Rig) -> None:
+    upload_id = begin(rig, 9)["id"]
+    first = send(rig, upload_id, b"abc")["id"]
+    pieces = [b"abc", b"def", b"ghi", b"jkl", b"mno"]
+
+    def post(data: bytes) -> Any:
+        path = f"/v1/uploads/{upload_id}/parts"
+        return rig.http.post(path, files={"data": ("\x00upload", data)})
+
+    answers = [post(pieces[0]), *at_once([lambda data=data: post(data) for data in pieces[1:]])]
+    kept_ids = [answer.json()["id"] for answer in answers if answer.status_code == 200]
+    assert (len(kept_ids), kept_ids[0]) == (3, first)
+    # Another process, as after a restart.
+    with open_rig(rig.home, database_url=postgres) as again:
+        ask = CompleteUploadRequest(part_ids=kept_ids)
+        ends = at_once([lambda: again.parts.uploads.complete(upload_id, ask)] * 3)
+        assert sum(isinstance(end, ConflictError) for end in ends) == 2
+        (file,) = again.get("/v1/files")["data"]
+        assert kept(rig.home) == [f"{file['id']}.jsonl"]
+
+
+def test_an_upload_expires(rig: Rig) -> None:
+    upload_id = begin(rig, 9)["id"]
+    send(rig, upload_id, b"abc")
+    rig.clock.advance(3600)
+    rig.parts.uploads.delete_expired()
+    assert "is expired" in cancel(rig, upload_id, status=409)["error"]["message"]
+    assert kept(rig.home) == []
 
 
 def test_a_walk_through_the_state_machine(postgres: str, rig: Rig, tmp_path: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from tests.fakes.orchestrator_rig import Rig, open_rig, rows
+from tests.fakes.small_disk import files_no_larger_than
 
 MIB = 2**20
 
@@ -130,17 +129,6 @@ def test_a_size_that_was_not_announced_is_refused_when_it_comes(home: Path) -> N
         response = rig.http.post("/v1/files", content=body(), headers=headers)
         assert response.status_code == 413
         assert kept(home) == []
-
-
-@contextmanager
-def files_no_larger_than(size_bytes: int) -> Iterator[None]:
-    """The kernel refuses to write beyond: as good as a full disk, and it needs no privileges."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(rig: Rig) -> None:

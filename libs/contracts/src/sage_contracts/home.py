@@ -27,6 +27,11 @@ class Home:
         return self.root / "files"
 
     @property
+    def file_parts(self) -> Path:
+        """Parts of files whose upload is not completed."""
+        return self.files / "parts"
+
+    @property
     def base_models(self) -> Path:
         return self.root / "base_models"
 

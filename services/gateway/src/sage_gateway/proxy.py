@@ -27,6 +27,7 @@ _NOT_RETURNED = _HOP_HEADERS | {"server", "date", "x-request-id"}
 
 ORCHESTRATED = (
     "/v1/files",
+    "/v1/uploads",
     "/v1/fine_tuning",
     "/v1/sage/models",
     "/v1/sage/merges",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import Literal
 
-Prefix = Literal["ftjob", "ftevent", "ftckpt", "file", "merge", "sweep"]
+Prefix = Literal["ftjob", "ftevent", "ftckpt", "file", "merge", "sweep", "upload", "part"]
 
 
 def new_id(prefix: Prefix) -> str:

@@ -32,6 +32,8 @@ from sage_orchestrator.settings import OrchestratorSettings
 from sage_orchestrator.sweeper import Periodic, Sweeper
 from sage_orchestrator.sweeps import endpoints as sweep_endpoints
 from sage_orchestrator.sweeps.service import SweepService
+from sage_orchestrator.uploads import endpoints as upload_endpoints
+from sage_orchestrator.uploads.service import UploadService
 from sage_orchestrator.workers import endpoints as worker_endpoints
 from sage_orchestrator.workers.service import WorkerService
 from sage_servicekit import logs, serve
@@ -59,6 +61,7 @@ class Orchestrator:
         self._housekeeper = Periodic("housekeeper", _HOUSEKEEPING_S, self._keep_house)
         self._validator = ThreadPoolExecutor(1, "validator")
         self.files = FileService(self.database, home, clock)
+        self.uploads = UploadService(self.database, home, clock, self.files, settings.max_file_bytes)
         self.workers = WorkerService(self.database, clock, settings.worker_seen_s)
         self.devices = DeviceService(self.database, clock, settings.device_lease_s, self._ringer.wake)
         self.models = ModelService(self.database, home)
@@ -105,6 +108,7 @@ class Orchestrator:
 
     def _keep_house(self) -> None:
         self.files.delete_expired()
+        self.uploads.delete_expired()
         self.devices.delete_expired()
         self.workers.forget_unseen()
 
@@ -142,6 +146,7 @@ def build_app(
     app = create_app(NAME, settings, lifespan)
     app.state.orchestrator = parts
     app.include_router(file_endpoints.make_router(parts.files, settings.max_file_bytes))
+    app.include_router(upload_endpoints.make_router(parts.uploads))
     app.include_router(job_endpoints.make_router(parts.jobs))
     app.include_router(job_endpoints.make_internal_router(parts.attempts))
     app.include_router(model_endpoints.make_router(parts.models))

@@ -30,6 +30,43 @@ class FileRow(Base):
     expires_at: Mapped[float | None]
 
 
+class UploadRow(Base):
+    """A file that comes in parts."""
+
+    __tablename__ = "uploads"
+
+    seq: Mapped[int] = mapped_column(_Sequence, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    filename: Mapped[str]
+    purpose: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    """Of the whole file, as announced."""
+    received_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Of all its parts; never above `size_bytes`."""
+    status: Mapped[str] = mapped_column(index=True)
+    created_at: Mapped[float]
+    expires_at: Mapped[float]
+    file_lifetime_s: Mapped[int | None]
+    file_id: Mapped[str | None]
+    """Set by completion."""
+
+
+class UploadPartRow(Base):
+    """Bytes of an unfinished upload; they lie in the home's `file_parts`, named by id."""
+
+    __tablename__ = "upload_parts"
+    __table_args__ = (UniqueConstraint("upload_id", "sha256"),)
+
+    seq: Mapped[int] = mapped_column(_Sequence, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id"))
+    sha256: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    times_sent: Mapped[int] = mapped_column(default=1)
+    """The same bytes again are the same part: a repetition, or a file in which they occur again."""
+    created_at: Mapped[float]
+
+
 class LeasedWork:
     """Columns of work that one worker at a time holds by lease; `attempt` is the fencing token."""
 

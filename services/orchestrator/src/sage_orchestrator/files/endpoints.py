@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from sage_contracts.files import FileObject, FilePurpose
 from sage_contracts.paging import Deleted, ListPage
 from sage_orchestrator.files.service import FileService
-from sage_orchestrator.files.upload import UploadReader, check_room
+from sage_orchestrator.files.upload import UploadReader, check_announced, whole_file
 from sage_orchestrator.paging import PageOrder
 
 
@@ -20,9 +20,9 @@ def make_router(service: FileService, max_file_bytes: int) -> APIRouter:
 
     @router.post("")
     async def upload(request: Request) -> FileObject:
-        announced = request.headers.get("content-length", "0")
-        check_room(service.folder, int(announced) if announced.isdecimal() else 0, max_file_bytes)
-        reader = UploadReader(request.headers.get("content-type"), service.folder, max_file_bytes)
+        expected = whole_file(max_file_bytes)
+        check_announced(service.folder, request.headers.get("content-length"), expected)
+        reader = UploadReader(request.headers.get("content-type"), service.folder, expected)
         received = await reader.read(request.stream())
         try:
             return await run_in_threadpool(service.keep, received)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from sqlalchemy.orm import Session
 
 from sage_contracts.errors import ConflictError, InvalidRequestError, NotFoundError
 from sage_contracts.files import FileObject, FilePurpose
@@ -13,7 +15,7 @@ from sage_contracts.paging import Deleted, ListPage
 from sage_orchestrator.clock import Clock
 from sage_orchestrator.database import Database
 from sage_orchestrator.files import repository as files
-from sage_orchestrator.files.upload import TEMPORARY_PREFIX, Upload
+from sage_orchestrator.files.upload import TEMPORARY_PREFIX, Upload, sync_folder
 from sage_orchestrator.ids import new_id
 from sage_orchestrator.paging import PageOrder, list_page
 from sage_orchestrator.rows import FileRow
@@ -25,6 +27,7 @@ _KNOWN_SUFFIXES = (
     ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst",
 )  # fmt: skip
 _STALE_UPLOAD_S = 24 * 3600.0
+LIFETIME_FIELD = "expires_after[seconds]"
 
 
 class FileService:
@@ -37,16 +40,22 @@ class FileService:
     def folder(self) -> Path:
         return self._home.files
 
-    def keep(self, upload: Upload) -> FileObject:
-        """Give an upload its id and its row. Raises: InvalidRequestError, StorageFullError."""
-        purpose = _purpose(upload.fields.get("purpose"))
+    def keep(
+        self, upload: Upload, also: Callable[[Session, str], None] = lambda _session, _file_id: None
+    ) -> FileObject:
+        """Give an upload its id and its row; `also` writes in the same transaction, or refuses it.
+
+        Raises: InvalidRequestError, StorageFullError, and what `also` does; then the bytes are gone.
+        """
+        purpose = purpose_of(upload.fields.get("purpose"))
+        seconds = lifetime_s(upload.fields.get(LIFETIME_FIELD))
         now = self._clock()
         file_id = new_id("file")
         path = self.folder / f"{file_id}{_suffix(upload.filename)}"
         upload.path.chmod(0o644)
         upload.path.replace(path)
         try:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
             row = FileRow(
                 id=file_id,
                 filename=upload.filename,
@@ -54,9 +63,10 @@ class FileService:
                 size_bytes=upload.size_bytes,
                 path=self._home.relative(path),
                 created_at=now,
-                expires_at=_expiry(upload.fields, now),
+                expires_at=None if seconds is None else now + seconds,
             )
             with self._database.write() as session:
+                also(session, file_id)
                 session.add(row)
         except BaseException:
             path.unlink(missing_ok=True)
@@ -122,7 +132,8 @@ def to_object(row: FileRow) -> FileObject:
     )
 
 
-def _purpose(given: str | None) -> FilePurpose:
+def purpose_of(given: str | None) -> FilePurpose:
+    """What a file may be uploaded for. Raises: InvalidRequestError."""
     uploadable = [purpose for purpose in FilePurpose if purpose is not FilePurpose.FINE_TUNE_RESULTS]
     names = ", ".join(purpose.value for purpose in uploadable)
     if not given:
@@ -132,27 +143,18 @@ def _purpose(given: str | None) -> FilePurpose:
     return FilePurpose(given)
 
 
-def _expiry(fields: dict[str, str], now: float) -> float | None:
-    given = fields.get("expires_after[seconds]")
+def lifetime_s(given: str | None) -> int | None:
+    """After how long a file goes; None: never. Raises: InvalidRequestError."""
     if given is None:
         return None
     if not given.isdecimal() or not 3600 <= int(given) <= 2_592_000:
         raise InvalidRequestError(
-            "expires_after[seconds] is a number from 3600 (an hour) to 2592000 (30 days).",
+            "The seconds of expires_after are a number from 3600 (an hour) to 2592000 (30 days).",
             param="expires_after",
         )
-    return now + int(given)
+    return int(given)
 
 
 def _suffix(filename: str) -> str:
     lowered = filename.lower()
     return next((suffix for suffix in _KNOWN_SUFFIXES if lowered.endswith(suffix)), "")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in this folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

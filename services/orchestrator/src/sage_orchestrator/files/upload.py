@@ -25,6 +25,15 @@ _WRITE_BYTES = 1024 * 1024
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+@dataclass(frozen=True)
+class Expected:
+    """The part of the form that carries the bytes: at most so many, and what is said of more."""
+
+    name: str
+    max_bytes: int
+    refusal: SageError
+
+
 @dataclass
 class Upload:
     """What arrived: the form's fields, and the file's bytes under a temporary name."""
@@ -36,15 +45,15 @@ class Upload:
 
 
 class UploadReader:
-    """Feeds a request's body to a multipart parser; the part named `file` goes to `folder` as it comes."""
+    """Feeds a request's body to a multipart parser; the expected part goes to `folder` as it comes."""
 
-    def __init__(self, content_type: str | None, folder: Path, max_bytes: int) -> None:
+    def __init__(self, content_type: str | None, folder: Path, expected: Expected) -> None:
         kind, options = parse_options_header(content_type)
         if kind != b"multipart/form-data" or b"boundary" not in options:
             raise InvalidRequestError(
-                "Upload files as multipart/form-data with the parts `file` and `purpose`."
+                f"Send the bytes as multipart/form-data, in a part named `{expected.name}`."
             )
-        self._max_bytes = max_bytes
+        self._expected = expected
         self._parser = MultipartParser(
             options[b"boundary"],
             {
@@ -62,7 +71,7 @@ class UploadReader:
         self._has_file = False
         self._begin_part()
         folder.mkdir(parents=True, exist_ok=True)
-        self._stream, self.upload = _open_temporary(folder)
+        self._stream, self.upload = open_temporary(folder)
 
     async def read(self, body: AsyncIterator[bytes]) -> Upload:
         """The whole upload, on disk and synced. On any failure nothing is left there.
@@ -93,14 +102,13 @@ class UploadReader:
         self._pending.clear()
 
     def _finish(self) -> None:
+        name = self._expected.name
         if not self._is_complete or not self._has_file:
-            raise InvalidRequestError("The upload has no complete part named `file`.", param="file")
+            raise InvalidRequestError(f"The upload has no complete part named `{name}`.", param=name)
         if self.upload.size_bytes == 0:
-            raise InvalidRequestError(f"The file {self.upload.filename!r} is empty.", param="file")
+            raise InvalidRequestError(f"The {name} {self.upload.filename!r} is empty.", param=name)
         self._flush()
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        self._stream.close()
+        close_synced(self._stream)
 
     def _begin_part(self) -> None:
         self._headers: dict[bytes, bytes] = {}
@@ -117,7 +125,7 @@ class UploadReader:
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         if self._part_name is None:
             self._name_part()
-        if self._part_name != "file":
+        if self._part_name != self._expected.name:
             self._text += data[start:end]
             if len(self._text) > _FIELD_LIMIT_BYTES:
                 raise InvalidRequestError(
@@ -126,51 +134,68 @@ class UploadReader:
             return
         self._pending += data[start:end]
         self.upload.size_bytes += end - start
-        if self.upload.size_bytes > self._max_bytes:
-            raise PayloadTooLargeError(too_large(self._max_bytes), param="file")
+        if self.upload.size_bytes > self._expected.max_bytes:
+            raise self._expected.refusal
 
     def _end_part(self) -> None:
         if self._part_name is None:
             self._name_part()
-        if self._part_name and self._part_name != "file":
+        if self._part_name and self._part_name != self._expected.name:
             self.upload.fields[self._part_name] = self._text.decode(errors="replace")
 
     def _name_part(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition"))
         self._part_name = options.get(b"name", b"").decode(errors="replace")
-        if self._part_name == "file":
+        if self._part_name == self._expected.name:
             self._has_file = True
-            # Some clients send the whole path; only its last part is a name.
-            given = options.get(b"filename", b"upload").decode(errors="replace").replace("\\", "/")
-            self.upload.filename = given.rsplit("/", 1)[-1] or "upload"
+            self.upload.filename = plain_name(options.get(b"filename", b"upload").decode(errors="replace"))
 
     def _end(self) -> None:
         self._is_complete = True
 
 
-def check_room(folder: Path, announced_bytes: int, max_bytes: int) -> None:
-    """Refuse what cannot fit before it is sent. Raises: PayloadTooLargeError, StorageFullError."""
+def plain_name(given: str) -> str:
+    """A file's name alone: some clients send the whole path, and PostgreSQL cannot store a NUL."""
+    return given.replace("\x00", "").replace("\\", "/").rsplit("/", 1)[-1] or "upload"
+
+
+def whole_file(max_bytes: int) -> Expected:
+    return Expected("file", max_bytes, too_large(max_bytes, "file"))
+
+
+def too_large(max_bytes: int, param: str) -> PayloadTooLargeError:
+    return PayloadTooLargeError(
+        f"The file is larger than the limit of {size_text(max_bytes)} (SAGE_MAX_FILE_BYTES).", param=param
+    )
+
+
+def check_announced(folder: Path, content_length: str | None, expected: Expected) -> None:
+    """Refuse what cannot fit before it is sent. Raises: `expected.refusal`, StorageFullError."""
+    announced_bytes = int(content_length) if content_length and content_length.isdecimal() else 0
     # The form around the file takes some bytes too, so a body slightly over the limit may still be fine.
-    if announced_bytes > max_bytes + 2 * _FIELD_LIMIT_BYTES:
-        raise PayloadTooLargeError(too_large(max_bytes), param="file")
+    if announced_bytes > expected.max_bytes + 2 * _FIELD_LIMIT_BYTES:
+        raise expected.refusal
+    check_room(folder, announced_bytes, "The upload has")
+
+
+def check_room(folder: Path, needed_bytes: int, what: str) -> None:
+    """Raises: StorageFullError, saying that `what` has so many bytes, but the folder has not."""
     folder.mkdir(parents=True, exist_ok=True)
     free_bytes = shutil.disk_usage(folder).free
-    if announced_bytes > free_bytes:
+    if needed_bytes > free_bytes:
         raise StorageFullError(
-            f"The upload has {_mib(announced_bytes)} but {folder} has only {_mib(free_bytes)} free: "
+            f"{what} {size_text(needed_bytes)} but {folder} has only {size_text(free_bytes)} free: "
             "free space or set SAGE_HOME to another disk."
         )
 
 
-def too_large(max_bytes: int) -> str:
-    return f"The file is larger than the limit of {_mib(max_bytes)} (SAGE_MAX_FILE_BYTES)."
+def is_full(error: BaseException) -> bool:
+    """Whether the disk, or a quota on it, has no room for what was written."""
+    return isinstance(error, OSError) and error.errno in _FULL
 
 
-def _mib(size_bytes: int) -> str:
-    return f"{size_bytes / 2**20:.0f} MiB" if size_bytes >= 2**20 else f"{size_bytes} bytes"
-
-
-def _open_temporary(folder: Path) -> tuple[IO[bytes], Upload]:
+def open_temporary(folder: Path) -> tuple[IO[bytes], Upload]:
+    """An empty file under a temporary name in `folder`. Raises: StorageFullError."""
     try:
         descriptor, path = tempfile.mkstemp(dir=folder, prefix=TEMPORARY_PREFIX)
     except OSError as error:
@@ -180,8 +205,28 @@ def _open_temporary(folder: Path) -> tuple[IO[bytes], Upload]:
     return os.fdopen(descriptor, "wb"), Upload(path=Path(path))
 
 
+def close_synced(stream: IO[bytes]) -> None:
+    """Close a file that a power cut must not take back."""
+    stream.flush()
+    os.fsync(stream.fileno())
+    stream.close()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in this folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def size_text(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.0f} MiB" if size_bytes >= 2**20 else f"{size_bytes} bytes"
+
+
 def _in_our_words(error: BaseException, folder: Path) -> SageError | None:
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if is_full(error):
         return StorageFullError(
             f"No space left for the file in {folder}: free space or set SAGE_HOME to another disk. "
             "Nothing was kept."
