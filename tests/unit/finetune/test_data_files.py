@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from datetime import date
 from decimal import Decimal
@@ -351,3 +352,45 @@ def test_of_two_fields_with_one_name_the_last_holds_the_rows(tmp_path: Path) -> 
 def test_wrong_bytes_in_a_large_object_make_their_row_bad(tmp_path: Path) -> None:
     text = json.dumps({"license": LARGE, "data": [QA, {"text": "!"}, QA]}).encode().replace(b"!", b"\xff")
     assert rows_of(tmp_path / "a.json", text) == [QA, "text: holds bytes that are not UTF-8", QA]
+
+
+def save_to_disk(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """As `datasets` 4 does."""
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.Table.from_pylist(rows)
+    folder.mkdir(parents=True)
+    path = str(folder / "data-00000-of-00001.arrow")
+    with pyarrow.OSFile(path, "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    (folder / "dataset_info.json").write_text(json.dumps({"features": {"question": {"dtype": "string"}}}))
+    (folder / "state.json").write_text(
+        json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]})
+    )
+
+
+def test_what_save_to_disk_wrote_is_read(tmp_path: Path) -> None:
+    rows = [{"question": f"Q{n}", "answer": "A", "turns": [{"a": n}]} for n in range(3000)]
+    save_to_disk(tmp_path / "one", rows)
+    assert [row.value for row in load_rows(tmp_path / "one")] == rows
+    for split in ("train", "test"):
+        save_to_disk(tmp_path / "several" / split, [{"question": split, "answer": "A"}])
+    (tmp_path / "several" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    report = validate_file(tmp_path / "several")
+    assert (report.rows, report.container) == (1, "Arrow")
+    assert "its split test (test/data-00000-of-00001.arrow)" in report.notes[1]
+
+
+def test_arrow_files_are_read_and_damaged_ones_named(tmp_path: Path) -> None:
+    feather = pytest.importorskip("pyarrow.feather")
+    pyarrow = pytest.importorskip("pyarrow")
+    path = tmp_path / "rows.feather"
+    feather.write_feather(pyarrow.table({"question": ["Q?"], "answer": ["A"]}), path)
+    assert [row.value for row in load_rows(path)] == [QA]
+    path.with_suffix(".gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert [row.value for row in load_rows(path.with_suffix(".gz"))] == [QA]
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InvalidDataError, match=r"rows\.feather cannot be read as Arrow"):
+        list(load_rows(path))
+    path.write_bytes(b"\xff\xff\xff\xff no Arrow")
+    with pytest.raises(InvalidDataError, match=r"rows\.feather cannot be read as Arrow"):
+        list(load_rows(path))

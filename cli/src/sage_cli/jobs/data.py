@@ -15,7 +15,7 @@ from sage.tools.finetune.code_data import SOURCE_SUFFIXES, build_code_pairs
 from sage.tools.finetune.code_data import source_files as trees
 from sage.tools.finetune.code_data.archives import check_archive, is_archive_name
 from sage.tools.finetune.data.hub import is_hub_id
-from sage.tools.finetune.data.opening import is_parquet
+from sage.tools.finetune.data.opening import is_columnar
 from sage.tools.finetune.storage import temporary_folder_errors
 from sage.tools.finetune.task_data import is_source_tree
 from sage_contracts.config import Task
@@ -61,10 +61,10 @@ def check(path: Path, task: Task, method: str = "sft") -> list[str]:
 @contextmanager
 def packed(path: Path, task: Task, method: str = "sft") -> Iterator[DataFile]:
     """The file to upload: the path itself; or temporarily the rows of a folder, of a hub's data set or of a
-    Parquet file, which the server could not read, as JSON Lines; or an archive of a folder's sources, or of a
-    single one, as a source tree is an archive to the server. Raises: StorageFullError."""
+    Parquet or Arrow file, which the server could not read, as JSON Lines; or an archive of a folder's
+    sources, or of a single one, as a source tree is an archive to the server. Raises: StorageFullError."""
     is_tree = path.exists() and _means_sources(path, task, method)
-    if path.is_file() and not is_tree and not is_parquet(path, path.name):
+    if path.is_file() and not is_tree and not is_columnar(path, path.name):
         yield DataFile(path, path.name)
         return
     with ExitStack() as stack:
@@ -75,7 +75,7 @@ def packed(path: Path, task: Task, method: str = "sft") -> Iterator[DataFile]:
 
 
 def _as_lines(path: Path, folder: Path) -> Path:
-    name = path.absolute().name.removesuffix(".parquet").replace(":", "-")
+    name = path.absolute().name.removesuffix(".parquet").removesuffix(".arrow").replace(":", "-")
     lines = folder / f"{name or 'rows'}.jsonl"
     _write_rows(path, lines)
     return lines

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from sage.tools.finetune.data.layout import choose_files, is_data_name
+from sage.tools.finetune.data.layout import choose_files, data_names
 from sage.tools.finetune.hub_models import HUB_ANSWER_S, BrokenOffError, after_the_answer
 from sage.tools.finetune.storage import require_free_space, storage_errors
 from sage_contracts.errors import InvalidDataError, StorageFullError
@@ -71,7 +71,7 @@ def _download(
 
     info = HfApi().dataset_info(name, timeout=HUB_ANSWER_S, files_metadata=True)
     sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
-    found = [file for file in sizes if is_data_name(file)]
+    found = data_names(sizes)
     if not found:
         raise InvalidDataError(f"The data set {name} holds no JSON, CSV or Parquet file. {instead}")
     card = {"configs": getattr(info.card_data, "configs", None)}

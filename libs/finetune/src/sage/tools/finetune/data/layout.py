@@ -7,16 +7,16 @@ Source: huggingface.co/docs/hub/datasets-manual-configuration and datasets-file-
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from sage_contracts.errors import InvalidDataError
 
-_DATA_NAME = re.compile(r"(?i)\.(json|jsonl|ndjson|csv|tsv|parquet)(\.gz|\.zst)?$")
+_DATA_NAME = re.compile(r"(?i)\.(json|jsonl|ndjson|csv|tsv|parquet|arrow)(\.gz|\.zst)?$")
 
 _NO_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
-"""What `datasets` writes about rows that are in other files."""
+"""What `datasets` writes about rows that are in other files, and beside the first of them its state."""
 TRAIN = "train"
 _SPLITS = {
     **dict.fromkeys(("train", "training"), TRAIN),
@@ -26,7 +26,7 @@ _SPLITS = {
 _WORD = re.compile(r"[A-Za-z]+")
 _SHARD = re.compile(r"(\w+)-\d{5}-of-\d{5}")
 _SHARD_END = re.compile(r"-\d{5}-of-\d{5}.*$")
-_CONTAINERS = ("jsonl", "ndjson", "json", "parquet", "csv", "tsv")
+_CONTAINERS = ("jsonl", "ndjson", "json", "parquet", "arrow", "csv", "tsv")
 """The most faithful first: Parquet gives all rows the fields of each, a table gives nothing but text."""
 _SAYS_NOTHING = {"data", "default", *_CONTAINERS}
 """Names of folders that hold any data."""
@@ -47,7 +47,19 @@ class Choice(NamedTuple):
 
 
 def is_data_name(name: str) -> bool:
-    return bool(_DATA_NAME.search(name)) and PurePosixPath(name).name not in _NO_ROWS
+    return bool(_DATA_NAME.search(name))
+
+
+def data_names(names: Iterable[str]) -> list[str]:
+    """Those of a folder's files that are named like rows, in order."""
+    found = {name for name in names if is_data_name(name)}
+    paths = map(PurePosixPath, sorted(found))
+    return [
+        str(path)
+        for path in paths
+        if path.name not in _NO_ROWS
+        and not (path.name == "state.json" and str(path.with_name("dataset_info.json")) in found)
+    ]
 
 
 def data_card(folder: Path) -> dict[str, Any]:

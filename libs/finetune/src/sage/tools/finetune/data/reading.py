@@ -11,14 +11,15 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 import orjson
 
+from sage.tools.finetune.data.columnar import columnar_rows
 from sage.tools.finetune.data.conversation import RowError
 from sage.tools.finetune.data.encodings import has_fault, marked_faults, possible_encodings
 from sage.tools.finetune.data.formats import format_name
 from sage.tools.finetune.data.json_members import member_rows, outline_of
 from sage.tools.finetune.data.json_rows import MAX_ROW_BYTES, Found, document_rows, line_rows, list_rows
-from sage.tools.finetune.data.opening import HEAD_BYTES, PARQUET, head_of, open_plain
+from sage.tools.finetune.data.opening import HEAD_BYTES, columnar_kind, head_of, open_plain
 from sage.tools.finetune.data.sources import files_of
-from sage.tools.finetune.data.tables import NO_DELIMITER, find_delimiter, parquet_rows, table_rows
+from sage.tools.finetune.data.tables import NO_DELIMITER, find_delimiter, table_rows
 from sage_contracts.errors import InvalidDataError
 
 _READ_BYTES = 1 << 18
@@ -75,8 +76,8 @@ class Rows:
 
     def _file_rows(self, path: Path, name: str) -> Iterable[Found]:
         head = head_of(path, name)
-        if head.startswith(PARQUET):
-            return self._told("Parquet", parquet_rows(path, name))
+        if kind := columnar_kind(head):
+            return self._told(kind, columnar_rows(path, name, kind))
         found = possible_encodings(head, is_whole=len(head) < HEAD_BYTES)
         if len(found) != 1:
             raise InvalidDataError(_unreadable(name, found))

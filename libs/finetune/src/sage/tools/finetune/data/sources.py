@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sage.tools.finetune.data.hub import fetch_dataset, is_hub_id
-from sage.tools.finetune.data.layout import choose_files, data_card, is_data_name
+from sage.tools.finetune.data.layout import choose_files, data_card, data_names, is_data_name
 from sage_contracts.errors import InvalidDataError
 
 
@@ -29,8 +29,8 @@ def files_of(path: Path, name: str, notes: list[str]) -> Iterator[tuple[Path, st
         raise InvalidDataError(f"There is no file {path}. Give the path of a JSON, CSV or Parquet file.")
     if not names:
         raise InvalidDataError(
-            f"The folder {name} holds no data: no file ends in .json, .jsonl, .csv, .tsv or .parquet (also "
-            "with .gz or .zst)."
+            f"The folder {name} holds no data: no file ends in .json, .jsonl, .csv, .tsv, .parquet or "
+            ".arrow (also with .gz or .zst)."
         )
     how_many = "1 file" if len(names) == 1 else f"{len(names)} files"
     notes += [f"{how_many} of the {kind} {name}, in the order of their names", *left_out]
@@ -41,4 +41,6 @@ def files_of(path: Path, name: str, notes: list[str]) -> Iterator[tuple[Path, st
 def data_files(folder: Path) -> list[Path]:
     """Files below a folder that are named like data; hidden ones are left out."""
     found = (file for file in folder.rglob("*") if is_data_name(file.name) and file.is_file())
-    return sorted(f for f in found if not any(part.startswith(".") for part in f.relative_to(folder).parts))
+    names = [file.relative_to(folder) for file in found]
+    shown = [name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)]
+    return [folder / name for name in data_names(shown)]
