@@ -401,5 +401,17 @@ def test_a_system_field_beside_turns_of_any_format_comes_first() -> None:
     expected = [("system", "S"), ("user", "a"), ("assistant", "b")]
     assert turns({"system": "S", "messages": [asked, said]}) == expected
     assert turns({"system": "S", "prompt": [asked], "completion": [said]}) == expected
-    own = {"role": "system", "content": "own"}
-    assert turns({"system": "S", "messages": [own, asked, said]}) == [("system", "own"), *expected[1:]]
+
+
+def test_a_system_field_may_repeat_the_system_turn_but_not_contradict_it() -> None:
+    asked, said = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    own = {"role": "system", "content": " S\n"}
+    rest = [("user", "a"), ("assistant", "b")]
+    for system in ("S", "", None):
+        assert turns({"system": system, "messages": [own, asked, said]}) == [("system", " S\n"), *rest]
+    empty = {"role": "system", "content": " "}
+    assert turns({"system": "S", "messages": [empty, asked, said]}) == [("system", "S"), *rest]
+    with pytest.raises(RowError, match="system: says something else than the system turn"):
+        turns({"system": "other", "messages": [own, asked, said]})
+    with pytest.raises(RowError, match="system: says something else than the system turn"):
+        turns({"system": "other", "prompt": [own, asked], "completion": [said]})

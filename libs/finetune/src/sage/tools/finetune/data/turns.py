@@ -53,11 +53,24 @@ def learnable(messages: list[Message], field: str) -> list[Message]:
 
 
 def with_system(messages: list[Message], row: Mapping[str, Any]) -> list[Message]:
-    """The turns after the row's `system` text, unless they begin with a system turn. Raises: RowError."""
+    """The turns after the row's `system` text, which a first system turn may repeat.
+
+    Raises: RowError, also where the two say different things: to learn from either would be a guess.
+    """
     system = optional_text(row, "system")
-    if not system or messages[0]["role"] == "system":
+    if not system:
         return messages
-    return [{"role": "system", "content": system}, *messages]
+    first: Message = {"role": "system", "content": system}
+    if messages[0]["role"] != "system":
+        return [first, *messages]
+    said = messages[0]["content"].strip()
+    if not said:
+        return [first, *messages[1:]]
+    if said != system:
+        raise RowError(
+            "system", "says something else than the system turn of the conversation: keep one of them"
+        )
+    return messages
 
 
 def holds_turns(value: Any, field: str) -> bool:
