@@ -394,3 +394,31 @@ def test_arrow_files_are_read_and_damaged_ones_named(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xff\xff\xff no Arrow")
     with pytest.raises(InvalidDataError, match=r"rows\.feather cannot be read as Arrow"):
         list(load_rows(path))
+
+
+@pytest.mark.parametrize("separator", [";", ",", "\t", "|"])
+@pytest.mark.parametrize("line", ["sep={}\r\n", "\ufeffsep={}\n", '"sep={}"\n', "sep={}\n\n"])
+def test_excels_line_that_names_the_separator_is_no_header(tmp_path: Path, line: str, separator: str) -> None:
+    text = f'question{separator}answer\n"sep=;"{separator}A\n'
+    assert rows_of(tmp_path / "rows.csv", line.format(separator) + text) == [
+        {"question": "sep=;", "answer": "A"}
+    ]
+    assert rows_of(tmp_path / "rows.csv", line.format(separator) + "text\nHello\n") == [{"text": "Hello"}]
+
+
+def test_lines_may_end_with_a_carriage_return_alone(tmp_path: Path) -> None:
+    lines = [json.dumps(QA), json.dumps({**QA, "answer": "B\r\n"}), "{broken", json.dumps(QA)]
+    path = tmp_path / "rows.jsonl"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        path.write_bytes("\r".join(lines).encode(encoding))
+        report = validate_file(path)
+        assert (report.container, report.rows, [bad.row for bad in report.bad]) == ("JSON Lines", 4, [3])
+        assert "in line 3" in report.bad[0].reason
+
+
+@pytest.mark.parametrize("opening", ['{"rows": [\n', '{"a": 1\n,"rows": [\n', '{"rows":\n[\n'])
+def test_a_large_object_may_have_its_commas_where_lines_begin(tmp_path: Path, opening: str) -> None:
+    row = json.dumps({**QA, "answer": "A" * 1000})
+    for comma in ("\n,", "\n  , "):
+        rows = rows_of(tmp_path / "rows.json", opening + comma.join([row] * 2000) + "\n]}")
+        assert rows == [json.loads(row)] * 2000

@@ -93,8 +93,8 @@ class Rows:
             return self._told("JSON", _read_text(path, name, encoding, list_rows))
         if head[0] == "{":
             first = _first_value(head)
-            if "\n" not in first and (_is_lines(head) or _has_lines(path, name, encoding, head)):
-                return self._told("JSON Lines", _read_lines(path, name, encoding))
+            if _may_be_lines(first, head) and (_is_lines(head) or _has_lines(path, name, encoding, head)):
+                return self._told("JSON Lines", _read_lines(path, name, encoding, head))
             if not first:  # it goes on behind the head, or is broken
                 return self._told("JSON", self._large_object(path, name, encoding))
             return self._told("JSON", self._documents(path, name, encoding))
@@ -148,8 +148,9 @@ def load_rows(path: Path, display_name: str | None = None) -> Rows:
     return Rows(path, display_name)
 
 
-def _read_lines(path: Path, name: str, encoding: str) -> Iterator[Found]:
-    if not encoding.startswith("utf-8"):
+def _read_lines(path: Path, name: str, encoding: str, head: str) -> Iterator[Found]:
+    # Bytes have no lines that end with a carriage return alone.
+    if not encoding.startswith("utf-8") or ("\r" in head and "\n" not in head):
         yield from _read_text(path, name, encoding, line_rows)
         return
     with open_plain(path, name) as stream:
@@ -198,9 +199,23 @@ def _first_value(head: str) -> str:
         return ""
 
 
+def _may_be_lines(first: str, head: str) -> bool:
+    """Whether the first value ends with its line, if it does within the head; of an object that goes on
+    behind that, lines may begin with its commas."""
+    return (
+        "\n" not in first if first else not any(line.lstrip().startswith(",") for line in _first_lines(head))
+    )
+
+
+def _first_lines(head: str) -> list[str]:
+    """Without those that are blank."""
+    lines = head.split("\n" if "\n" in head else "\r", _SAMPLED_LINES)[:_SAMPLED_LINES]
+    return [line for line in lines if line.strip()]
+
+
 def _is_lines(head: str) -> bool:
     """Whether lines are values of their own: one of the first is a whole object, and there are others."""
-    lines = [line for line in head.split("\n")[:_SAMPLED_LINES] if line.strip()]
+    lines = _first_lines(head)
     return len(lines) > 1 and any(line.startswith("{") and _is_object(line) for line in lines)
 
 

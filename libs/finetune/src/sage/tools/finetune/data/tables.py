@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
@@ -17,6 +18,7 @@ NO_DELIMITER = "\uffff"
 """Of a table with one column, whose header cannot tell what would separate others: no character at all."""
 _MAX_CELL_CHARS = 64 << 20
 _HEADER_LINES = 20
+_SEPARATOR = re.compile("sep=.?")
 _WHAT_TO_DO = "write each quotation mark inside a cell twice and put the cell in quotation marks"
 
 
@@ -29,8 +31,11 @@ def find_delimiter(head: str) -> str | None:
 
 
 def table_rows(text: TextIO, delimiter: str, name: str) -> Iterator[Found]:
-    """The rows below the header, the first line that is not blank. A row with more or fewer cells than the
-    header is wrong. Raises: InvalidDataError where two columns have one name."""
+    """The rows below the header, the first line that is not blank nor Excel's `sep=;`.
+
+    A row with more or fewer cells than the header is wrong. Raises: InvalidDataError where two columns have
+    one name.
+    """
     csv.field_size_limit(_MAX_CELL_CHARS)
     lines = Lines(text) if delimiter == TAB else text
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -90,7 +95,13 @@ def _header(head: str, delimiter: str) -> list[str]:
 
 
 def _first_record(reader: Iterator[list[str]]) -> list[str]:
-    return next((cells for cells in reader if any(cell.strip() for cell in cells)), [])
+    filled = (cells for cells in reader if any(cell.strip() for cell in cells))
+    return next((cells for cells in filled if not _names_separator(cells)), [])
+
+
+def _names_separator(cells: list[str]) -> bool:
+    """Whether this is the line `sep=;` that Excel wants before the header."""
+    return bool(_SEPARATOR.fullmatch(cells[0])) and not any(cells[1:])
 
 
 def _names(cells: list[str]) -> list[str]:
