@@ -422,3 +422,31 @@ def test_a_large_object_may_have_its_commas_where_lines_begin(tmp_path: Path, op
     for comma in ("\n,", "\n  , "):
         rows = rows_of(tmp_path / "rows.json", opening + comma.join([row] * 2000) + "\n]}")
         assert rows == [json.loads(row)] * 2000
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"question": ["a", "b"], "answer": ["c", "d"]}', "holds columns .question, answer., not rows"),
+        ('{"question": {"0": "a"}, "answer": {"0": "c"}}', "orient='records', lines=True"),
+        ('{"input": "a", "output": "b"}', "one JSON object with the fields input, output"),
+    ],
+)
+def test_a_single_object_that_is_no_row_is_told_what_it_is(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "rows.json").write_text(text)
+    with pytest.raises(InvalidDataError, match=said):
+        validate_file(tmp_path / "rows.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[{"question": "a", "answer": "b"},\n]', "a comma stands before the list's ]"),
+        ('{"question": "a", "answer": "b"},\n{"question":\n"a"},', "a comma follows an object"),
+    ],
+)
+def test_commas_in_wrong_places_are_named(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "rows.json").write_text(text)
+    report = validate_file(tmp_path / "rows.json")
+    assert (report.rows, report.good) == (2, 1)
+    assert said in report.bad[0].reason

@@ -403,6 +403,27 @@ def test_a_system_field_beside_turns_of_any_format_comes_first() -> None:
     assert turns({"system": "S", "prompt": [asked], "completion": [said]}) == expected
 
 
+def test_a_system_prompt_is_a_system_field_by_another_name() -> None:
+    for row in ({"question": "a", "answer": "b"}, {"prompt": "a", "completion": "b"}):
+        assert turns({"system_prompt": "S", **row}) == [("system", "S"), ("user", "a"), ("assistant", "b")]
+    asked, said = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    assert turns({"system_prompt": "S", "messages": [asked, said]})[0] == ("system", "S")
+    with pytest.raises(RowError, match=r"system_prompt: is a number, not text"):
+        turns({"system_prompt": 1, "messages": [asked, said]})
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"instruction": "i", "response": "r"}, "output: is missing.*rename its field response"),
+        ({"custom_id": "1", "body": {"messages": []}}, "row: is a line of an OpenAI batch.*custom_id"),
+    ],
+)
+def test_what_other_tools_write_is_said_how_to_bring(row: dict[str, Any], said: str) -> None:
+    with pytest.raises(RowError, match=said):
+        to_messages(row)
+
+
 def test_a_system_field_may_repeat_the_system_turn_but_not_contradict_it() -> None:
     asked, said = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
     own = {"role": "system", "content": " S\n"}

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from sage.tools.finetune.data.conversation import Conversation, Message, RowError
-from sage.tools.finetune.data.fields import kind_of, optional_text, required_text, tools_of
+from sage.tools.finetune.data.fields import kind_of, optional_text, required_text, system_of, tools_of
 from sage.tools.finetune.data.turns import conversation, holds_turns, learnable, parse_turns, with_system
 from sage.tools.finetune.registry import Registry
 
@@ -49,6 +49,12 @@ def match(row: Any, *, is_probe: bool = False) -> Match:
         other = _claimant(filled, is_probe)
         if other is not None and (claimed is None or other[0] != claimed[0]):
             return (*other, filled)
+    if claimed is None and "custom_id" in row:
+        raise RowError(
+            "row",
+            "is a line of an OpenAI batch, which holds a question or an answer alone: write the messages of "
+            "both into one row, as their custom_id joins them",
+        )
     if claimed is None:
         keys = ", ".join(map(str, row)) or "none"
         raise RowError(
@@ -152,7 +158,7 @@ class PromptCompletion:
             turns = [*_turns(row, "prompt", "user"), *_turns(row, "completion", "assistant")]
             return with_system(learnable(turns, "completion"), row)
         prompt = required_text(row, "prompt")
-        return _pair(prompt, required_text(row, "completion", is_answer=True), optional_text(row, "system"))
+        return _pair(prompt, required_text(row, "completion", is_answer=True), system_of(row))
 
 
 def _is_plain(value: Any) -> bool:
@@ -176,7 +182,7 @@ class QuestionAnswer:
     def to_messages(self, row: Fields) -> list[Message]:
         question = asked(optional_text(row, "context"), required_text(row, "question"))
         answer = required_text(row, "answer", is_answer=True)
-        return _pair(question, answer, optional_text(row, "system"))
+        return _pair(question, answer, system_of(row))
 
 
 @FORMATS.register("alpaca")
@@ -189,7 +195,7 @@ class Alpaca:
     def to_messages(self, row: Fields) -> list[Message]:
         instruction = asked(required_text(row, "instruction"), optional_text(row, "input"))
         answer = required_text(row, "output", is_answer=True)
-        return _pair(instruction, answer, optional_text(row, "system"))
+        return _pair(instruction, answer, system_of(row))
 
 
 @FORMATS.register("conversations")

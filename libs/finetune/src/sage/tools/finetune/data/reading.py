@@ -15,7 +15,7 @@ from sage.tools.finetune.data.columnar import columnar_rows
 from sage.tools.finetune.data.conversation import RowError
 from sage.tools.finetune.data.encodings import has_fault, marked_faults, possible_encodings
 from sage.tools.finetune.data.formats import format_name
-from sage.tools.finetune.data.json_members import member_rows, outline_of
+from sage.tools.finetune.data.json_members import member_rows, no_rows_in, outline_of, require_no_columns
 from sage.tools.finetune.data.json_rows import MAX_ROW_BYTES, Found, document_rows, line_rows, list_rows
 from sage.tools.finetune.data.opening import HEAD_BYTES, columnar_kind, head_of, open_plain
 from sage.tools.finetune.data.sources import files_of
@@ -112,10 +112,13 @@ class Rows:
         first = list(islice(values, 2))
         only = first[0] if len(first) == 1 else None
         if not isinstance(only, dict) or format_name(only) is not None:
+            if isinstance(only, dict):
+                require_no_columns(name, only)
             yield from first
             yield from values
             return
-        yield from only[self._only_list(name, [key for key in only if _is_list_of_objects(only[key])])]
+        lists = [key for key in only if _is_list_of_objects(only[key])]
+        yield from only[self._only_list(name, lists, only)]
 
     def _large_object(self, path: Path, name: str, encoding: str) -> Iterator[Found]:
         """Read twice where it holds the rows, so that they need not fit into memory."""
@@ -126,15 +129,12 @@ class Rows:
         elif outline.problem is not None and len(outline.lists) != 1:
             yield outline.problem
         else:
-            number = outline.lists[self._only_list(name, list(outline.lists))]
+            number = outline.lists[self._only_list(name, list(outline.lists), outline.fields)]
             yield from _read_text(path, name, encoding, lambda text: member_rows(text, number))
 
-    def _only_list(self, name: str, lists: list[str]) -> str:
+    def _only_list(self, name: str, lists: list[str], fields: Iterable[str]) -> str:
         if len(lists) != 1:
-            raise InvalidDataError(
-                f"{name} holds one JSON value that is not a list of rows, and {_how_many(lists)} in it. Put "
-                "the rows in a list, [{...}, {...}], or write one object per line."
-            )
+            raise InvalidDataError(no_rows_in(name, lists, fields))
         self.notes.append(f"the rows of {name} are the list in its field {lists[0]!r}")
         return lists[0]
 
@@ -248,10 +248,6 @@ def _is_object(line: str) -> bool:
 
 def _is_list_of_objects(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
-
-
-def _how_many(lists: list[str]) -> str:
-    return f"{len(lists)} lists of objects ({', '.join(lists)}) are" if lists else "no list of objects is"
 
 
 def _unreadable(name: str, encodings: dict[str, str]) -> str:

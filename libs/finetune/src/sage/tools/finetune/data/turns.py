@@ -9,7 +9,14 @@ from typing import Any
 import orjson
 
 from sage.tools.finetune.data.conversation import Message, RowError
-from sage.tools.finetune.data.fields import NO_ANSWER, json_in, kind_of, optional_text, require_shallow
+from sage.tools.finetune.data.fields import (
+    NO_ANSWER,
+    json_in,
+    kind_of,
+    require_shallow,
+    system_field,
+    system_of,
+)
 
 _ROLES = {
     "system": "system",
@@ -57,7 +64,7 @@ def with_system(messages: list[Message], row: Mapping[str, Any]) -> list[Message
 
     Raises: RowError, also where the two say different things: to learn from either would be a guess.
     """
-    system = optional_text(row, "system")
+    system = system_of(row)
     if not system:
         return messages
     first: Message = {"role": "system", "content": system}
@@ -68,7 +75,8 @@ def with_system(messages: list[Message], row: Mapping[str, Any]) -> list[Message
         return [first, *messages[1:]]
     if said != system:
         raise RowError(
-            "system", "says something else than the system turn of the conversation: keep one of them"
+            system_field(row),
+            "says something else than the system turn of the conversation: keep one of them",
         )
     return messages
 
