@@ -56,6 +56,24 @@ def test_a_file_that_is_no_list_of_rows_is_refused(tmp_path: Path, text: str, sa
         validate_file(path, "data.json")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+        ("\n<!DOCTYPE html>\n<html>404</html>", "a web page"),
+    ],
+)
+def test_what_was_fetched_in_place_of_the_data_is_named(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(text)
+    with pytest.raises(InvalidDataError, match=said):
+        validate_file(tmp_path / "rows.jsonl")
+
+
+def test_a_single_row_of_columns_of_turns_is_a_row(tmp_path: Path) -> None:
+    columns = {"from": ["human", "gpt"], "value": ["a", "b"]}
+    assert rows_of(tmp_path / "rows.json", json.dumps({"conversations": columns}))
+
+
 def test_a_missing_and_a_binary_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidDataError, match=r"There is no file .*gone\.json"):
         validate_file(tmp_path / "gone.json")

@@ -412,6 +412,14 @@ def test_a_system_prompt_is_a_system_field_by_another_name() -> None:
         turns({"system_prompt": 1, "messages": [asked, said]})
 
 
+def test_turns_may_be_columns_as_sequences_of_datasets_are() -> None:
+    columns = {"from": ["human", "gpt"], "value": ["a", "b"]}
+    assert turns({"conversations": columns}) == [("user", "a"), ("assistant", "b")]
+    for broken in ({}, {"from": ["human"], "value": []}, {"from": "human", "value": "a"}):
+        with pytest.raises(RowError, match="must be a list of turns"):
+            turns({"conversations": broken})
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [

@@ -110,6 +110,12 @@ def test_a_folders_folders_are_read_together() -> None:
         choose_files("o/n", files, {})
 
 
+def test_one_file_called_train_does_not_make_splits_of_a_folder() -> None:
+    files = ["cats.json", "how-to-train-dogs.json"]
+    assert choose_files("mine", files, {}, is_own_folder=True) == (files, [])
+    assert choose_files("o/n", files, {}).files == files[1:]
+
+
 def test_a_folder_with_splits_is_read_without_the_test_split_and_says_so(tmp_path: Path) -> None:
     for name in ("train", "test", "extra"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question": name, "answer": "A"}))

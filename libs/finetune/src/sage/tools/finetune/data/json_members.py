@@ -104,13 +104,19 @@ def no_rows_in(name: str, lists: list[str], fields: Iterable[str]) -> str:
 
 
 def require_no_columns(name: str, value: dict[str, Any]) -> None:
-    """Raises: InvalidDataError for an object with a list or an object of cells, not turns, in every field."""
+    """Raises: InvalidDataError for an object with a list of cells, not turns, in every field, or with an
+    object of them by their numbers, as pandas writes it."""
     kinds = {type(column) for column in value.values()}
     if kinds not in ({list}, {dict}):
         return
-    cells = (cell for column in value.values() for cell in (column if list in kinds else column.values()))
-    if not any(isinstance(cell, dict) for cell in cells):
+    if all(_are_cells(column) for column in value.values()):
         raise InvalidDataError(
             f"{name} holds columns ({', '.join(value)}), not rows. Write one object per row; pandas does "
             "with to_json(path, orient='records', lines=True)."
         )
+
+
+def _are_cells(column: list[Any] | dict[str, Any]) -> bool:
+    if isinstance(column, dict):
+        return all(number.isdecimal() for number in column)
+    return not any(isinstance(cell, dict) for cell in column)

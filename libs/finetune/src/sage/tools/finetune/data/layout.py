@@ -234,6 +234,8 @@ def _chosen_split(
             + _how_to_choose(name, training, splits[training[0]], is_own_folder)
         )
     chosen = training or [split for split in splits if not _is_held_out(split)] or list(splits)
+    if is_own_folder and "" in splits and not any(map(_is_held_out, splits)):
+        chosen = list(splits)  # one file called `train` among others does not make them splits
     left_out = {split: files for split, files in splits.items() if split not in chosen}
     if left_out:
         notes.append(f"left out of {name}: {_left_out(left_out)}")

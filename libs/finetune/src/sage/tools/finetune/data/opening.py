@@ -31,9 +31,15 @@ _FOREIGN = {
     b"7z\xbc\xaf": "a 7-Zip archive; unpack it",
     b"SQLite format 3": "a SQLite database; export a table as CSV",
     b"GGUF": "a GGUF model, not data",
+    b"version https://git-lfs": "only Git LFS's pointer to the data; fetch it with `git lfs pull`",
+    b"<!doctype html": "a web page; perhaps it came in place of the download",
+    b"<html": "a web page; perhaps it came in place of the download",
     b"\x89PNG": "a picture",
     b"\xff\xd8\xff": "a picture",
 }
+
+_FOREIGN_BYTES = 64
+"""Of web pages and pointers, which are text: capitals and white space before it do not matter."""
 
 
 @contextmanager
@@ -52,8 +58,9 @@ def head_of(path: Path, name: str) -> bytes:
     """Up to HEAD_BYTES from the beginning. Raises: InvalidDataError, also for a file that is no data."""
     with open_plain(path, name) as stream:
         head = stream.read(HEAD_BYTES)
+    start = head[:_FOREIGN_BYTES].lstrip().lower()
     for magic, what in _FOREIGN.items():
-        if head.startswith(magic):
+        if head.startswith(magic) or start.startswith(magic):
             raise InvalidDataError(f"{name} is {what}. Rows go into JSON, JSON Lines, CSV, TSV or Parquet.")
     if head[257:262] == b"ustar":
         raise InvalidDataError(f"{name} is a tar archive. Unpack it and give the folder.")

@@ -116,9 +116,19 @@ def parse_turns(turns: Any, field: str) -> list[Message]:
     if isinstance(turns, str) and turns.lstrip().startswith("["):
         _refuse_python(turns, field)
         turns = json_in(turns, field)  # in CSV and in some Parquet files the list is text
+    if isinstance(turns, Mapping):
+        turns = _turns_of_columns(turns)
     if not isinstance(turns, list) or not turns:
         raise RowError(field, "must be a list of turns with at least one in it")
     return [parse_turn(turn, field, index) for index, turn in enumerate(turns)]
+
+
+def _turns_of_columns(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The turns in a list of each field, which `datasets` makes of a sequence of objects; otherwise none."""
+    lists = [column for column in columns.values() if isinstance(column, list)]
+    if len(lists) < len(columns) or len({len(column) for column in lists}) != 1:
+        return []
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*lists, strict=True)]
 
 
 def parse_turn(turn: Any, field: str, index: int | None = None) -> Message:
