@@ -412,6 +412,25 @@ def test_a_system_prompt_is_a_system_field_by_another_name() -> None:
         turns({"system_prompt": 1, "messages": [asked, said]})
 
 
+def test_an_alpaca_rows_history_is_what_was_said_before() -> None:
+    row = {"system": "S", "instruction": "i", "output": "o", "history": [["u1", "a1"], ["u2", "a2"]]}
+    before = [("user", "u1"), ("assistant", "a1"), ("user", "u2"), ("assistant", "a2")]
+    rest = [("user", "i"), ("assistant", "o")]
+    assert turns(row) == [("system", "S"), *before, *rest]
+    assert turns({**row, "history": json.dumps(row["history"])}) == [("system", "S"), *before, *rest]
+    for history in ([], None, ""):
+        assert turns({**row, "history": history}) == [("system", "S"), *rest]
+    for history in (["u1", "a1"], [["u1"]], [["u1", ""]], [["u1", 1]], "u1", {"u1": "a1"}):
+        with pytest.raises(RowError, match=r"history: .*pairs"):
+            turns({**row, "history": history})
+
+
+def test_an_alpaca_rows_material_may_be_called_context() -> None:
+    row = {"instruction": "i", "context": "c", "output": "o"}
+    assert turns(row) == [("user", "i\n\nc"), ("assistant", "o")]
+    assert turns({**row, "input": "x"}) == [("user", "i\n\nx"), ("assistant", "o")]
+
+
 def test_turns_may_be_columns_as_sequences_of_datasets_are() -> None:
     columns = {"from": ["human", "gpt"], "value": ["a", "b"]}
     assert turns({"conversations": columns}) == [("user", "a"), ("assistant", "b")]

@@ -12,7 +12,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from sage.tools.finetune.data.conversation import Conversation, Message, RowError
-from sage.tools.finetune.data.fields import kind_of, optional_text, required_text, system_of, tools_of
+from sage.tools.finetune.data.fields import (
+    json_in,
+    kind_of,
+    optional_text,
+    required_text,
+    system_of,
+    tools_of,
+)
 from sage.tools.finetune.data.turns import conversation, holds_turns, learnable, parse_turns, with_system
 from sage.tools.finetune.registry import Registry
 
@@ -187,15 +194,31 @@ class QuestionAnswer:
 
 @FORMATS.register("alpaca")
 class Alpaca:
-    """{"instruction", "input"?, "output", "system"?}."""
+    """{"instruction", "input" or "context"?, "output", "history"?, "system"?}."""
 
     def matches(self, row: Fields) -> bool:
         return "instruction" in row
 
     def to_messages(self, row: Fields) -> list[Message]:
-        instruction = asked(required_text(row, "instruction"), optional_text(row, "input"))
+        material = optional_text(row, "input") or optional_text(row, "context")
+        instruction = asked(required_text(row, "instruction"), material)
         answer = required_text(row, "output", is_answer=True)
-        return _pair(instruction, answer, system_of(row))
+        turns = [*_history(row), *_pair(instruction, answer)]
+        return with_system(turns, row)
+
+
+def _history(row: Fields) -> list[Message]:
+    """Earlier turns, [[question, answer], ...]; in tables as JSON text. Raises: RowError."""
+    pairs = row.get("history") or []
+    if isinstance(pairs, str):
+        pairs = json_in(pairs, "history") if pairs.lstrip().startswith("[") else None
+    turns: list[Message] = []
+    for pair in pairs if isinstance(pairs, list) else [None]:
+        texts = pair if isinstance(pair, list) and len(pair) == 2 else [None]
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            raise RowError("history", "is not a list of pairs, [[question, answer], ...]")
+        turns += _pair(*texts)
+    return turns
 
 
 @FORMATS.register("conversations")
