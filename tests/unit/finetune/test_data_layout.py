@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage.tools.finetune.data import load_rows, validate_file
+from sage.tools.finetune.data.hub import is_hub_id, split_id
 from sage.tools.finetune.data.layout import choose_files, split_of
 from sage_contracts.errors import InvalidDataError
 
@@ -52,7 +53,10 @@ def test_the_cards_default_is_taken_and_the_others_are_named() -> None:
     files = ["a/1.json", "b/c/2.json", "other.json"]
     found = choose_files("o/n", files, {"configs": [entries[0], {**entries[1], "default": True}]})
     assert found.files == ["b/c/2.json"]
-    assert found.notes == ["of o/n the default configuration is read; it also has a"]
+    assert found.notes == [
+        "of o/n the default configuration is read; it also has a",
+        "left out of o/n: what is of no configuration (other.json)",
+    ]
     assert choose_files("o/n", files, {"configs": entries[:1]}).files == ["a/1.json"]
     assert choose_files("o/n", files, {"configs": "nonsense"}).files == files
     by_folder = {"configs": [{"config_name": "a", "data_dir": "b"}]}
@@ -150,3 +154,21 @@ def test_any_names_are_chosen_from(stems: list[str]) -> None:
     assert set(found.files) <= set(files)
     assert bool(found.files) == bool(files)
     assert all(isinstance(split_of(file), str) for file in files)
+
+
+def test_what_follows_a_hub_id_names_a_configuration_and_a_split() -> None:
+    assert split_id("o/n") == ("o/n", [])
+    assert split_id("o/n:main:train_sft") == ("o/n", ["main", "train_sft"])
+    assert split_id("o/n:en/2024") == ("o/n", ["en/2024"])
+    assert is_hub_id(Path("o/n:en/2024:test"))
+    assert not is_hub_id(Path("o/n:a:b:c"))
+
+
+@pytest.mark.parametrize("name", ["here/n", "here/n:main", "here/n:en/2024"])
+def test_a_path_in_a_folder_that_is_there_is_no_hub_id(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_id(Path(name))
+    (tmp_path / "here").mkdir()
+    assert not is_hub_id(Path(name))

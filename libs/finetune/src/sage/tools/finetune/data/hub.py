@@ -11,13 +11,13 @@ from sage.tools.finetune.hub_models import HUB_ANSWER_S, BrokenOffError, after_t
 from sage.tools.finetune.storage import require_free_space, storage_errors
 from sage_contracts.errors import InvalidDataError, StorageFullError
 
-_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)((?::[\w.-]+){0,2})")
+_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)((?::[\w./-]+){0,2})")
 """A configuration, a split or both may follow the id after colons."""
 
 
 def is_hub_id(path: Path) -> bool:
     """Whether `owner/name` can only mean a hub: there is no such path, nor the folder it would lie in."""
-    return bool(_ID.fullmatch(str(path))) and not path.exists() and not path.parent.exists()
+    return bool(_ID.fullmatch(str(path))) and not path.exists() and not Path(path.parts[0]).exists()
 
 
 def split_id(name: str) -> tuple[str, list[str]]:

@@ -93,6 +93,9 @@ def choose_files(
     wanted, notes = list(asked), list[str]()
     configurations = _configurations_of_card(card, files) or _configurations_of_folders(files, is_own_folder)
     splits = _chosen_configuration(name, configurations, wanted, is_own_folder, notes)
+    of_any = {file for found in configurations.values() for matched in found.values() for file in matched}
+    if others := [file for file in files if file not in of_any]:
+        notes.append(f"left out of {name}: what is of no configuration ({_in_words(others)})")
     name = ":".join([name, *asked[: len(asked) - len(wanted)]])
     split, chosen = _chosen_split(name, splits, wanted, is_own_folder, notes)
     if wanted:
