@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sage.tools.finetune.data import Message, validate_file
 from sage.tools.finetune.data.frames import Frames
 from sage.tools.finetune.data.lengths import LengthCounter
+from sage.tools.finetune.data.report import row_key
 from sage.tools.finetune.data.tokenizer_files import Estimate
 from sage.tools.finetune.data.training_check import training_check
 
@@ -228,3 +229,15 @@ def test_answers_are_found_where_they_are_however_short(is_choosy: bool, said: l
             start += len(words) - len(words.lstrip())
             expected.append((start, start + len(words.strip())))
     assert frames.answers(text, messages) == expected
+
+
+def test_thoughts_beside_an_answer_are_counted_and_tell_rows_apart() -> None:
+    def thinking(messages: Sequence[Any], tools: Any) -> str:
+        return "".join(m.get("reasoning_content", "") + m["content"] for m in messages)
+
+    asked: Message = {"role": "user", "content": "Q"}
+    plain: Message = {"role": "assistant", "content": "A"}
+    thought: Message = {**plain, "reasoning_content": "because"}
+    assert Frames(thinking).render([asked, plain], None) == "QA"
+    assert Frames(thinking).render([asked, thought], None) == "QbecauseA"
+    assert row_key([asked, plain], None) != row_key([asked, thought], None)

@@ -20,6 +20,7 @@ Check = Callable[[Conversation], None]
 Shape = tuple[tuple[str, int], ...]
 """Of every turn the role, and whether it is learned."""
 
+_MORE_THAN_WORDS = frozenset({"tool_calls", "tool_call_id", "name", "reasoning_content"})
 _CACHED_SEQUENCES = 4096
 _PAD = "\u2003"
 """White space that no template has of its own: what is left of it tells which ends are trimmed."""
@@ -122,9 +123,7 @@ class Frames:
 
     def _is_special(self, messages: Sequence[Message]) -> bool:
         return any(
-            "tool_calls" in m
-            or "tool_call_id" in m
-            or "name" in m
+            not m.keys().isdisjoint(_MORE_THAN_WORDS)
             or any(text in m["content"] for text in self._looked_for)
             for m in messages
         )

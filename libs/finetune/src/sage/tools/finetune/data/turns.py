@@ -169,9 +169,9 @@ def _copy_extras(turn: Mapping[str, Any], message: Message, field: str) -> None:
         if weight not in (0, 1):
             raise RowError(f"{field}.weight", "must be 0 or 1")
         message["weight"] = int(weight)
-    for key in ("name", "tool_call_id"):
+    for key in ("name", "tool_call_id", "reasoning_content"):
         value = turn.get(key)
-        if value is None:
+        if value is None or (not value and key == "reasoning_content"):
             continue
         if not isinstance(value, str):
             raise RowError(f"{field}.{key}", f"is {kind_of(value)}, not text")
