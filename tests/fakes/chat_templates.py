@@ -181,8 +181,8 @@ _QWEN3 = (
 {% set content = m['content'] or '' %}
 {% if m['role'] == 'tool' %}RESULT
 {% elif m['role'] == 'assistant' %}
-{% set thought = '' %}
-{% if '</think>' in content %}
+{% set thought = m.get('reasoning_content') or '' %}
+{% if not thought and '</think>' in content %}
 {% set thought = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}
 {% set content = content.split('</think>')[-1].lstrip('\\n') %}
 {% endif %}

@@ -18,6 +18,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from sage.tools.finetune.data.layout import data_card
+
 TOKEN = "hf_test"
 REVISION = "5" * 40
 LARGE_SUFFIXES = (".safetensors", ".gguf")
@@ -76,7 +78,7 @@ class FakeHub:
         if not (self.root / key).is_dir():
             return self._unknown()
         found: dict[str, Any] = {"id": key.partition("/")[2], "sha": REVISION, "private": False}
-        found["cardData"] = {"license": "apache-2.0"}
+        found["cardData"] = {"license": "apache-2.0"} | data_card(self.root / key)
         found["siblings"] = [
             {"rfilename": name, "size": self.sizes.get(name) or (self.root / key / name).stat().st_size}
             for name in self._names(key)

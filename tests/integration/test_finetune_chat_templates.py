@@ -12,6 +12,7 @@ from tests.fakes.chat_templates import FAMILIES, Family, make_tokenizer
 from tokenizers import AddedToken
 
 from sage.tools.finetune.data import Conversation, Message
+from sage.tools.finetune.data.formats import to_conversation
 from sage.tools.finetune.head_loss import IGNORED
 from sage.tools.finetune.rendering import ChatRenderer, TokenisedText
 from sage_contracts.errors import InvalidDataError
@@ -266,6 +267,14 @@ def test_thoughts_in_an_answer_are_learned_as_the_template_shows_them() -> None:
         f"{answer}<|im_end|>",
         "<think>\n\n</think>\n\nTwo it is.<|im_end|>",
     }
+
+
+def test_thoughts_beside_an_answer_are_learned_as_the_template_shows_them() -> None:
+    turn = {"role": "assistant", "content": "Two.", "reasoning_content": "One and one."}
+    row = to_conversation({"messages": [{"role": "user", "content": "1+1?"}, turn]}, "row 1")
+    for name, thoughts in (("qwen3", "<think>\nOne and one.\n</think>\n\n"), ("qwen25", "")):
+        learned = {text for _, text in learned_turns(tokenizer_of(name), row)}
+        assert learned == {f"{thoughts}Two.<|im_end|>"}
 
 
 def test_a_system_turn_that_a_family_refuses_names_its_row() -> None:

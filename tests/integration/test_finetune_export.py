@@ -178,6 +178,30 @@ def test_a_merged_model_carries_its_settings_its_figures_and_a_card_of_its_own(
     assert json.loads((packed / "finetune_meta.json").read_text())["train_rows"] > 0
 
 
+def test_templates_beside_the_default_one_go_wherever_the_tokenizer_goes(tmp_path: Path) -> None:
+    from gguf import GGUFReader
+    from transformers import AutoTokenizer
+
+    base = make_model(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    templates = {"default": tokenizer.chat_template, "tool_use": "{{ tools }}" + tokenizer.chat_template}
+    tokenizer.chat_template = templates
+    tokenizer.save_pretrained(base)
+    adapter = make_adapter(tmp_path / "adapter", base)
+
+    export_model(base, adapter, tmp_path / "zip", ExportWish("zip", "code-1"))
+    gguf = export_model(base, adapter, tmp_path / "gguf", ExportWish("gguf-f16", "code-1")).path
+
+    with ZipFile(tmp_path / "zip" / "code-1-merged.zip") as archive:
+        archive.extractall(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path / "code-1").chat_template == templates
+    fields = GGUFReader(gguf).fields
+    assert fields["tokenizer.chat_template"].contents() == templates["default"]
+    assert fields["tokenizer.chat_template.tool_use"].contents() == templates["tool_use"]
+    assert fields["tokenizer.chat_templates"].contents() == ["tool_use"]
+    assert {path.name for path in gguf.parent.iterdir()} == {gguf.name, "Modelfile", "sage_export.json"}
+
+
 def test_a_model_that_gguf_is_not_written_for_is_named(
     tiny_base: Path, adapter: Path, tmp_path: Path
 ) -> None:

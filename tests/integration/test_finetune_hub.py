@@ -159,8 +159,25 @@ def test_a_data_set_is_read_by_its_id_and_only_its_train_split(
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["rows"], found["good"], found["bad"]) == (3, 3, [])
+    assert found["notes"][1] == "left out of org/questions: its split test (data/test-00000.jsonl)"
     hub.sizes["data/train-00000.jsonl"] = 1 << 60  # which is no matter, as the file is here
     assert run([*VALIDATE, "org/questions"], url, tmp_path / "home").returncode == 0
+
+
+def test_of_a_data_sets_configurations_one_is_chosen_after_a_colon(
+    hub: FakeHub, url: str, tmp_path: Path
+) -> None:
+    folder = make_questions(hub)
+    (folder / "more.jsonl").write_text(json.dumps({"question": "Q", "answer": "A"}))
+    configs = {"train": "data/train-*", "all": "**"}
+    card = {"configs": [{"config_name": name, "data_files": path} for name, path in configs.items()]}
+    (folder / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n# Questions")
+    done = run([*VALIDATE, "org/questions"], url, tmp_path / "home")
+    assert done.returncode == 2
+    assert "the configurations train and all" in done.stderr
+    assert hub.served == []
+    done = run([*VALIDATE, "org/questions:all", "--json"], url, tmp_path / "home")
+    assert json.loads(done.stdout)["rows"] == 6, done.stderr
 
 
 def test_an_unknown_data_set_is_said_to_be_neither(url: str, tmp_path: Path) -> None:

@@ -241,3 +241,11 @@ def test_a_folder_that_git_ignores_as_a_whole_is_taken_as_it_is(tmp_path: Path) 
     data.check(tmp_path / "fetched", Task.CODE)
     with data.packed(tmp_path / "fetched", Task.CODE) as file:
         assert zipfile.ZipFile(file.path).namelist() == ["app.py"]
+
+
+def test_what_a_folder_holds_beside_its_training_rows_is_said(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"question": split, "answer": "A"}))
+    assert data.check(tmp_path, Task.QA)[1:] == [f"left out of {tmp_path.name}: its split test (test.jsonl)"]
+    with data.packed(tmp_path, Task.QA) as file:
+        assert json.loads(file.path.read_text())["question"] == "train"

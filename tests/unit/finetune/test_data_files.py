@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from datetime import date
 from decimal import Decimal
@@ -53,6 +54,24 @@ def test_a_file_that_is_no_list_of_rows_is_refused(tmp_path: Path, text: str, sa
     path.write_text(text)
     with pytest.raises(InvalidDataError, match=said):
         validate_file(path, "data.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+        ("\n<!DOCTYPE html>\n<html>404</html>", "a web page"),
+    ],
+)
+def test_what_was_fetched_in_place_of_the_data_is_named(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(text)
+    with pytest.raises(InvalidDataError, match=said):
+        validate_file(tmp_path / "rows.jsonl")
+
+
+def test_a_single_row_of_columns_of_turns_is_a_row(tmp_path: Path) -> None:
+    columns = {"from": ["human", "gpt"], "value": ["a", "b"]}
+    assert rows_of(tmp_path / "rows.json", json.dumps({"conversations": columns}))
 
 
 def test_a_missing_and_a_binary_file_are_refused(tmp_path: Path) -> None:
@@ -351,3 +370,101 @@ def test_of_two_fields_with_one_name_the_last_holds_the_rows(tmp_path: Path) -> 
 def test_wrong_bytes_in_a_large_object_make_their_row_bad(tmp_path: Path) -> None:
     text = json.dumps({"license": LARGE, "data": [QA, {"text": "!"}, QA]}).encode().replace(b"!", b"\xff")
     assert rows_of(tmp_path / "a.json", text) == [QA, "text: holds bytes that are not UTF-8", QA]
+
+
+def save_to_disk(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """As `datasets` 4 does."""
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.Table.from_pylist(rows)
+    folder.mkdir(parents=True)
+    path = str(folder / "data-00000-of-00001.arrow")
+    with pyarrow.OSFile(path, "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    (folder / "dataset_info.json").write_text(json.dumps({"features": {"question": {"dtype": "string"}}}))
+    (folder / "state.json").write_text(
+        json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]})
+    )
+
+
+def test_what_save_to_disk_wrote_is_read(tmp_path: Path) -> None:
+    rows = [{"question": f"Q{n}", "answer": "A", "turns": [{"a": n}]} for n in range(3000)]
+    save_to_disk(tmp_path / "one", rows)
+    assert [row.value for row in load_rows(tmp_path / "one")] == rows
+    for split in ("train", "test"):
+        save_to_disk(tmp_path / "several" / split, [{"question": split, "answer": "A"}])
+    (tmp_path / "several" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    report = validate_file(tmp_path / "several")
+    assert (report.rows, report.container) == (1, "Arrow")
+    assert "its split test (test/data-00000-of-00001.arrow)" in report.notes[1]
+
+
+def test_arrow_files_are_read_and_damaged_ones_named(tmp_path: Path) -> None:
+    feather = pytest.importorskip("pyarrow.feather")
+    pyarrow = pytest.importorskip("pyarrow")
+    path = tmp_path / "rows.feather"
+    feather.write_feather(pyarrow.table({"question": ["Q?"], "answer": ["A"]}), path)
+    assert [row.value for row in load_rows(path)] == [QA]
+    path.with_suffix(".gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert [row.value for row in load_rows(path.with_suffix(".gz"))] == [QA]
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InvalidDataError, match=r"rows\.feather cannot be read as Arrow"):
+        list(load_rows(path))
+    path.write_bytes(b"\xff\xff\xff\xff no Arrow")
+    with pytest.raises(InvalidDataError, match=r"rows\.feather cannot be read as Arrow"):
+        list(load_rows(path))
+
+
+@pytest.mark.parametrize("separator", [";", ",", "\t", "|"])
+@pytest.mark.parametrize("line", ["sep={}\r\n", "\ufeffsep={}\n", '"sep={}"\n', "sep={}\n\n"])
+def test_excels_line_that_names_the_separator_is_no_header(tmp_path: Path, line: str, separator: str) -> None:
+    text = f'question{separator}answer\n"sep=;"{separator}A\n'
+    assert rows_of(tmp_path / "rows.csv", line.format(separator) + text) == [
+        {"question": "sep=;", "answer": "A"}
+    ]
+    assert rows_of(tmp_path / "rows.csv", line.format(separator) + "text\nHello\n") == [{"text": "Hello"}]
+
+
+def test_lines_may_end_with_a_carriage_return_alone(tmp_path: Path) -> None:
+    lines = [json.dumps(QA), json.dumps({**QA, "answer": "B\r\n"}), "{broken", json.dumps(QA)]
+    path = tmp_path / "rows.jsonl"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        path.write_bytes("\r".join(lines).encode(encoding))
+        report = validate_file(path)
+        assert (report.container, report.rows, [bad.row for bad in report.bad]) == ("JSON Lines", 4, [3])
+        assert "in line 3" in report.bad[0].reason
+
+
+@pytest.mark.parametrize("opening", ['{"rows": [\n', '{"a": 1\n,"rows": [\n', '{"rows":\n[\n'])
+def test_a_large_object_may_have_its_commas_where_lines_begin(tmp_path: Path, opening: str) -> None:
+    row = json.dumps({**QA, "answer": "A" * 1000})
+    for comma in ("\n,", "\n  , "):
+        rows = rows_of(tmp_path / "rows.json", opening + comma.join([row] * 2000) + "\n]}")
+        assert rows == [json.loads(row)] * 2000
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"question": ["a", "b"], "answer": ["c", "d"]}', "holds columns .question, answer., not rows"),
+        ('{"question": {"0": "a"}, "answer": {"0": "c"}}', "orient='records', lines=True"),
+        ('{"input": "a", "output": "b"}', "one JSON object with the fields input, output"),
+    ],
+)
+def test_a_single_object_that_is_no_row_is_told_what_it_is(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "rows.json").write_text(text)
+    with pytest.raises(InvalidDataError, match=said):
+        validate_file(tmp_path / "rows.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[{"question": "a", "answer": "b"},\n]', "a comma stands before the list's ]"),
+        ('{"question": "a", "answer": "b"},\n{"question":\n"a"},', "a comma follows an object"),
+    ],
+)
+def test_commas_in_wrong_places_are_named(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "rows.json").write_text(text)
+    report = validate_file(tmp_path / "rows.json")
+    assert (report.rows, report.good) == (2, 1)
+    assert said in report.bad[0].reason

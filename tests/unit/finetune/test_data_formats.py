@@ -401,5 +401,65 @@ def test_a_system_field_beside_turns_of_any_format_comes_first() -> None:
     expected = [("system", "S"), ("user", "a"), ("assistant", "b")]
     assert turns({"system": "S", "messages": [asked, said]}) == expected
     assert turns({"system": "S", "prompt": [asked], "completion": [said]}) == expected
-    own = {"role": "system", "content": "own"}
-    assert turns({"system": "S", "messages": [own, asked, said]}) == [("system", "own"), *expected[1:]]
+
+
+def test_a_system_prompt_is_a_system_field_by_another_name() -> None:
+    for row in ({"question": "a", "answer": "b"}, {"prompt": "a", "completion": "b"}):
+        assert turns({"system_prompt": "S", **row}) == [("system", "S"), ("user", "a"), ("assistant", "b")]
+    asked, said = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    assert turns({"system_prompt": "S", "messages": [asked, said]})[0] == ("system", "S")
+    with pytest.raises(RowError, match=r"system_prompt: is a number, not text"):
+        turns({"system_prompt": 1, "messages": [asked, said]})
+
+
+def test_an_alpaca_rows_history_is_what_was_said_before() -> None:
+    row = {"system": "S", "instruction": "i", "output": "o", "history": [["u1", "a1"], ["u2", "a2"]]}
+    before = [("user", "u1"), ("assistant", "a1"), ("user", "u2"), ("assistant", "a2")]
+    rest = [("user", "i"), ("assistant", "o")]
+    assert turns(row) == [("system", "S"), *before, *rest]
+    assert turns({**row, "history": json.dumps(row["history"])}) == [("system", "S"), *before, *rest]
+    for history in ([], None, ""):
+        assert turns({**row, "history": history}) == [("system", "S"), *rest]
+    for history in (["u1", "a1"], [["u1"]], [["u1", ""]], [["u1", 1]], "u1", {"u1": "a1"}):
+        with pytest.raises(RowError, match=r"history: .*pairs"):
+            turns({**row, "history": history})
+
+
+def test_an_alpaca_rows_material_may_be_called_context() -> None:
+    row = {"instruction": "i", "context": "c", "output": "o"}
+    assert turns(row) == [("user", "i\n\nc"), ("assistant", "o")]
+    assert turns({**row, "input": "x"}) == [("user", "i\n\nx"), ("assistant", "o")]
+
+
+def test_turns_may_be_columns_as_sequences_of_datasets_are() -> None:
+    columns = {"from": ["human", "gpt"], "value": ["a", "b"]}
+    assert turns({"conversations": columns}) == [("user", "a"), ("assistant", "b")]
+    for broken in ({}, {"from": ["human"], "value": []}, {"from": "human", "value": "a"}):
+        with pytest.raises(RowError, match="must be a list of turns"):
+            turns({"conversations": broken})
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"instruction": "i", "response": "r"}, "output: is missing.*rename its field response"),
+        ({"custom_id": "1", "body": {"messages": []}}, "row: is a line of an OpenAI batch.*custom_id"),
+    ],
+)
+def test_what_other_tools_write_is_said_how_to_bring(row: dict[str, Any], said: str) -> None:
+    with pytest.raises(RowError, match=said):
+        to_messages(row)
+
+
+def test_a_system_field_may_repeat_the_system_turn_but_not_contradict_it() -> None:
+    asked, said = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    own = {"role": "system", "content": " S\n"}
+    rest = [("user", "a"), ("assistant", "b")]
+    for system in ("S", "", None):
+        assert turns({"system": system, "messages": [own, asked, said]}) == [("system", " S\n"), *rest]
+    empty = {"role": "system", "content": " "}
+    assert turns({"system": "S", "messages": [empty, asked, said]}) == [("system", "S"), *rest]
+    with pytest.raises(RowError, match="system: says something else than the system turn"):
+        turns({"system": "other", "messages": [own, asked, said]})
+    with pytest.raises(RowError, match="system: says something else than the system turn"):
+        turns({"system": "other", "prompt": [own, asked], "completion": [said]})

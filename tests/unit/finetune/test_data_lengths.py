@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage.tools.finetune.data import validate_file
+from sage.tools.finetune.data import Message, validate_file
 from sage.tools.finetune.data.frames import Frames
 from sage.tools.finetune.data.lengths import LengthCounter
+from sage.tools.finetune.data.report import row_key
 from sage.tools.finetune.data.tokenizer_files import Estimate
 from sage.tools.finetune.data.training_check import training_check
 
@@ -210,3 +211,33 @@ def test_tools_are_counted_wherever_the_row_has_them(tmp_path: Path) -> None:
         tokens = validate_file(path, method=method, lengths=counter).tokens
         assert tokens is not None
         assert tokens.total == len(with_tools(pair("p", "good"), tools))
+
+
+@pytest.mark.parametrize("is_choosy", [True, False])
+@given(st.lists(st.text("as \n", min_size=1).filter(str.strip), min_size=1, max_size=6))
+def test_answers_are_found_where_they_are_however_short(is_choosy: bool, said: list[str]) -> None:
+    frames = Frames(is_choosy=is_choosy)
+    roles = ["user", "assistant"] * 3
+    messages: list[Message] = [{"role": r, "content": c} for r, c in zip(roles, said, strict=False)]
+    text = frames.render(messages, None)
+    expected, at = [], 0
+    for message in messages:
+        start = text.index("\n", at) + 1
+        at = start + len(message["content"]) + len("<|im_end|>\n")
+        if message["role"] == "assistant":
+            words = message["content"]
+            start += len(words) - len(words.lstrip())
+            expected.append((start, start + len(words.strip())))
+    assert frames.answers(text, messages) == expected
+
+
+def test_thoughts_beside_an_answer_are_counted_and_tell_rows_apart() -> None:
+    def thinking(messages: Sequence[Any], tools: Any) -> str:
+        return "".join(m.get("reasoning_content", "") + m["content"] for m in messages)
+
+    asked: Message = {"role": "user", "content": "Q"}
+    plain: Message = {"role": "assistant", "content": "A"}
+    thought: Message = {**plain, "reasoning_content": "because"}
+    assert Frames(thinking).render([asked, plain], None) == "QA"
+    assert Frames(thinking).render([asked, thought], None) == "QbecauseA"
+    assert row_key([asked, plain], None) != row_key([asked, thought], None)

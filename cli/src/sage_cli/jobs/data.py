@@ -15,7 +15,7 @@ from sage.tools.finetune.code_data import SOURCE_SUFFIXES, build_code_pairs
 from sage.tools.finetune.code_data import source_files as trees
 from sage.tools.finetune.code_data.archives import check_archive, is_archive_name
 from sage.tools.finetune.data.hub import is_hub_id
-from sage.tools.finetune.data.opening import is_parquet
+from sage.tools.finetune.data.opening import is_columnar
 from sage.tools.finetune.storage import temporary_folder_errors
 from sage.tools.finetune.task_data import is_source_tree
 from sage_contracts.config import Task
@@ -32,16 +32,17 @@ class DataFile:
     filename: str
 
 
-def check(path: Path, task: Task, method: str = "sft") -> None:
-    """Refuse what cannot be trained on, before anything starts. Raises: InvalidDataError."""
+def check(path: Path, task: Task, method: str = "sft") -> list[str]:
+    """Refuse what cannot be trained on, before anything starts; returns what to know of how rows are read.
+
+    Raises: InvalidDataError.
+    """
     if is_hub_id(path):
-        _check_rows(path, method)
-        return
+        return _check_rows(path, method)
     if not path.exists():
         raise InvalidDataError(f"There is no {path}. Give --data a file or a folder.")
     if path.is_dir():
-        _check_folder(path, task, method)
-        return
+        return _check_folder(path, task, method)
     if not path.is_file():
         raise InvalidDataError(f"{path} is neither a file nor a folder.")
     if not os.access(path, os.R_OK):
@@ -53,16 +54,17 @@ def check(path: Path, task: Task, method: str = "sft") -> None:
     elif _means_sources(path, task, method):
         _check_sources(path, [path])
     else:
-        _check_rows(path, method)
+        return _check_rows(path, method)
+    return []
 
 
 @contextmanager
 def packed(path: Path, task: Task, method: str = "sft") -> Iterator[DataFile]:
     """The file to upload: the path itself; or temporarily the rows of a folder, of a hub's data set or of a
-    Parquet file, which the server could not read, as JSON Lines; or an archive of a folder's sources, or of a
-    single one, as a source tree is an archive to the server. Raises: StorageFullError."""
+    Parquet or Arrow file, which the server could not read, as JSON Lines; or an archive of a folder's
+    sources, or of a single one, as a source tree is an archive to the server. Raises: StorageFullError."""
     is_tree = path.exists() and _means_sources(path, task, method)
-    if path.is_file() and not is_tree and not is_parquet(path, path.name):
+    if path.is_file() and not is_tree and not is_columnar(path, path.name):
         yield DataFile(path, path.name)
         return
     with ExitStack() as stack:
@@ -73,7 +75,8 @@ def packed(path: Path, task: Task, method: str = "sft") -> Iterator[DataFile]:
 
 
 def _as_lines(path: Path, folder: Path) -> Path:
-    lines = folder / f"{path.absolute().name.removesuffix('.parquet') or 'rows'}.jsonl"
+    name = path.absolute().name.removesuffix(".parquet").removesuffix(".arrow").replace(":", "-")
+    lines = folder / f"{name or 'rows'}.jsonl"
     _write_rows(path, lines)
     return lines
 
@@ -101,12 +104,11 @@ def _means_sources(path: Path, task: Task, method: str) -> bool:
     return method == "sft" and is_source_tree(task, path)
 
 
-def _check_folder(path: Path, task: Task, method: str) -> None:
+def _check_folder(path: Path, task: Task, method: str) -> list[str]:
     if not os.access(path, os.R_OK | os.X_OK):
         raise InvalidDataError(f"{path} cannot be read: you have no permission.")
     if not _means_sources(path, task, method):
-        _check_rows(path, method)
-        return
+        return _check_rows(path, method)
     sources = uploadable_sources(path)
     if not sources:
         raise InvalidDataError(
@@ -114,6 +116,7 @@ def _check_folder(path: Path, task: Task, method: str) -> None:
             " code in it, or leave it out to learn from Python's own library."
         )
     _check_sources(path, sources)
+    return []
 
 
 def _check_sources(path: Path, sources: list[Path]) -> None:
@@ -122,10 +125,12 @@ def _check_sources(path: Path, sources: list[Path]) -> None:
         build_code_pairs(path)
 
 
-def _check_rows(path: Path, method: str) -> None:
+def _check_rows(path: Path, method: str) -> list[str]:
     from sage.tools.finetune.data import validate_file
 
-    validate_file(path, method=method).require_all_good()
+    report = validate_file(path, method=method)
+    report.require_all_good()
+    return report.notes
 
 
 def _write_rows(path: Path, lines: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sage_cli import render
 from sage_cli.client import Client
 from sage_cli.jobs import data as job_data
 from sage_cli.jobs.wish import JobWish
@@ -63,7 +64,8 @@ def check(wish: JobWish, *, is_trained: bool = True) -> CheckedWish:
         )
     if data is not None:
         data = data.expanduser()
-        job_data.check(data, task, method)
+        for note in job_data.check(data, task, method):
+            render.line(render.error_console(), "wait", note)
     preset = PresetName(wish.preset) if wish.preset else None
     options = SageJobOptions(name=wish.name, task=task, preset=preset, config=fields)
     return CheckedWish(task, model, data, options)

@@ -10,7 +10,8 @@ class Message(TypedDict):
     """One turn, in OpenAI's shape.
 
     `weight` 0 keeps an assistant's turn as context without learning it. In `tool_calls` the arguments are an
-    object, as chat templates expect them, even where the row had OpenAI's JSON text.
+    object, as chat templates expect them, even where the row had OpenAI's JSON text. `reasoning_content` is
+    what the assistant thought before it answered; some templates show it.
     """
 
     role: str
@@ -19,6 +20,7 @@ class Message(TypedDict):
     name: NotRequired[str]
     tool_calls: NotRequired[list[dict[str, Any]]]
     tool_call_id: NotRequired[str]
+    reasoning_content: NotRequired[str]
 
 
 CALLS_LEFT_OUT = (

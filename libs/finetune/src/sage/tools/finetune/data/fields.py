@@ -12,6 +12,8 @@ from sage.tools.finetune.data.conversation import RowError
 
 NO_ANSWER = ": the row has no answer to learn"
 
+_ANSWERS = ("response", "answer", "output", "completion")
+
 
 def kind_of(value: Any) -> str:
     """`value`'s JSON type, or what only Parquet has, for people."""
@@ -33,7 +35,9 @@ def required_text(row: Mapping[str, Any], field: str, *, is_answer: bool = False
         return value
     what = NO_ANSWER if is_answer else ""
     if value is None:
-        raise RowError(field, f"is missing{what}", is_empty_answer=is_answer)
+        meant = [name for name in _ANSWERS if isinstance(row.get(name), str)] if is_answer else []
+        hint = f"; rename its field {meant[0]} if that is the answer" if meant else ""
+        raise RowError(field, f"is missing{what}{hint}", is_empty_answer=is_answer)
     if not isinstance(value, str):
         raise RowError(field, f"is {kind_of(value)}, not text")
     raise RowError(field, f"is empty{what}", is_empty_answer=is_answer)
@@ -47,6 +51,16 @@ def optional_text(row: Mapping[str, Any], field: str) -> str:
     if not isinstance(value, str):
         raise RowError(field, f"is {kind_of(value)}, not text")
     return value.strip()
+
+
+def system_field(row: Mapping[str, Any]) -> str:
+    """`system`, or its other name where that one is empty."""
+    return "system_prompt" if row.get("system") in (None, "") else "system"
+
+
+def system_of(row: Mapping[str, Any]) -> str:
+    """The system message beside the rest; empty where there is none. Raises: RowError."""
+    return optional_text(row, system_field(row))
 
 
 def tools_of(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:

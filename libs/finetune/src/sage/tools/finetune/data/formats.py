@@ -12,7 +12,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from sage.tools.finetune.data.conversation import Conversation, Message, RowError
-from sage.tools.finetune.data.fields import kind_of, optional_text, required_text, tools_of
+from sage.tools.finetune.data.fields import (
+    json_in,
+    kind_of,
+    optional_text,
+    required_text,
+    system_of,
+    tools_of,
+)
 from sage.tools.finetune.data.turns import conversation, holds_turns, learnable, parse_turns, with_system
 from sage.tools.finetune.registry import Registry
 
@@ -49,6 +56,12 @@ def match(row: Any, *, is_probe: bool = False) -> Match:
         other = _claimant(filled, is_probe)
         if other is not None and (claimed is None or other[0] != claimed[0]):
             return (*other, filled)
+    if claimed is None and "custom_id" in row:
+        raise RowError(
+            "row",
+            "is a line of an OpenAI batch, which holds a question or an answer alone: write the messages of "
+            "both into one row, as their custom_id joins them",
+        )
     if claimed is None:
         keys = ", ".join(map(str, row)) or "none"
         raise RowError(
@@ -152,7 +165,7 @@ class PromptCompletion:
             turns = [*_turns(row, "prompt", "user"), *_turns(row, "completion", "assistant")]
             return with_system(learnable(turns, "completion"), row)
         prompt = required_text(row, "prompt")
-        return _pair(prompt, required_text(row, "completion", is_answer=True), optional_text(row, "system"))
+        return _pair(prompt, required_text(row, "completion", is_answer=True), system_of(row))
 
 
 def _is_plain(value: Any) -> bool:
@@ -176,20 +189,36 @@ class QuestionAnswer:
     def to_messages(self, row: Fields) -> list[Message]:
         question = asked(optional_text(row, "context"), required_text(row, "question"))
         answer = required_text(row, "answer", is_answer=True)
-        return _pair(question, answer, optional_text(row, "system"))
+        return _pair(question, answer, system_of(row))
 
 
 @FORMATS.register("alpaca")
 class Alpaca:
-    """{"instruction", "input"?, "output", "system"?}."""
+    """{"instruction", "input" or "context"?, "output", "history"?, "system"?}."""
 
     def matches(self, row: Fields) -> bool:
         return "instruction" in row
 
     def to_messages(self, row: Fields) -> list[Message]:
-        instruction = asked(required_text(row, "instruction"), optional_text(row, "input"))
+        material = optional_text(row, "input") or optional_text(row, "context")
+        instruction = asked(required_text(row, "instruction"), material)
         answer = required_text(row, "output", is_answer=True)
-        return _pair(instruction, answer, optional_text(row, "system"))
+        turns = [*_history(row), *_pair(instruction, answer)]
+        return with_system(turns, row)
+
+
+def _history(row: Fields) -> list[Message]:
+    """Earlier turns, [[question, answer], ...]; in tables as JSON text. Raises: RowError."""
+    pairs = row.get("history") or []
+    if isinstance(pairs, str):
+        pairs = json_in(pairs, "history") if pairs.lstrip().startswith("[") else None
+    turns: list[Message] = []
+    for pair in pairs if isinstance(pairs, list) else [None]:
+        texts = pair if isinstance(pair, list) and len(pair) == 2 else [None]
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            raise RowError("history", "is not a list of pairs, [[question, answer], ...]")
+        turns += _pair(*texts)
+    return turns
 
 
 @FORMATS.register("conversations")

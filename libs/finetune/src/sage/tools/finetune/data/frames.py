@@ -6,6 +6,7 @@ For counting only; what a model is trained on is rendered by the engine, from th
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from sage.tools.finetune.data.conversation import Conversation, Message
@@ -19,6 +20,7 @@ Check = Callable[[Conversation], None]
 Shape = tuple[tuple[str, int], ...]
 """Of every turn the role, and whether it is learned."""
 
+_MORE_THAN_WORDS = frozenset({"tool_calls", "tool_call_id", "name", "reasoning_content"})
 _CACHED_SEQUENCES = 4096
 _PAD = "\u2003"
 """White space that no template has of its own: what is left of it tells which ends are trimmed."""
@@ -88,43 +90,40 @@ class Frames:
     def render(self, messages: Sequence[Message], tools: Any) -> str:
         """The template's text; with the signs of ChatML where the template refuses the conversation."""
         frame = self._frame_of(messages, tools)
-        if frame is None:
-            return self._render_whole(messages, tools)
-        parts: list[str] = []
-        for (before, trim), message in zip(frame.slots, messages, strict=True):
-            parts += (before, trim(message["content"]))
-        return "".join([*parts, frame.end])
+        return self._render_whole(messages, tools) if frame is None else "".join(_pieces(frame, messages))
 
     def answers(self, text: str, messages: Sequence[Message]) -> list[Span]:
-        """Where the assistant's words are in the text that `render` gave."""
-        spans: list[Span] = []
-        at = 0
-        for message in messages:
-            # Also without white space at its ends, which the template may have taken off.
-            content = message["content"].strip()
-            start = text.find(content, at)
-            if start < 0:
-                continue
-            at = start + len(content)
-            if message["role"] == "assistant" and message.get("weight", 1):
-                spans.append((start, at))
-        return spans
+        """Where the assistant's words are in the text that `render` gave, without white space at their ends.
+
+        Exact where the template only puts something around contents, looked for otherwise.
+        """
+        frame = self._frame_with([message["role"] for message in messages])
+        pieces = _pieces(frame, messages) if frame else []
+        if "".join(pieces) != text:
+            return _looked_up(text, messages)
+        ends = list(accumulate(map(len, pieces)))[1::2]
+        return [
+            (end - len(said.lstrip()), end - len(said) + len(said.rstrip()))
+            for message, said, end in zip(messages, pieces[1::2], ends, strict=False)
+            if _is_learned(message) and said.strip()
+        ]
 
     def _frame_of(self, messages: Sequence[Message], tools: Any) -> Frame | None:
         if tools or self._is_choosy or self._is_special(messages):
             return None
-        roles = tuple([message["role"] for message in messages])
-        if roles not in self._frames:
+        return self._frame_with([message["role"] for message in messages])
+
+    def _frame_with(self, roles: Sequence[str]) -> Frame | None:
+        key = tuple(roles)
+        if key not in self._frames:
             if len(self._frames) >= _CACHED_SEQUENCES:
                 self._frames.clear()
-            self._frames[roles] = self._take_apart(roles)
-        return self._frames[roles]
+            self._frames[key] = self._take_apart(roles)
+        return self._frames[key]
 
     def _is_special(self, messages: Sequence[Message]) -> bool:
         return any(
-            "tool_calls" in m
-            or "tool_call_id" in m
-            or "name" in m
+            not m.keys().isdisjoint(_MORE_THAN_WORDS)
             or any(text in m["content"] for text in self._looked_for)
             for m in messages
         )
@@ -153,3 +152,30 @@ class Frames:
             return self._template(messages, tools)
         except Exception:
             return plain_frame(messages, tools) + str(tools or "")
+
+
+def _pieces(frame: Frame, messages: Sequence[Message]) -> list[str]:
+    """What is before each content, the content, and the end of all."""
+    pieces: list[str] = []
+    for (before, trim), message in zip(frame.slots, messages, strict=True):
+        pieces += (before, trim(message["content"]))
+    return [*pieces, frame.end]
+
+
+def _looked_up(text: str, messages: Sequence[Message]) -> list[Span]:
+    """The answers where their words are first found after those of the turn before."""
+    spans: list[Span] = []
+    at = 0
+    for message in messages:
+        content = message["content"].strip()
+        start = text.find(content, at)
+        if start < 0:
+            continue
+        at = start + len(content)
+        if _is_learned(message):
+            spans.append((start, at))
+    return spans
+
+
+def _is_learned(message: Message) -> bool:
+    return message["role"] == "assistant" and bool(message.get("weight", 1))

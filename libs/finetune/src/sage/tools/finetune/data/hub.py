@@ -6,30 +6,34 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from sage.tools.finetune.data.layout import choose_files, data_names
 from sage.tools.finetune.hub_models import HUB_ANSWER_S, BrokenOffError, after_the_answer
 from sage.tools.finetune.storage import require_free_space, storage_errors
 from sage_contracts.errors import InvalidDataError, StorageFullError
 
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)((?::[\w./-]+){0,2})")
+"""A configuration, a split or both may follow the id after colons."""
 
 
 def is_hub_id(path: Path) -> bool:
     """Whether `owner/name` can only mean a hub: there is no such path, nor the folder it would lie in."""
-    return bool(_ID.fullmatch(str(path))) and not path.exists() and not path.parent.exists()
+    return bool(_ID.fullmatch(str(path))) and not path.exists() and not Path(path.parts[0]).exists()
 
 
-def choose_files(names: Sequence[str]) -> list[str]:
-    """Of a data set's data files those to train on: its `train` split where the names tell splits apart."""
-    train = [name for name in names if re.search(r"(?<![a-z])train(?![a-z])", name.lower())]
-    return sorted(train or names)
+def split_id(name: str) -> tuple[str, list[str]]:
+    """(`owner/name`, the names that follow it after colons)."""
+    found = _ID.fullmatch(name)
+    assert found is not None
+    return found[1], found[2].split(":")[1:]
 
 
-def fetch_dataset(name: str, is_data: re.Pattern[str]) -> tuple[Path, list[str]]:
-    """The folder of a downloaded snapshot, and the files in it to read.
+def fetch_dataset(name: str, notes: list[str]) -> tuple[Path, list[str]]:
+    """The folder of a downloaded snapshot, and the files in it to read; what was left out goes into `notes`.
 
     Raises: InvalidDataError, StorageFullError.
     """
     instead = "Download it elsewhere and give the file or the folder."
+    name, asked = split_id(name)
     try:
         from huggingface_hub.constants import HF_HUB_CACHE
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
@@ -40,7 +44,7 @@ def fetch_dataset(name: str, is_data: re.Pattern[str]) -> tuple[Path, list[str]]
         ) from error
     try:
         with storage_errors(Path(HF_HUB_CACHE)):
-            return _download(name, is_data, Path(HF_HUB_CACHE), instead)
+            return _download(name, asked, Path(HF_HUB_CACHE), instead, notes)
     except (InvalidDataError, StorageFullError):
         raise
     except GatedRepoError as error:
@@ -59,15 +63,20 @@ def fetch_dataset(name: str, is_data: re.Pattern[str]) -> tuple[Path, list[str]]
         ) from error
 
 
-def _download(name: str, is_data: re.Pattern[str], cache: Path, instead: str) -> tuple[Path, list[str]]:
+def _download(
+    name: str, asked: Sequence[str], cache: Path, instead: str, notes: list[str]
+) -> tuple[Path, list[str]]:
     """Raises: what huggingface_hub raises, InvalidDataError, StorageFullError, BrokenOffError."""
     from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 
     info = HfApi().dataset_info(name, timeout=HUB_ANSWER_S, files_metadata=True)
     sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
-    files = choose_files([file for file in sizes if is_data.search(file)])
-    if not files:
+    found = data_names(sizes)
+    if not found:
         raise InvalidDataError(f"The data set {name} holds no JSON, CSV or Parquet file. {instead}")
+    card = {"configs": getattr(info.card_data, "configs", None)}
+    files, left_out = choose_files(name, found, card, asked)
+    notes += left_out
     missing = [
         file
         for file in files

@@ -1,13 +1,17 @@
-"""One large JSON object that holds the list of rows beside other fields, read without holding the list."""
+"""One JSON object that holds the list of rows beside other fields: a large one is read without holding it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, TextIO
 
 from sage.tools.finetune.data.conversation import RowError
 from sage.tools.finetune.data.json_rows import Found, Scanner
+from sage_contracts.errors import InvalidDataError
+
+_SHOWN_FIELDS = 8
 
 Member = tuple[str, Found | Iterator[Found]]
 """A field's name and value; of a list its elements, which have to be taken before the next member."""
@@ -86,3 +90,33 @@ def _members(scan: Scanner) -> Iterator[Member]:
             return
         scan.take(sign)
         is_open = sign == ","
+
+
+def no_rows_in(name: str, lists: list[str], fields: Iterable[str]) -> str:
+    """What is said of an object that is no row, and holds none or several lists of objects."""
+    keys = ", ".join(islice(fields, _SHOWN_FIELDS)) or "none"
+    held = f"{len(lists)} lists of objects ({', '.join(lists)}) are" if lists else "no list of objects is"
+    return (
+        f"{name} holds one JSON object with the fields {keys}, which is not a list of rows nor a row of a "
+        f"known format, and {held} in it. Put the rows in a list, [{{...}}, {{...}}], or write one object "
+        "per line."
+    )
+
+
+def require_no_columns(name: str, value: dict[str, Any]) -> None:
+    """Raises: InvalidDataError for an object with a list of cells, not turns, in every field, or with an
+    object of them by their numbers, as pandas writes it."""
+    kinds = {type(column) for column in value.values()}
+    if kinds not in ({list}, {dict}):
+        return
+    if all(_are_cells(column) for column in value.values()):
+        raise InvalidDataError(
+            f"{name} holds columns ({', '.join(value)}), not rows. Write one object per row; pandas does "
+            "with to_json(path, orient='records', lines=True)."
+        )
+
+
+def _are_cells(column: list[Any] | dict[str, Any]) -> bool:
+    if isinstance(column, dict):
+        return all(number.isdecimal() for number in column)
+    return not any(isinstance(cell, dict) for cell in column)

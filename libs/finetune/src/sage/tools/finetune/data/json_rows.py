@@ -55,6 +55,9 @@ def document_rows(text: TextIO) -> Iterator[Found]:
         yield value
         if scan.is_lost:
             return
+        if scan.peek() == ",":
+            yield scan.broken("a comma follows an object: put all of them in a list, or take the commas away")
+            return
 
 
 class Scanner:
@@ -130,6 +133,10 @@ class Scanner:
                 return
             self.take(sign)
             is_open = sign == ","
+            if is_open and self.peek() == "]":
+                self.is_lost = True
+                yield self.broken("a comma stands before the list's ]")
+                return
 
     def broken(self, what: str, at: int | None = None) -> RowError:
         """The error of a place in the buffer; by default where the scanner stands."""

@@ -18,7 +18,9 @@ HEAD_BYTES = 1 << 20
 _READ_BYTES = 1 << 18
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
-PARQUET = b"PAR1"
+MAGIC_BYTES = 8
+_COLUMNAR = {b"PAR1": "Parquet", b"ARROW1": "Arrow", b"\xff\xff\xff\xff": "Arrow"}
+"""Arrow's streams have no name in them, only the sign before each of their parts."""
 
 _FOREIGN = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook; save a workbook as CSV, unpack an archive",
@@ -27,12 +29,17 @@ _FOREIGN = {
     b"BZh": "compressed with bzip2; use gzip or zstd",
     b"\xfd7zXZ": "compressed with xz; use gzip or zstd",
     b"7z\xbc\xaf": "a 7-Zip archive; unpack it",
-    b"ARROW1": "an Arrow file; save it as Parquet",
     b"SQLite format 3": "a SQLite database; export a table as CSV",
     b"GGUF": "a GGUF model, not data",
+    b"version https://git-lfs": "only Git LFS's pointer to the data; fetch it with `git lfs pull`",
+    b"<!doctype html": "a web page; perhaps it came in place of the download",
+    b"<html": "a web page; perhaps it came in place of the download",
     b"\x89PNG": "a picture",
     b"\xff\xd8\xff": "a picture",
 }
+
+_FOREIGN_BYTES = 64
+"""Of web pages and pointers, which are text: capitals and white space before it do not matter."""
 
 
 @contextmanager
@@ -51,18 +58,24 @@ def head_of(path: Path, name: str) -> bytes:
     """Up to HEAD_BYTES from the beginning. Raises: InvalidDataError, also for a file that is no data."""
     with open_plain(path, name) as stream:
         head = stream.read(HEAD_BYTES)
+    start = head[:_FOREIGN_BYTES].lstrip().lower()
     for magic, what in _FOREIGN.items():
-        if head.startswith(magic):
+        if head.startswith(magic) or start.startswith(magic):
             raise InvalidDataError(f"{name} is {what}. Rows go into JSON, JSON Lines, CSV, TSV or Parquet.")
     if head[257:262] == b"ustar":
         raise InvalidDataError(f"{name} is a tar archive. Unpack it and give the folder.")
     return head
 
 
-def is_parquet(path: Path, name: str) -> bool:
-    """Whether the file is Parquet, compressed as a whole or not. Raises: InvalidDataError."""
+def columnar_kind(head: bytes) -> str | None:
+    """`Parquet` or `Arrow` where the first MAGIC_BYTES say so."""
+    return next((kind for magic, kind in _COLUMNAR.items() if head.startswith(magic)), None)
+
+
+def is_columnar(path: Path, name: str) -> bool:
+    """Whether only pyarrow can read the file, compressed as a whole or not. Raises: InvalidDataError."""
     with open_plain(path, name) as stream:
-        return stream.read(len(PARQUET)) == PARQUET
+        return columnar_kind(stream.read(MAGIC_BYTES)) is not None
 
 
 def _plain(raw: IO[bytes]) -> BinaryIO:

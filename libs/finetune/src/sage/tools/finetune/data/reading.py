@@ -11,14 +11,15 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 import orjson
 
+from sage.tools.finetune.data.columnar import columnar_rows
 from sage.tools.finetune.data.conversation import RowError
 from sage.tools.finetune.data.encodings import has_fault, marked_faults, possible_encodings
 from sage.tools.finetune.data.formats import format_name
-from sage.tools.finetune.data.json_members import member_rows, outline_of
+from sage.tools.finetune.data.json_members import member_rows, no_rows_in, outline_of, require_no_columns
 from sage.tools.finetune.data.json_rows import MAX_ROW_BYTES, Found, document_rows, line_rows, list_rows
-from sage.tools.finetune.data.opening import HEAD_BYTES, PARQUET, head_of, open_plain
+from sage.tools.finetune.data.opening import HEAD_BYTES, columnar_kind, head_of, open_plain
 from sage.tools.finetune.data.sources import files_of
-from sage.tools.finetune.data.tables import NO_DELIMITER, find_delimiter, parquet_rows, table_rows
+from sage.tools.finetune.data.tables import NO_DELIMITER, find_delimiter, table_rows
 from sage_contracts.errors import InvalidDataError
 
 _READ_BYTES = 1 << 18
@@ -75,8 +76,8 @@ class Rows:
 
     def _file_rows(self, path: Path, name: str) -> Iterable[Found]:
         head = head_of(path, name)
-        if head.startswith(PARQUET):
-            return self._told("Parquet", parquet_rows(path, name))
+        if kind := columnar_kind(head):
+            return self._told(kind, columnar_rows(path, name, kind))
         found = possible_encodings(head, is_whole=len(head) < HEAD_BYTES)
         if len(found) != 1:
             raise InvalidDataError(_unreadable(name, found))
@@ -92,8 +93,8 @@ class Rows:
             return self._told("JSON", _read_text(path, name, encoding, list_rows))
         if head[0] == "{":
             first = _first_value(head)
-            if "\n" not in first and (_is_lines(head) or _has_lines(path, name, encoding, head)):
-                return self._told("JSON Lines", _read_lines(path, name, encoding))
+            if _may_be_lines(first, head) and (_is_lines(head) or _has_lines(path, name, encoding, head)):
+                return self._told("JSON Lines", _read_lines(path, name, encoding, head))
             if not first:  # it goes on behind the head, or is broken
                 return self._told("JSON", self._large_object(path, name, encoding))
             return self._told("JSON", self._documents(path, name, encoding))
@@ -111,10 +112,13 @@ class Rows:
         first = list(islice(values, 2))
         only = first[0] if len(first) == 1 else None
         if not isinstance(only, dict) or format_name(only) is not None:
+            if isinstance(only, dict):
+                require_no_columns(name, only)
             yield from first
             yield from values
             return
-        yield from only[self._only_list(name, [key for key in only if _is_list_of_objects(only[key])])]
+        lists = [key for key in only if _is_list_of_objects(only[key])]
+        yield from only[self._only_list(name, lists, only)]
 
     def _large_object(self, path: Path, name: str, encoding: str) -> Iterator[Found]:
         """Read twice where it holds the rows, so that they need not fit into memory."""
@@ -125,15 +129,12 @@ class Rows:
         elif outline.problem is not None and len(outline.lists) != 1:
             yield outline.problem
         else:
-            number = outline.lists[self._only_list(name, list(outline.lists))]
+            number = outline.lists[self._only_list(name, list(outline.lists), outline.fields)]
             yield from _read_text(path, name, encoding, lambda text: member_rows(text, number))
 
-    def _only_list(self, name: str, lists: list[str]) -> str:
+    def _only_list(self, name: str, lists: list[str], fields: Iterable[str]) -> str:
         if len(lists) != 1:
-            raise InvalidDataError(
-                f"{name} holds one JSON value that is not a list of rows, and {_how_many(lists)} in it. Put "
-                "the rows in a list, [{...}, {...}], or write one object per line."
-            )
+            raise InvalidDataError(no_rows_in(name, lists, fields))
         self.notes.append(f"the rows of {name} are the list in its field {lists[0]!r}")
         return lists[0]
 
@@ -147,8 +148,9 @@ def load_rows(path: Path, display_name: str | None = None) -> Rows:
     return Rows(path, display_name)
 
 
-def _read_lines(path: Path, name: str, encoding: str) -> Iterator[Found]:
-    if not encoding.startswith("utf-8"):
+def _read_lines(path: Path, name: str, encoding: str, head: str) -> Iterator[Found]:
+    # Bytes have no lines that end with a carriage return alone.
+    if not encoding.startswith("utf-8") or ("\r" in head and "\n" not in head):
         yield from _read_text(path, name, encoding, line_rows)
         return
     with open_plain(path, name) as stream:
@@ -197,9 +199,23 @@ def _first_value(head: str) -> str:
         return ""
 
 
+def _may_be_lines(first: str, head: str) -> bool:
+    """Whether the first value ends with its line, if it does within the head; of an object that goes on
+    behind that, lines may begin with its commas."""
+    return (
+        "\n" not in first if first else not any(line.lstrip().startswith(",") for line in _first_lines(head))
+    )
+
+
+def _first_lines(head: str) -> list[str]:
+    """Without those that are blank."""
+    lines = head.split("\n" if "\n" in head else "\r", _SAMPLED_LINES)[:_SAMPLED_LINES]
+    return [line for line in lines if line.strip()]
+
+
 def _is_lines(head: str) -> bool:
     """Whether lines are values of their own: one of the first is a whole object, and there are others."""
-    lines = [line for line in head.split("\n")[:_SAMPLED_LINES] if line.strip()]
+    lines = _first_lines(head)
     return len(lines) > 1 and any(line.startswith("{") and _is_object(line) for line in lines)
 
 
@@ -232,10 +248,6 @@ def _is_object(line: str) -> bool:
 
 def _is_list_of_objects(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
-
-
-def _how_many(lists: list[str]) -> str:
-    return f"{len(lists)} lists of objects ({', '.join(lists)}) are" if lists else "no list of objects is"
 
 
 def _unreadable(name: str, encodings: dict[str, str]) -> str:

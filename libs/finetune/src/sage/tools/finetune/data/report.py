@@ -200,6 +200,7 @@ def _said(messages: Sequence[Message]) -> list[Any]:
     said: list[Any] = []
     for message in messages:
         said += (message["role"], message["content"], message.get("tool_calls"))
+        said += filter(None, [message.get("reasoning_content")])
     return said
 
 

@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 _BYTES_PER_TOKEN = 4
 _TEMPLATE = "chat_template.jinja"
-_HUB_FILES = ("tokenizer.json", "tokenizer_config.json", _TEMPLATE, "additional_chat_templates/*")
+_MORE_TEMPLATES = "additional_chat_templates/*.jinja"
+_HUB_FILES = ("tokenizer.json", "tokenizer_config.json", _TEMPLATE, _MORE_TEMPLATES)
 _CUTTING = frozenset(
     {"split", "rsplit", "partition", "rpartition", "startswith", "endswith", "replace", "find"}
 )
@@ -145,7 +146,8 @@ def _frames(folder: Path, name: str, added: dict[str, int]) -> Frames:
     InvalidDataError without a template."""
     config_file = folder / "tokenizer_config.json"
     config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-    source, tools_source = _sources(folder, config)
+    templates = chat_templates(folder, config)
+    source = templates.get("default", "")
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -155,7 +157,8 @@ def _frames(folder: Path, name: str, added: dict[str, int]) -> Frames:
     environment.filters["tojson"] = _json_text
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    compiled, for_tools = environment.from_string(source), environment.from_string(tools_source)
+    compiled = environment.from_string(source)
+    for_tools = environment.from_string(templates.get("tool_use", source))
     special = {name: _text_of(config.get(name)) for name in _SPECIAL}
 
     def template(messages: Sequence[Any], tools: Any, **options: Any) -> str:
@@ -168,20 +171,15 @@ def _frames(folder: Path, name: str, added: dict[str, int]) -> Frames:
     return Frames(template, check, is_choosy="raise_exception" in source, looked_for=looked_for)
 
 
-def _sources(folder: Path, config: dict[str, Any]) -> tuple[str, str]:
-    """(the chat template, the one for rows with tools, mostly the same); empty where there is none."""
+def chat_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """A tokenizer's templates by name, `default` among them; `config` is its `tokenizer_config.json`."""
     found = config.get("chat_template") or {}
     if isinstance(found, list):
         found = {item["name"]: item["template"] for item in found}
     elif isinstance(found, str):
         found = {"default": found}
-    files = {
-        "default": folder / _TEMPLATE,
-        "tool_use": folder / "additional_chat_templates" / "tool_use.jinja",
-    }
-    found |= {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()}
-    source = found.get("default", "")
-    return source, found.get("tool_use", source)
+    files = {path.stem: path for path in folder.glob(_MORE_TEMPLATES)} | {"default": folder / _TEMPLATE}
+    return found | {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()}
 
 
 def _looked_for(template: Any) -> frozenset[str]:

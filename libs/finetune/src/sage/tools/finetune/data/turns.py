@@ -9,7 +9,14 @@ from typing import Any
 import orjson
 
 from sage.tools.finetune.data.conversation import Message, RowError
-from sage.tools.finetune.data.fields import NO_ANSWER, json_in, kind_of, optional_text, require_shallow
+from sage.tools.finetune.data.fields import (
+    NO_ANSWER,
+    json_in,
+    kind_of,
+    require_shallow,
+    system_field,
+    system_of,
+)
 
 _ROLES = {
     "system": "system",
@@ -53,11 +60,25 @@ def learnable(messages: list[Message], field: str) -> list[Message]:
 
 
 def with_system(messages: list[Message], row: Mapping[str, Any]) -> list[Message]:
-    """The turns after the row's `system` text, unless they begin with a system turn. Raises: RowError."""
-    system = optional_text(row, "system")
-    if not system or messages[0]["role"] == "system":
+    """The turns after the row's `system` text, which a first system turn may repeat.
+
+    Raises: RowError, also where the two say different things: to learn from either would be a guess.
+    """
+    system = system_of(row)
+    if not system:
         return messages
-    return [{"role": "system", "content": system}, *messages]
+    first: Message = {"role": "system", "content": system}
+    if messages[0]["role"] != "system":
+        return [first, *messages]
+    said = messages[0]["content"].strip()
+    if not said:
+        return [first, *messages[1:]]
+    if said != system:
+        raise RowError(
+            system_field(row),
+            "says something else than the system turn of the conversation: keep one of them",
+        )
+    return messages
 
 
 def holds_turns(value: Any, field: str) -> bool:
@@ -95,9 +116,19 @@ def parse_turns(turns: Any, field: str) -> list[Message]:
     if isinstance(turns, str) and turns.lstrip().startswith("["):
         _refuse_python(turns, field)
         turns = json_in(turns, field)  # in CSV and in some Parquet files the list is text
+    if isinstance(turns, Mapping):
+        turns = _turns_of_columns(turns)
     if not isinstance(turns, list) or not turns:
         raise RowError(field, "must be a list of turns with at least one in it")
     return [parse_turn(turn, field, index) for index, turn in enumerate(turns)]
+
+
+def _turns_of_columns(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The turns in a list of each field, which `datasets` makes of a sequence of objects; otherwise none."""
+    lists = [column for column in columns.values() if isinstance(column, list)]
+    if len(lists) < len(columns) or len({len(column) for column in lists}) != 1:
+        return []
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*lists, strict=True)]
 
 
 def parse_turn(turn: Any, field: str, index: int | None = None) -> Message:
@@ -138,9 +169,9 @@ def _copy_extras(turn: Mapping[str, Any], message: Message, field: str) -> None:
         if weight not in (0, 1):
             raise RowError(f"{field}.weight", "must be 0 or 1")
         message["weight"] = int(weight)
-    for key in ("name", "tool_call_id"):
+    for key in ("name", "tool_call_id", "reasoning_content"):
         value = turn.get(key)
-        if value is None:
+        if value is None or (not value and key == "reasoning_content"):
             continue
         if not isinstance(value, str):
             raise RowError(f"{field}.{key}", f"is {kind_of(value)}, not text")

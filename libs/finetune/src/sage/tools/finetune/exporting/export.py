@@ -129,7 +129,9 @@ def _write_gguf(
         parity = compare_folder(wanted, unfinished, _DTYPES.get(numbers, numbers), gguf_file=file.name)
         require_parity(parity, "The GGUF file")
         for path in unfinished.iterdir():
-            if path != file:
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path != file:
                 path.unlink()
         (unfinished / "Modelfile").write_text(text, encoding="utf-8")
         write_json(unfinished / "sage_export.json", _record(base, wish, parity))

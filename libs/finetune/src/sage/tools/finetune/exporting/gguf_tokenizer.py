@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sage.tools.finetune.data.tokenizer_files import chat_templates
 from sage_contracts.errors import InvalidRequestError
 
 # How llama.cpp splits text before merging is compiled into it under these names, so that a tokenizer is
@@ -51,8 +52,8 @@ def write_tokenizer(writer: Any, folder: Path, config: dict[str, Any]) -> None:
         if key in ids:
             add(ids[key])
     writer.add_add_bos_token(adds_bos(folder, ids))
-    if template := chat_template(folder):
-        writer.add_chat_template(template)
+    if templates := chat_templates(folder, settings):
+        writer.add_chat_template([{"name": name, "template": text} for name, text in templates.items()])
 
 
 def pre_tokenizer_name(tokenizer: dict[str, Any]) -> str | None:
@@ -88,17 +89,6 @@ def adds_bos(folder: Path, ids: dict[str, int]) -> bool:
 
     encoded = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("a").ids
     return bool(encoded) and encoded[0] == ids.get("bos")
-
-
-def chat_template(folder: Path) -> str | None:
-    """The default one, where the folder has any."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    stored = _read(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(stored, list):
-        stored = {entry["name"]: entry["template"] for entry in stored}.get("default")
-    return stored
 
 
 def _tokens(tokenizer: dict[str, Any], size: int, token_type: Any) -> tuple[list[str], list[int]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +25,7 @@ _TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "additional_chat_templates/*.jinja",
 )
 # What else a server reads, or a person has to: own model code, generation defaults, the licence.
 _BASE_FILES = ("generation_config.json", "preprocessor_config.json", "LICENSE*", "*.py")
@@ -83,9 +83,8 @@ def model_bytes(weights: MergedWeights, code: str | None) -> int:
 def copy_tokenizer(adapter_dir: Path, base: Path, folder: Path) -> None:
     """The files as they are: what was trained with is what is served with."""
     source = adapter_dir if (adapter_dir / "tokenizer_config.json").is_file() else base
-    for path in _present(source):
-        shutil.copyfile(path, folder / path.name)
-
-
-def _present(folder: Path) -> Iterator[Path]:
-    return (folder / name for name in _TOKENIZER_FILES if (folder / name).is_file())
+    for pattern in _TOKENIZER_FILES:
+        for path in filter(Path.is_file, source.glob(pattern)):
+            target = folder / path.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
