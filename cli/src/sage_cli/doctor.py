@@ -124,7 +124,7 @@ def check_gpu() -> Finding:
     if shutil.which("nvidia-smi") is None:
         advice = "Enough for small models (smollm2-135m). With a GPU installed, install its driver."
         if missing := lacks_compiler():
-            advice += f" Its steps would be a third shorter, but {missing}."
+            advice += f" Its steps would be shorter, but {missing}."
         return Finding("warn", "gpu", "no NVIDIA GPU seen: training runs on the CPU", advice)
     query = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader"]
     try:

@@ -87,7 +87,7 @@ def why_slower() -> str:
     try:
         load_library()
     except CompilerError as error:
-        return f"Steps on this CPU take a third longer or more than with kernels in C: {error}."
+        return f"Steps on this CPU take up to twice as long as with kernels in C: {error}."
     return ""
 
 
