@@ -125,7 +125,21 @@ class UploadService:
         return UploadPart(id=part.id, created_at=int(part.created_at), upload_id=upload_id)
 
     def complete(self, upload_id: str, request: CompleteUploadRequest) -> UploadObject:
-        """Join the parts to a file like any other.
+        """Join the parts to a file like any other; who asks again, for a lost answer, is told of that file.
+
+        Raises: as `_join`.
+        """
+        try:
+            return self._join(upload_id, request)
+        except ConflictError:
+            with self.database.read() as session:
+                row = uploads.get(session, upload_id)
+            if row.file_id is None:
+                raise
+            return to_object(row, self.files.get(row.file_id))
+
+    def _join(self, upload_id: str, request: CompleteUploadRequest) -> UploadObject:
+        """The first time.
 
         Raises: InvalidRequestError for other parts, sizes or bytes than announced; NotFoundError;
         ConflictError for an upload that has ended; StorageFullError, after which it may be tried again.

@@ -1,9 +1,9 @@
 """One decoder layer of the llama family as a single step of autograd.
 
-Only what the backward pass cannot have again cheaply is kept: the layer's input, rotated queries, keys and
-values, what attention gave, the residual between the halves, and gate and up. Norms, activations and adapter
-inputs are computed again. Rows lie end to end, shape (tokens, width), each attending to itself alone; what
-they begin with in common is there once (see prefix_tree.py).
+Only what the backward pass cannot have again cheaply is kept: the layer's input, queries, keys and values,
+what attention gave, the residual between the halves, and gate and up. Norms, activations and adapter inputs
+are computed again. Rows lie end to end, shape (tokens, width), each attending to itself alone; what they
+begin with in common is there once (see prefix_tree.py).
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _function() -> Callable[..., Any]:
         ]
 
     def placed(layer: FusedLayer, heads: Any, cos: Any, sin: Any) -> Any:
-        """Heads as attention sees them, made from what projections gave, in place where nothing is normed."""
+        """Heads as attention sees them, from what projections gave: in place where nothing is normed."""
         if layer.head_norms:
             given, heads = heads, heads.clone()
             for part, norm in zip(split(layer, heads), normed_heads(layer, given), strict=False):
@@ -195,7 +195,7 @@ def _function() -> Callable[..., Any]:
             qkv, seen_qkv = layer.qkv.forward(kernels.norm(x, *layer.first_norm), training)
             given = qkv.view(tokens, -1, layer.head_dim)
             heads = placed(layer, given, cos, sin)
-            # Not as exact as before it was kept: the backward pass must meet the same softmax.
+            # Attention sees heads as they are kept, rounded: the backward pass must meet the same softmax.
             attended, sums = kernels.attention(split(layer, heads.float()), segments, layer.scaling)
             attended = attended.to(x.dtype).view(tokens, -1)
             middle, seen_out = layer.out.forward(attended, training, x)
