@@ -159,6 +159,12 @@ def test_what_is_no_number_stays_so(kernels: StepKernels, dtype: Any) -> None:
     for out in found:
         assert out[0].isfinite().all()
         assert out[1].isnan().any()
+    for wrong in (math.nan, math.inf):
+        x[1, 3] = wrong
+        logits = x.clone()
+        losses, _ = kernels.cross_entropy(logits, torch.tensor([0, 0]), True)
+        assert losses.isnan().tolist() == [False, True]
+        assert logits.isnan().any(1).tolist() == [False, True]
 
 
 @some

@@ -36,6 +36,7 @@ def test_without_a_compiler_it_is_said_and_who_does_without_hears_nothing(tmp_pa
     environment = {**os.environ, "PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "CC": ""}
     assert "no C compiler is installed" in _told(environment)
     assert _told({**environment, "SAGE_CPU_KERNELS": "0"}) == ""
+    assert _told({**environment, "ATEN_CPU_CAPABILITY": "default"}) == "", "they are for newer chips alone"
 
 
 def _told(environment: dict[str, str]) -> str:

@@ -131,6 +131,8 @@ def torch_dtype(precision: ResolvedPrecision) -> Any:
 
 _MEMORY_TEXTS = ("out of memory", "t allocate memory", "Cannot allocate memory", "ALLOC_FAILED", "bad_alloc")
 """What CUDA, torch's CPU allocator, the loader, cuBLAS and C++ say."""
+_ONEDNN_TEXT = "could not create a primitive"
+"""Alone. What it cannot do at all fails earlier, with a `primitive descriptor`."""
 
 
 @contextmanager
@@ -154,8 +156,8 @@ def memory_reason(error: BaseException) -> str | None:
         text = str(behind)
         is_errno = isinstance(behind, OSError) and behind.errno == errno.ENOMEM
         # Our own messages may quote a user's rows; what they were raised from is what counts.
-        is_said = not isinstance(behind, SageError) and any(part in text for part in _MEMORY_TEXTS)
-        if isinstance(behind, MemoryError) or is_errno or is_said:
+        is_said = text == _ONEDNN_TEXT or any(part in text for part in _MEMORY_TEXTS)
+        if isinstance(behind, MemoryError) or is_errno or (is_said and not isinstance(behind, SageError)):
             return text.splitlines()[0].rstrip(".") if text else type(behind).__name__
         behind = behind.__cause__
     return None

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from sage.tools.finetune import tree_attention
 from sage.tools.finetune.native.build import CompilerError
 from sage.tools.finetune.native.kernels import NativeKernels
-from sage.tools.finetune.native.library import is_switched_off, load_library
+from sage.tools.finetune.native.library import is_for_this_chip, is_switched_off, load_library
 from sage.tools.finetune.prefix_tree import Segment
 
 
@@ -81,8 +81,8 @@ def kernels_for(device: Any, dtype: Any, *widths: int, **sizes: int) -> StepKern
 
 
 def why_slower() -> str:
-    """For people; empty where kernels in C are there, or somebody does without."""
-    if is_switched_off():
+    """For people; empty where kernels in C are there, cannot be on this chip, or are not wanted."""
+    if is_switched_off() or not is_for_this_chip():
         return ""
     try:
         load_library()

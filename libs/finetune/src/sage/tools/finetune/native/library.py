@@ -54,6 +54,14 @@ def is_switched_off() -> bool:
     return os.environ.get(_SWITCH, "").strip() == "0"
 
 
+def is_for_this_chip() -> bool:
+    try:
+        level_of_this_chip()
+    except CompilerError:
+        return False
+    return True
+
+
 def open_library(level: str) -> Any:
     """Raises: CompilerError, OSError."""
     kept = _cache()
