@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def kernels(request: pytest.FixtureRequest) -> StepKernels:
         return TorchKernels()
     if LEVELS.index(request.param) < LEVELS.index(level_of_this_chip()):
         pytest.skip(f"this chip is not of {request.param}")
-    return NativeKernels(open_library(request.param))
+    return NativeKernels(open_library(request.param), multiplies=True)
 
 
 def random(seed: int, *shape: int, dtype: Any = torch.float32, large: float = 1.0) -> Any:
@@ -50,6 +51,39 @@ def same(found: Any, wanted: Any, tolerance: float) -> None:
     assert found.isfinite().all()
     scale = wanted.abs().max().clamp(min=1e-3)
     assert float((found.double() - wanted).abs().max() / scale) < tolerance
+
+
+@some
+@given(
+    seeds,
+    st.one_of(tokens, st.just(200)),
+    st.sampled_from([16, 80, 288, 4112]),
+    st.sampled_from([16, 80, 208]),
+    formats,
+    st.booleans(),
+    st.sampled_from(["nothing", "a bias", "a residual"]),
+    st.booleans(),
+)
+def test_products(
+    kernels: StepKernels,
+    seed: int,
+    count: int,
+    width: int,
+    outs: int,
+    dtype: Any,
+    is_turned: bool,
+    added: str,
+    has_room: bool,
+) -> None:
+    x = random(seed, count, width, dtype=dtype)
+    weight = random(seed + 1, *((width, outs) if is_turned else (outs, width)), dtype=dtype)
+    weight = weight.t() if is_turned else weight
+    shape = {"nothing": None, "a bias": (outs,), "a residual": (count, outs)}[added]
+    more = random(seed + 2, *shape, dtype=dtype) if shape else None
+    room = torch.full((count, outs), math.nan, dtype=dtype) if has_room else None
+    found = kernels.product(x, weight, more, room)
+    same(found, x.double() @ weight.double().t() + (0 if more is None else more.double()), FORMATS[dtype])
+    assert room is None or found.data_ptr() == room.data_ptr()
 
 
 @some
@@ -150,6 +184,7 @@ def test_what_is_no_number_stays_so(kernels: StepKernels, dtype: Any) -> None:
     x[1, 3] = math.nan
     weight, heads = torch.ones(32, dtype=dtype), x.float().view(2, 1, 32)
     found = [
+        kernels.product(x, torch.ones(32, 32, dtype=dtype)),
         kernels.norm(x, weight, EPSILON),
         kernels.norm_backward(x.clone(), x, weight, EPSILON, x),
         kernels.gate(x),
@@ -188,6 +223,19 @@ def test_cross_entropy(
     assert hits.tolist() == [label == choice for label, choice in zip(labels.tolist(), choices, strict=True)]
     if wants:
         same(logits, of_logits, max(least, FORMATS[dtype]))
+
+
+@pytest.mark.compiler
+def test_what_one_thread_is_given_another_one_does_not_write_over() -> None:
+    kernels = kernels_for(torch.device("cpu"), torch.float32, 32)
+    x, other = torch.ones(3, 32), torch.full((3, 32), -5.0)
+    weight = torch.ones(32)
+    with ThreadPoolExecutor(1) as beside:
+        mine = kernels.norm(x, weight, EPSILON), kernels.gate(x)
+        kept = [part.clone() for part in mine]
+        beside.submit(lambda: (kernels.norm(other, weight, EPSILON), kernels.gate(other))).result(60)
+    for part, before in zip(mine, kept, strict=True):
+        assert torch.equal(part, before)
 
 
 @pytest.mark.compiler

@@ -15,7 +15,7 @@ from sage.tools.finetune.losses import FusedLoss, PackedLoss, PlainLoss
 from sage.tools.finetune.modeling import add_adapters, load_base
 from sage.tools.finetune.projections import NotFusableError, Projections
 from sage.tools.finetune.rendering import Sample
-from sage.tools.finetune.step_kernels import CHOICE_BLOCK
+from sage.tools.finetune.step_kernels import CHOICE_BLOCK, TorchKernels
 from sage_contracts.config import LoRAConfig, TrainingConfig
 
 
@@ -279,11 +279,11 @@ def test_dropout_of_joined_projections_is_exact_for_its_mask_and_drops_the_asked
     from torch.nn.functional import linear
 
     attention = adapted(tiny_base, lora=lora(lora_dropout=0.2)).get_base_model().model.layers[0].self_attn
-    joined = Projections([attention.q_proj, attention.k_proj, attention.v_proj])
+    joined, kernels = Projections([attention.q_proj, attention.k_proj, attention.v_proj]), TorchKernels()
     x, upstream = torch.randn(300, 64, requires_grad=True), torch.randn(300, 128)
-    y, seen = joined.forward(x.detach(), True)
+    y, seen = joined.forward(kernels, x.detach(), True)
     assert float(seen.float().mean()) == pytest.approx(0.8, abs=0.01)
-    assert not torch.equal(seen, joined.forward(x.detach(), True)[1]), "every draw has its own mask"
+    assert not torch.equal(seen, joined.forward(kernels, x.detach(), True)[1]), "every draw has its own mask"
 
     dropped = x * seen / 0.8
     parts = [
@@ -295,7 +295,7 @@ def test_dropout_of_joined_projections_is_exact_for_its_mask_and_drops_the_asked
     expected = torch.cat(parts, 1)
     torch.testing.assert_close(y, expected.detach(), rtol=1e-4, atol=1e-4)
     wanted = torch.autograd.grad(expected, [x, *joined.parameters], upstream)
-    of_x, of_weights = joined.backward(upstream, x.detach(), seen, True)
+    of_x, of_weights = joined.backward(kernels, upstream, x.detach(), seen, True)
     for found, right in zip((of_x, *of_weights), wanted, strict=True):
         torch.testing.assert_close(found, right, rtol=1e-3, atol=1e-4 * float(right.abs().max()))
 

@@ -192,15 +192,17 @@ def _function() -> Callable[..., Any]:
             *_: Any,
         ) -> Any:
             kernels, tokens = layer.kernels, len(x)
-            qkv, seen_qkv = layer.qkv.forward(kernels.norm(x, *layer.first_norm), training)
+            qkv, seen_qkv = layer.qkv.forward(kernels, kernels.norm(x, *layer.first_norm), training)
             given = qkv.view(tokens, -1, layer.head_dim)
             heads = placed(layer, given, cos, sin)
             # Attention sees heads as they are kept, rounded: the backward pass must meet the same softmax.
             attended, sums = kernels.attention(split(layer, heads.float()), segments, layer.scaling)
             attended = attended.to(x.dtype).view(tokens, -1)
-            middle, seen_out = layer.out.forward(attended, training, x)
-            gate_up, seen_mlp = layer.gate_up.forward(kernels.norm(middle, *layer.second_norm), training)
-            result, seen_down = layer.down.forward(kernels.gate(gate_up), training, middle)
+            middle, seen_out = layer.out.forward(kernels, attended, training, x)
+            gate_up, seen_mlp = layer.gate_up.forward(
+                kernels, kernels.norm(middle, *layer.second_norm), training
+            )
+            result, seen_down = layer.down.forward(kernels, kernels.gate(gate_up), training, middle)
             if any(ctx.needs_input_grad):
                 kept = (x, given, attended, middle, gate_up, cos, sin, sums)
                 ctx.save_for_backward(*kept, seen_qkv, seen_out, seen_mlp, seen_down)
@@ -215,15 +217,15 @@ def _function() -> Callable[..., Any]:
             kernels = layer.kernels
 
             down_input = kernels.gate(gate_up) if layer.down.adapters else None
-            of_acted, of_down = layer.down.backward(gradient, down_input, seen_down, True)
+            of_acted, of_down = layer.down.backward(kernels, gradient, down_input, seen_down, True)
             of_gate_up = kernels.gate_backward(of_acted, gate_up)
             del down_input, of_acted
             mlp_input = kernels.norm(middle, *layer.second_norm) if layer.gate_up.adapters else None
-            of_input, of_mlp = layer.gate_up.backward(of_gate_up, mlp_input, seen_mlp, True)
+            of_input, of_mlp = layer.gate_up.backward(kernels, of_gate_up, mlp_input, seen_mlp, True)
             del of_gate_up, mlp_input
             of_middle = kernels.norm_backward(of_input, middle, *layer.second_norm, gradient)
 
-            of_attended, of_out = layer.out.backward(of_middle, attended, seen_out, True)
+            of_attended, of_out = layer.out.backward(kernels, of_middle, attended, seen_out, True)
             exact = (placed(layer, given, cos, sin) if layer.head_norms else given).float()
             of_heads = torch.empty_like(exact)
             found, wanted = (part.view(len(x), layer.heads, -1).float() for part in (attended, of_attended))
@@ -235,7 +237,9 @@ def _function() -> Callable[..., Any]:
                 of_part = part.reshape(-1, layer.head_dim)
                 part.copy_(kernels.norm_backward(of_part, *norm, torch.zeros_like(of_part)).view_as(part))
             qkv_input = kernels.norm(x, *layer.first_norm) if layer.qkv.adapters else None
-            of_input, of_adapters = layer.qkv.backward(of_qkv.view(len(x), -1), qkv_input, seen_qkv, needs_x)
+            of_input, of_adapters = layer.qkv.backward(
+                kernels, of_qkv.view(len(x), -1), qkv_input, seen_qkv, needs_x
+            )
             of_x = kernels.norm_backward(of_input, x, *layer.first_norm, of_middle) if needs_x else None
             return of_x, None, None, None, None, None, *of_adapters, *of_out, *of_mlp, *of_down
 

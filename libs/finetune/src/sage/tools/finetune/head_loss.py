@@ -47,23 +47,23 @@ def _frozen_head_loss() -> Callable[..., Any]:
     class FrozenHeadLoss(torch.autograd.Function):  # type: ignore[misc] # torch is untyped here
         @staticmethod
         def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, labels: Any, chunk: int) -> Any:
-            kernels = kernels_for(hidden.device, hidden.dtype, weight.shape[0])
+            kernels = kernels_for(hidden.device, hidden.dtype, *weight.shape)
             total = hidden.new_zeros((), dtype=torch.float32)
             hits = hidden.new_zeros((), dtype=torch.int64)
             gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
             # One buffer for all chunks: logits of ever new sizes would leave holes in the heap.
-            product = torch.empty(chunk, weight.shape[0], dtype=hidden.dtype, device=hidden.device)
+            room = torch.empty(chunk, weight.shape[0], dtype=hidden.dtype, device=hidden.device)
             for start in range(0, len(labels), chunk):
                 part = slice(start, start + chunk)
                 wanted = labels[part]
-                logits = torch.mm(hidden[part], weight.t(), out=product[: len(wanted)])
+                logits = kernels.product(hidden[part], weight, out=room[: len(wanted)])
                 if bias is not None:
                     logits += bias
                 losses, found = kernels.cross_entropy(logits, wanted, gradient is not None)
                 total += losses.sum()
                 hits += found.sum()
                 if gradient is not None:
-                    torch.mm(logits, weight, out=gradient[part])
+                    kernels.product(logits, weight.t(), out=gradient[part])
             if gradient is not None:
                 ctx.save_for_backward(gradient)
             ctx.mark_non_differentiable(hits)

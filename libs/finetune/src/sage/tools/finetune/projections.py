@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sage.tools.finetune.step_kernels import StepKernels
+
 _DRAW = 1 << 16
 """Dropout decides by 16 random bits: a quarter of the time that `bernoulli_` takes."""
 
@@ -54,15 +56,12 @@ class Projections:
         """What is trained, in the order that `backward` returns gradients in."""
         return [weight for adapter in self.adapters for weight in (adapter.a, adapter.b)]
 
-    def forward(self, x: Any, is_training: bool, added: Any = None) -> tuple[Any, Any]:
+    def forward(self, kernels: StepKernels, x: Any, is_training: bool, added: Any = None) -> tuple[Any, Any]:
         """(x @ weight.T + adapters + added, which elements the adapters saw or None). x (tokens, in)."""
-        import torch
-
-        weight = self.weight.t()
-        if added is not None and self.bias is None:
-            y = torch.addmm(added, x, weight)
+        if self.bias is None:
+            y = kernels.product(x, self.weight, added)
         else:
-            y = torch.addmm(self.bias, x, weight) if self.bias is not None else torch.mm(x, weight)
+            y = kernels.product(x, self.weight, self.bias)
             y = y if added is None else y.add_(added)
         if not self.adapters:
             return y, None
@@ -70,11 +69,11 @@ class Projections:
         narrow = self._narrow(x, seen)[1]
         return y.addmm_(narrow, self._up(seen, y.dtype).t()), seen
 
-    def backward(self, gradient: Any, x: Any, seen: Any, needs_input: bool) -> tuple[Any, list[Any]]:
+    def backward(
+        self, kernels: StepKernels, gradient: Any, x: Any, seen: Any, needs_input: bool
+    ) -> tuple[Any, list[Any]]:
         """(gradient of x or None, gradients of `parameters`). `x` counts only where there are adapters."""
-        import torch
-
-        down = torch.mm(gradient, self.weight) if needs_input else None
+        down = kernels.product(gradient, self.weight.t()) if needs_input else None
         if not self.adapters:
             return down, []
         x, narrow = self._narrow(x, seen)

@@ -7,6 +7,7 @@ Both compute the same, with halves of bf16 rounded once. Rows lie end to end: x 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Protocol
 
 from sage.tools.finetune import tree_attention
@@ -14,9 +15,16 @@ from sage.tools.finetune.native.build import CompilerError
 from sage.tools.finetune.native.kernels import NativeKernels
 from sage.tools.finetune.native.library import is_for_this_chip, is_switched_off, load_library
 from sage.tools.finetune.prefix_tree import Segment
+from sage.tools.finetune.products import is_mkl_slow_here, product
 
 
 class StepKernels(Protocol):
+    """What `norm`, `gate` and `gate_backward` give is good until the next call of the same."""
+
+    def product(self, x: Any, weight: Any, added: Any = None, out: Any = None) -> Any:
+        """x (tokens, in) @ weight.T + added, which is (tokens, out) or (out,). weight may be a turned one."""
+        ...
+
     def norm(self, x: Any, weight: Any, epsilon: float) -> Any:
         """x over the root of its mean square, times the weight."""
         ...
@@ -74,10 +82,16 @@ def kernels_for(device: Any, dtype: Any, *widths: int, **sizes: int) -> StepKern
     """The fastest for tensors of these sizes (see `NativeKernels.fit`)."""
     if device.type == "cpu" and NativeKernels.fit(dtype, *widths, **sizes):
         try:
-            return NativeKernels(load_library())
+            return _native()
         except CompilerError:
             pass
     return TorchKernels()
+
+
+@cache
+def _native() -> NativeKernels:
+    """Raises: CompilerError."""
+    return NativeKernels(load_library(), multiplies=is_mkl_slow_here())
 
 
 def why_slower() -> str:
@@ -92,6 +106,8 @@ def why_slower() -> str:
 
 
 class TorchKernels(StepKernels):
+    product = staticmethod(product)
+
     def norm(self, x: Any, weight: Any, epsilon: float) -> Any:
         # Rounded once: twice, as transformers does, takes a third more off the gradients in half precision.
         return (x.float() * _norm_scale(x, epsilon)).mul_(weight).to(x.dtype)

@@ -4,7 +4,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "vectors.h"
+#include "mixing.h"
 
 #ifdef __AVX512F__
 enum { KEY_ROWS = 8, MIX_ROWS = 4, MIX_WIDE = 4 }; /* sums that stay in the 32 registers */
@@ -49,48 +49,9 @@ static void score(const float *x, long stride, int keys, const float *turned, in
   for (; k < keys; k++) score_rows(1, x + k * stride, stride, turned, dim, out + k * QUERIES);
 }
 
-/* A matrix of weights, read as it lies or turned. */
-typedef struct { const float *at; long row, column; } weights;
-
-INLINE void mix_tile(int rows, int wide, float *out, long out_stride, weights w, const float *x, long stride, int count) {
-  vec sums[MIX_ROWS][MIX_WIDE];
-#pragma GCC unroll 4
-  for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-    for (int c = 0; c < wide; c++) sums[r][c] = load(out + r * out_stride + c * LANES);
-  for (int n = 0; n < count; n++) {
-    vec part[MIX_WIDE];
-#pragma GCC unroll 4
-    for (int c = 0; c < wide; c++) part[c] = load(x + n * stride + c * LANES);
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) {
-      vec factor = all(w.at[r * w.row + n * w.column]);
-#pragma GCC unroll 4
-      for (int c = 0; c < wide; c++) sums[r][c] += factor * part[c];
-    }
-  }
-#pragma GCC unroll 4
-  for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-    for (int c = 0; c < wide; c++) store(out + r * out_stride + c * LANES, sums[r][c]);
-}
-
 /* out (rows, dim) += w (rows, count) times x (count, dim) */
 static void mix(float *out, long out_stride, int rows, weights w, const float *x, long stride, int count, int dim) {
-  for (int d = 0; d < dim;) {
-    int wide = d + MIX_WIDE * LANES <= dim ? MIX_WIDE : 1;
-    for (int r = 0; r < rows;) {
-      int high = r + MIX_ROWS <= rows ? MIX_ROWS : 1;
-      float *to = out + r * out_stride + d;
-      weights here = {w.at + r * w.row, w.row, w.column};
-      if (high == MIX_ROWS && wide == MIX_WIDE) mix_tile(MIX_ROWS, MIX_WIDE, to, out_stride, here, x + d, stride, count);
-      else if (wide == MIX_WIDE) mix_tile(1, MIX_WIDE, to, out_stride, here, x + d, stride, count);
-      else if (high == MIX_ROWS) mix_tile(MIX_ROWS, 1, to, out_stride, here, x + d, stride, count);
-      else mix_tile(1, 1, to, out_stride, here, x + d, stride, count);
-      r += high;
-    }
-    d += wide * LANES;
-  }
+  mix_by(MIX_ROWS, MIX_WIDE, 0, out, out_stride, rows, w, x, stride, count, dim);
 }
 
 /* turned (dim, QUERIES) = factor * x (rows, dim), and zeros behind the last row */

@@ -17,8 +17,8 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-SOURCES = ("attention.c", "elementwise.c")
-HEADERS = ("vectors.h",)
+SOURCES = ("attention.c", "elementwise.c", "products.c")
+HEADERS = ("mixing.h", "vectors.h")
 LEVELS = ("x86-64-v4", "x86-64-v3")
 """AVX-512, AVX2."""
 # No `-ffast-math`: rounding to an integer by adding a large number must stay, and so must NaN.

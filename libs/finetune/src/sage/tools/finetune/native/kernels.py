@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from itertools import chain
+from math import prod
 from typing import Any
 
 from sage.tools.finetune.prefix_tree import Segment
+from sage.tools.finetune.products import product
 
 GRANULE = 16
 """Floats in the widest vector; widths, and halves of heads, are multiples."""
@@ -15,10 +18,17 @@ MAX_DIM = 256
 
 
 class NativeKernels:
-    """Tensors are contiguous, in fp32 or bf16; heads may be parts of a contiguous tensor's."""
+    """Tensors are contiguous, in fp32 or bf16; heads may be parts of a contiguous tensor's.
 
-    def __init__(self, library: Any) -> None:
+    What only lives until the next call of its kind has its room for good (a thread's own): made anew for ever
+    other numbers of tokens, it would leave holes between what a pass keeps, 50 MB of them in a run.
+    """
+
+    def __init__(self, library: Any, *, multiplies: bool = False) -> None:
+        """`multiplies`: products in fp32 too."""
         self._library = library
+        self._multiplies = multiplies
+        self._rooms = threading.local()
 
     @staticmethod
     def fit(dtype: Any, *widths: int, head_dim: int = 2 * GRANULE) -> bool:
@@ -27,8 +37,21 @@ class NativeKernels:
         is_known = dtype in (torch.float32, torch.bfloat16) and head_dim <= MAX_DIM
         return is_known and head_dim % (2 * GRANULE) == 0 and not any(width % GRANULE for width in widths)
 
+    def product(self, x: Any, weight: Any, added: Any = None, out: Any = None) -> Any:
+        if not self._multiplies or _is_half(x):
+            return product(x, weight, added, out)
+        (rows, width), outs = x.shape, len(weight)
+        out = x.new_empty(rows, outs) if out is None else out
+        turned = self._room("turned", x, self._library.sage_product_scratch(rows, width))
+        place, apart = (None, 0) if added is None else (added.data_ptr(), outs if added.dim() == 2 else 0)
+        places = _places(out, turned)
+        self._library.sage_product(
+            *_places(x, weight), *weight.stride(), place, apart, *places, rows, width, outs, _threads()
+        )
+        return out
+
     def norm(self, x: Any, weight: Any, epsilon: float) -> Any:
-        out = x.new_empty(x.shape)
+        out = self._room("norm", x, *x.shape)
         self._library.sage_norm(*_places(x, weight, out), *x.shape, epsilon, *_manner(x))
         return out
 
@@ -52,12 +75,12 @@ class NativeKernels:
 
     def gate(self, gate_up: Any) -> Any:
         tokens, width = len(gate_up), gate_up.shape[1] // 2
-        out = gate_up.new_empty(tokens, width)
+        out = self._room("gate", gate_up, tokens, width)
         self._library.sage_gate(*_places(gate_up, out), tokens, width, *_manner(out))
         return out
 
     def gate_backward(self, of_out: Any, gate_up: Any) -> Any:
-        of_gate_up = gate_up.new_empty(gate_up.shape)
+        of_gate_up = self._room("of_gate_up", gate_up, *gate_up.shape)
         places = _places(of_out, gate_up, of_gate_up)
         self._library.sage_gate_backward(*places, *of_out.shape, *_manner(gate_up))
         return of_gate_up
@@ -95,6 +118,15 @@ class NativeKernels:
         self._library.sage_attention_backward(
             *_layer(qkv, segments, scaling), *seen, tokens, *places, of_qkv[0].stride(0), _threads()
         )
+
+    def _room(self, kind: str, like: Any, *shape: int) -> Any:
+        size, rooms = prod(shape), vars(self._rooms)
+        room = rooms.get(kind)
+        if room is None or room.dtype != like.dtype or len(room) < size:
+            rooms.pop(kind, None)  # the old one goes before the new one comes
+            del room
+            room = rooms[kind] = like.new_empty(size)
+        return room[:size].view(shape)
 
 
 def _places(*tensors: Any) -> list[int]:

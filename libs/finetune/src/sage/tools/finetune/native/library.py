@@ -23,6 +23,8 @@ _SIGNATURES = {
     "sage_gate": [*[_POINTER] * 2, *[_LONG] * 2, *[_INT] * 2],
     "sage_gate_backward": [*[_POINTER] * 3, *[_LONG] * 2, *[_INT] * 2],
     "sage_cross_entropy": [*[_POINTER] * 4, *[_LONG] * 2, *[_INT] * 3],
+    "sage_product": [*[_POINTER] * 2, *[_LONG] * 2, _POINTER, _LONG, *[_POINTER] * 2, *[_LONG] * 3, _INT],
+    "sage_product_scratch": [_LONG] * 2,
     "sage_attention": [*_LAYER, *[_POINTER] * 2, _INT],
     "sage_attention_backward": [*_LAYER, *[_POINTER] * 3, _LONG, *[_POINTER] * 4, _LONG, _INT],
 }
@@ -72,6 +74,7 @@ def open_library(level: str) -> Any:
     for name, arguments in _SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, None
+    library.sage_product_scratch.restype = _LONG
     return library
 
 

@@ -1,0 +1,29 @@
+"""Products with frozen matrices on a CPU."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+
+def product(x: Any, weight: Any, added: Any = None, out: Any = None) -> Any:
+    """By torch: see `StepKernels.product`."""
+    import torch
+
+    if added is None:
+        return torch.mm(x, weight.t(), out=out)
+    return torch.addmm(added, x, weight.t(), out=out)
+
+
+@cache
+def is_mkl_slow_here() -> bool:
+    """Whether kernels of our own multiply faster in fp32.
+
+    torch leaves these products to MKL, which goes at full speed on Intel's chips only.
+    """
+    try:
+        told = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return False
+    return "GenuineIntel" not in told
