@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,29 @@ def test_a_folder_replaces_the_older_one_in_one_go(tmp_path: Path) -> None:
     assert (target / "weights").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (target / "weights").stat().st_mode & 0o777 == 0o644
+
+
+def test_whoever_looks_while_a_folder_is_replaced_finds_one(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    with folder_written_whole(target) as unfinished:
+        (unfinished / "weights").write_text("first")
+    ended, missed = threading.Event(), []
+
+    def look() -> None:
+        while not ended.is_set():
+            if not (target / "weights").exists():
+                missed.append(1)
+
+    with ThreadPoolExecutor(1) as beside:
+        looking = beside.submit(look)
+        try:
+            for number in range(300):
+                with folder_written_whole(target) as unfinished:
+                    (unfinished / "weights").write_text(str(number))
+        finally:
+            ended.set()
+        looking.result(60)
+    assert not missed
 
 
 def test_a_failure_leaves_the_older_folder_and_nothing_else(tmp_path: Path) -> None:

@@ -84,6 +84,15 @@ def replaced_whole(path: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
+def sync_path(path: Path) -> None:
+    """Have what is in a file, or which names are in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_whole(path: Path, content: bytes | str, *, mode: int = 0o644) -> None:
     """Write a file whole and on the disk, readable as `mode` says from its first byte on."""
     data = content.encode() if isinstance(content, str) else content

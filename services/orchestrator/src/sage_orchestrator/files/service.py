@@ -10,12 +10,12 @@ from sqlalchemy.orm import Session
 
 from sage_contracts.errors import ConflictError, InvalidRequestError, NotFoundError
 from sage_contracts.files import FileObject, FilePurpose
-from sage_contracts.home import Home
+from sage_contracts.home import Home, sync_path
 from sage_contracts.paging import Deleted, ListPage
 from sage_orchestrator.clock import Clock
 from sage_orchestrator.database import Database
 from sage_orchestrator.files import repository as files
-from sage_orchestrator.files.upload import TEMPORARY_PREFIX, Upload, sync_folder
+from sage_orchestrator.files.upload import TEMPORARY_PREFIX, Upload
 from sage_orchestrator.ids import new_id
 from sage_orchestrator.paging import PageOrder, list_page
 from sage_orchestrator.rows import FileRow
@@ -55,7 +55,7 @@ class FileService:
         upload.path.chmod(0o644)
         upload.path.replace(path)
         try:
-            sync_folder(path.parent)
+            sync_path(path.parent)
             row = FileRow(
                 id=file_id,
                 filename=upload.filename,

@@ -19,7 +19,7 @@ from sage_contracts.errors import (
     SageError,
 )
 from sage_contracts.files import FileObject
-from sage_contracts.home import Home
+from sage_contracts.home import Home, sync_path
 from sage_contracts.uploads import (
     PART_LIMIT_BYTES,
     UPLOAD_LIFE_S,
@@ -38,7 +38,6 @@ from sage_orchestrator.files.upload import (
     check_room,
     plain_name,
     size_text,
-    sync_folder,
     too_large,
 )
 from sage_orchestrator.ids import new_id
@@ -121,7 +120,7 @@ class UploadService:
                 session.add(part)
                 upload.received_bytes += received.size_bytes
             received.path.replace(self.folder / part.id)
-            sync_folder(self.folder)
+            sync_path(self.folder)
         return UploadPart(id=part.id, created_at=int(part.created_at), upload_id=upload_id)
 
     def complete(self, upload_id: str, request: CompleteUploadRequest) -> UploadObject:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import json
@@ -16,9 +17,11 @@ from tempfile import TemporaryDirectory, gettempdir, mkdtemp
 from typing import Any
 
 from sage_contracts.errors import SageError, ServiceUnavailableError, StorageFullError
-from sage_contracts.home import write_whole
+from sage_contracts.home import sync_path, write_whole
 
 _LOCK_POLL_S = 0.2
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 
 @contextmanager
@@ -36,20 +39,34 @@ def folder_written_whole(target: Path) -> Iterator[Path]:
             for path in unfinished.rglob("*"):
                 path.chmod(0o755 if path.is_dir() else 0o644)
                 if path.is_file():
-                    _sync(path)
+                    sync_path(path)
             _replace_folder(unfinished, target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _replace_folder(new: Path, target: Path) -> None:
-    # A folder cannot be renamed onto one with something in it: move the old one aside first.
+    """Where an older `target` was, it is gone, or lies where `new` was."""
     old = target.with_name(f".{target.name}.old.{os.getpid()}")
-    if target.exists():
-        target.rename(old)
-    new.rename(target)
-    _sync(target.parent)
+    if not _are_swapped(new, target):
+        # A folder cannot be renamed onto one with something in it: the old one goes aside first.
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+    sync_path(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _are_swapped(one: Path, other: Path) -> bool:
+    """Let two paths change places in one go; False, with nothing done, where the system cannot.
+
+    See renameat2(2): Python has no function for it.
+    """
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    paths = _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other)
+    return bool(rename(*paths, _RENAME_EXCHANGE) == 0)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -144,11 +161,3 @@ def _try_lock(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     return False
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
