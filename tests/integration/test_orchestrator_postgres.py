@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -194,6 +195,21 @@ def test_parts_that_come_together_share_the_room_and_make_one_file(postgres: str
         assert ends == [ends[0]] * 3
         (file,) = again.get("/v1/files")["data"]
         assert kept(rig.home) == [f"{file['id']}.jsonl"]
+
+
+def test_a_nul_is_no_reason_to_break_off(rig: Rig) -> None:
+    broken = []
+    for path, methods in rig.app.openapi()["paths"].items():
+        url = re.sub(r"\{[^}]*\}", "a%00b", path) + "?after=a%00b&model=a%00b"
+        for method in methods:
+            status = rig.http.request(method, url, json={} if method == "post" else None).status_code
+            broken += [(method, url, status)] if status >= 500 else []
+    assert not broken
+    rig.post("/v1/fine_tuning/jobs", {"model": "smollm2-135m", "training_file": "a\0b"}, status=404)
+    job_id = rig.create_job(metadata={"note": "a\0b"})["id"]
+    rig.claim(job_id)
+    rig.finish(job_id, "failed", error_code="training_failed", error_message="a\0b")
+    assert rig.job(job_id)["error"]["message"] == "a\0b"
 
 
 def test_an_upload_expires(rig: Rig) -> None:

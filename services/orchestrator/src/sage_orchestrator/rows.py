@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # SQLite numbers rows by itself only in a column of exactly INTEGER.
@@ -13,8 +23,18 @@ _Sequence = BigInteger().with_variant(Integer, "sqlite")
 Json = dict[str, Any]
 
 
+class StorableText(TypeDecorator[str]):
+    """A NUL, which PostgreSQL cannot hold, becomes U+FFFD: text is kept, and an id with one is nobody's."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, _: Dialect) -> str | None:
+        return value.replace("\0", "\ufffd") if value else value
+
+
 class Base(DeclarativeBase):
-    type_annotation_map = {str: Text, Json: JSON, list[Json]: JSON}  # noqa: RUF012
+    type_annotation_map = {str: StorableText, Json: JSON, list[Json]: JSON}  # noqa: RUF012
 
 
 class FileRow(Base):
