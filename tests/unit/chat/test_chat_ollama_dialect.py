@@ -114,6 +114,26 @@ def test_a_tool_call_comes_back_as_openais() -> None:
     assert last["choices"][0]["finish_reason"] == "tool_calls"
 
 
+def test_calls_of_several_turns_are_told_apart() -> None:
+    def answered(name: str) -> dict[str, Any]:
+        given = {"message": {"tool_calls": [{"function": {"name": name, "arguments": {}}}]}, "done": True}
+        message: dict[str, Any] = json.loads(completion_from(given, "m"))["choices"][0]["message"]
+        return message
+
+    turns = [answered("weather"), answered("time")]
+    ids = [turn["tool_calls"][0]["id"] for turn in turns]
+    assert len(set(ids)) == 2
+    # Whoever kept a conversation with another server may bring ids that it used twice.
+    for turn in turns:
+        turn["tool_calls"][0]["id"] = "call_0"
+    said = [*turns, {"role": "tool", "tool_call_id": "call_0", "content": "9:41"}]
+    said.insert(1, {"role": "tool", "tool_call_id": "call_0", "content": "31 °C"})
+    told = [
+        message["tool_name"] for message in translated(messages=said)["messages"] if "tool_name" in message
+    ]
+    assert told == ["weather", "time"]
+
+
 def test_thinking_is_kept_apart_from_the_answer() -> None:
     answer = json.loads(completion_from({"message": {"content": "4", "thinking": "2+2"}, "done": True}, "m"))
     assert answer["choices"][0]["message"] == {

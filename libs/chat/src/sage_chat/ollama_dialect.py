@@ -6,6 +6,7 @@ Source: Ollama API documentation, "Generate a chat message", "Errors", "Streamin
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,13 +74,14 @@ def _format(response_format: Any) -> Any:
 
 
 def _messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    names = {
-        tool["id"]: tool.get("function", {}).get("name")
-        for message in messages
-        for tool in message.get("tool_calls") or []
-        if isinstance(tool, Mapping) and "id" in tool
-    }
-    return [_message(message, names) for message in messages]
+    names: dict[str, Any] = {}
+    translated = []
+    for message in messages:
+        for tool in message.get("tool_calls") or []:
+            if isinstance(tool, Mapping) and "id" in tool:
+                names[str(tool["id"])] = tool.get("function", {}).get("name")
+        translated.append(_message(message, names))
+    return translated
 
 
 def _message(message: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,7 +134,7 @@ def _openai_tool_calls(message: Mapping[str, Any], first_index: int) -> list[dic
     return [
         {
             "index": first_index + number,
-            "id": tool.get("id") or f"call_{first_index + number}",
+            "id": tool.get("id") or f"call_{secrets.token_hex(12)}",
             "type": "function",
             "function": {
                 "name": tool.get("function", {}).get("name"),

@@ -6,6 +6,7 @@ Source: OpenAI API reference, "Responses", "Streaming events".
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -153,7 +154,7 @@ class ResponseBuilder:
     def _open_call(self, key: str, call_id: str | None, name: str | None) -> list[bytes]:
         if key in self._texts:
             return []
-        called = {"call_id": call_id or key.replace(" ", "_"), "name": name or "", "arguments": ""}
+        called = {"call_id": call_id or f"call_{secrets.token_hex(12)}", "name": name or "", "arguments": ""}
         item = {"type": "function_call", **called}
         place, events = self._open_item("fc", item)
         self._texts[key] = _Text("response.function_call_arguments", item, "arguments", place)
