@@ -108,6 +108,12 @@ async def test_no_model_means_the_default(gateway: httpx.AsyncClient, model: str
         (b'{"model": "mock", "messages": []}', 400, "invalid_request", "messages"),
         (b'{"model": "mock"}', 400, "invalid_request", "messages"),
         (b'{"model": "mock", "messages": [{"role": "king"}]}', 400, "invalid_request", "messages.0.role"),
+        (
+            b'{"model": "mock", "messages": [{"role": "assistant", "tool_calls": [{"function": "f"}]}]}',
+            400,
+            "invalid_request",
+            "messages.0.tool_calls.0.function",
+        ),
         (b'{"model": "vllm/a", "messages": [{"role": "user"}]}', 400, "invalid_request", "model"),
         (b'{"model": "mock", "messages": [{"role": "user"}], "index": "x"}', 404, "not_found", "index"),
         (b'{"model": "finetune/code", "messages": [{"role": "user"}]}', 503, "service_unavailable", None),

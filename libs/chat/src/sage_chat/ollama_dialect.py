@@ -78,8 +78,7 @@ def _messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     translated = []
     for message in messages:
         for tool in message.get("tool_calls") or []:
-            if isinstance(tool, Mapping) and "id" in tool:
-                names[str(tool["id"])] = tool.get("function", {}).get("name")
+            names[str(tool.get("id"))] = (tool.get("function") or {}).get("name")
         translated.append(_message(message, names))
     return translated
 
