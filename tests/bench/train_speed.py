@@ -135,6 +135,15 @@ def environment(threads: int) -> dict[str, str]:
     }
 
 
+def forget_files() -> None:
+    """Raises: SystemExit where that is not allowed."""
+    os.sync()
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+    except OSError as error:
+        raise SystemExit(f"--cold-files: {error}") from error
+
+
 def reaped(process: subprocess.Popen[Any], log: Path) -> int:
     """Peak resident bytes of a process that is ending. Raises: SystemExit when it failed."""
     _, status, usage = os.wait4(process.pid, 0)
@@ -320,6 +329,11 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument(
+        "--cold-files",
+        action="store_true",
+        help="before every contender the system forgets what it read from disk, as after a start; for root",
+    )
     parser.add_argument("--json", action="store_true", help="print figures for programs")
     arguments = parser.parse_args()
     names = arguments.only.split(",") if arguments.only else [*OURS, *PEERS]
@@ -333,6 +347,8 @@ def main() -> None:
             folder.mkdir()
             setting = prepare(folder, arguments)
             for name in names:
+                if arguments.cold_files:
+                    forget_files()
                 run = run_ours if name in OURS else run_peer
                 results.setdefault(name, []).append(run(name, folder, setting, arguments))
                 print(

@@ -66,7 +66,8 @@ def test_a_child_that_the_system_kills_is_followed_by_one_that_fits(short: Rig, 
 def test_a_real_limit_on_the_memory_is_met_and_kept(short: Rig, tmp_path: Path) -> None:
     # Some 0.8 MB of activations a token: eight rows of 60 do not fit into what is left, two do.
     base = make_model(tmp_path / "wide", intermediate_size=32_768)
-    settings = config(base, per_device_train_batch_size=8, max_length=64, max_steps=1, max_eval_rows=8)
+    sizes = {"per_device_train_batch_size": 8, "max_length": 64, "max_steps": 1, "max_eval_rows": 8}
+    settings = config(base, precision="fp32", **sizes)  # whatever the chip has units for
     job = short.records.add_job("job-1", "sums", config=settings, training_path="files/file-1")
     # By torch's operations, whatever compiler is here: kernels in C hold less at once.
     limit = {VARIABLE: f"limit:{260 << 20}", "MALLOC_ARENA_MAX": "1", "SAGE_CPU_KERNELS": "0"}
