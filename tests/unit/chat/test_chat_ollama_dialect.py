@@ -114,6 +114,16 @@ def test_a_tool_call_comes_back_as_openais() -> None:
     assert last["choices"][0]["finish_reason"] == "tool_calls"
 
 
+def test_arguments_may_be_an_object_already() -> None:
+    called = {
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "weather", "arguments": {"city": "Wuhan"}},
+    }
+    (message,) = translated(messages=[{"role": "assistant", "tool_calls": [called]}])["messages"]
+    assert message["tool_calls"] == [{"function": called["function"]}]
+
+
 def test_calls_of_several_turns_are_told_apart() -> None:
     def answered(name: str) -> dict[str, Any]:
         given = {"message": {"tool_calls": [{"function": {"name": name, "arguments": {}}}]}, "done": True}

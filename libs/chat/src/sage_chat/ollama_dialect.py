@@ -120,8 +120,9 @@ def _image(part: Mapping[str, Any]) -> str:
 
 def _tool_call(tool: Mapping[str, Any]) -> dict[str, Any]:
     function = tool.get("function") or {}
+    arguments = function.get("arguments") or {}
     try:
-        arguments = json.loads(function.get("arguments") or "{}")
+        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
     except ValueError as error:
         raise InvalidRequestError(
             "A tool call's arguments are no JSON.", param="messages", source=_SOURCE

@@ -11,8 +11,8 @@ class CalledFunction(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     name: str | None = None
-    arguments: str | None = None
-    """As JSON."""
+    arguments: str | dict[str, Any] | None = None
+    """As JSON, in a string as OpenAI has it; several servers also take an object."""
 
 
 class ToolCall(BaseModel):
