@@ -196,8 +196,8 @@ def _function() -> Callable[..., Any]:
             given = qkv.view(tokens, -1, layer.head_dim)
             heads = placed(layer, given, cos, sin)
             # Attention sees heads as they are kept, rounded: the backward pass must meet the same softmax.
-            attended, sums = kernels.attention(split(layer, heads.float()), segments, layer.scaling)
-            attended = attended.to(x.dtype).view(tokens, -1)
+            attended, sums = kernels.attention(heads, layer.kv_heads, segments, layer.scaling)
+            attended = attended.view(tokens, -1)
             middle, seen_out = layer.out.forward(kernels, attended, training, x)
             gate_up, seen_mlp = layer.gate_up.forward(
                 kernels, kernels.norm(middle, *layer.second_norm), training
@@ -226,11 +226,10 @@ def _function() -> Callable[..., Any]:
             of_middle = kernels.norm_backward(of_input, middle, *layer.second_norm, gradient)
 
             of_attended, of_out = layer.out.backward(kernels, of_middle, attended, seen_out, True)
-            exact = (placed(layer, given, cos, sin) if layer.head_norms else given).float()
-            of_heads = torch.empty_like(exact)
-            found, wanted = (part.view(len(x), layer.heads, -1).float() for part in (attended, of_attended))
-            kernels.attention_backward(
-                wanted, split(layer, exact), found, sums, ctx.segments, layer.scaling, split(layer, of_heads)
+            heads = placed(layer, given, cos, sin) if layer.head_norms else given
+            found, wanted = (part.view(len(x), layer.heads, -1) for part in (attended, of_attended))
+            of_heads = kernels.attention_backward(
+                wanted, heads, layer.kv_heads, found, sums, ctx.segments, layer.scaling
             )
             of_qkv = kernels.rotate_back(of_heads, cos, sin, layer.heads + layer.kv_heads, x.dtype)
             for part, norm in zip(split(layer, of_qkv), normed_heads(layer, given), strict=False):

@@ -95,13 +95,18 @@ def set_threads() -> int:
 
 
 @cache
+def cpu_facts() -> frozenset[str]:
+    """What the system calls this chip, its maker and abilities, word by word; empty where it does not say."""
+    try:
+        told = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return frozenset()
+    return frozenset(told.partition("\n\n")[0].split())
+
+
 def cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bf16 natively; without that bf16 is slower than fp32."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return not cpu_facts().isdisjoint({"avx512_bf16", "amx_bf16"})
 
 
 def resolve_precision(asked: str, device: str) -> tuple[ResolvedPrecision, str]:

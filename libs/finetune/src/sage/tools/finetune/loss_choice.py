@@ -19,7 +19,9 @@ from sage.tools.finetune.rendering import Sample
 from sage.tools.finetune.step_kernels import why_slower
 
 PROBE_TOKENS = 32  # of each row that the paths are compared on
-PROBE_LAYERS = 4  # that the fused path is compared on, from the first that trains on
+PROBE_LAYERS = (
+    2  # that the fused path is compared on: the first that trains, and one that passes gradients on
+)
 WRONG_GRADIENTS = 0.5  # off by this share: no rounding makes a kernel's gradients differ so much
 
 

@@ -115,7 +115,7 @@ class PackedLoss(LossFunction):
         is_cpu = causal.device.type == "cpu"
         is_half = is_cpu and (causal.dtype.itemsize < 4 or is_autocast_enabled("cpu"))
         self._granule = HALF_GRANULE if is_half else 1
-        if is_cpu:
+        if is_cpu and not is_half:
             self._head_chunk //= 2  # more at once are no faster there
 
     def with_hits(self, rows: Sequence[Sample]) -> tuple[Any, Any]:

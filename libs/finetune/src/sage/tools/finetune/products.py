@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
 from typing import Any
+
+from sage.tools.finetune.hardware import cpu_facts
 
 
 def product(x: Any, weight: Any, added: Any = None, out: Any = None) -> Any:
@@ -16,14 +16,10 @@ def product(x: Any, weight: Any, added: Any = None, out: Any = None) -> Any:
     return torch.addmm(added, x, weight.t(), out=out)
 
 
-@cache
 def is_mkl_slow_here() -> bool:
     """Whether kernels of our own multiply faster in fp32.
 
     torch leaves these products to MKL, which goes at full speed on Intel's chips only.
     """
-    try:
-        told = Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        return False
-    return "GenuineIntel" not in told
+    facts = cpu_facts()
+    return bool(facts) and "GenuineIntel" not in facts

@@ -56,20 +56,22 @@ class StepKernels(Protocol):
         """
         ...
 
-    def attention(self, qkv: Sequence[Any], segments: Sequence[Segment], scaling: float) -> tuple[Any, Any]:
+    def attention(
+        self, qkv: Any, kv_heads: int, segments: Sequence[Segment], scaling: float
+    ) -> tuple[Any, Any]:
         """As `tree_attention.attention`."""
         ...
 
     def attention_backward(
         self,
         upstream: Any,
-        qkv: Sequence[Any],
+        qkv: Any,
+        kv_heads: int,
         attended: Any,
         sums: Any,
         segments: Sequence[Segment],
         scaling: float,
-        of_qkv: Sequence[Any],
-    ) -> None:
+    ) -> Any:
         """As `tree_attention.attention_backward`."""
         ...
 

@@ -4,7 +4,7 @@ Every segment of the tree attends to itself, and all that goes on from it attend
 over several pieces comes out exact from what each gives and the logarithm of its sum, blockwise as in
 https://arxiv.org/abs/2310.01889; backwards, each piece needs only the sum over all of them.
 
-In half precision torch's kernel is slower than in fp32, and keeps a kernel for every length it meets.
+All in fp32: in half precision torch's kernel is slower, and keeps a kernel for every length it meets.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from typing import Any
 from sage.tools.finetune.prefix_tree import Segment
 
 
-def attention(qkv: Sequence[Any], segments: Sequence[Segment], scaling: float) -> tuple[Any, Any]:
-    """Query (tokens, heads, dim), key and value (tokens, kv_heads, dim) in fp32 -> (like query, log of sums).
+def attention(qkv: Any, kv_heads: int, segments: Sequence[Segment], scaling: float) -> tuple[Any, Any]:
+    """(what queries attend to (tokens, heads, dim), the logarithms of their sums (tokens, heads) in fp32).
 
-    The second, (tokens, heads), is what `attention_backward` wants.
+    qkv (tokens, heads + 2 * kv_heads, dim) holds queries, then keys, then values. `attention_backward` wants
+    both results.
     """
     import torch
 
-    query, key, value = qkv
+    query, key, value = _split(qkv.float(), kv_heads)
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     found, sums = torch.empty_like(query), query.new_empty(query.shape[:2])
     for start, stop, _ in segments:
@@ -37,23 +38,24 @@ def attention(qkv: Sequence[Any], segments: Sequence[Segment], scaling: float) -
             share = torch.sigmoid(other - sums[after])
             found[after].lerp_(part[0].transpose(0, 1), share[..., None])
             torch.logaddexp(sums[after], other, out=sums[after])
-    return found, sums
+    return found.to(qkv.dtype), sums
 
 
 def attention_backward(
     upstream: Any,
-    qkv: Sequence[Any],
+    qkv: Any,
+    kv_heads: int,
     attended: Any,
     sums: Any,
     segments: Sequence[Segment],
     scaling: float,
-    of_qkv: Sequence[Any],
-) -> None:
-    """Write the gradients of query, key and value into `of_qkv`. Shapes as in `attention`."""
-    from torch import ops
+) -> Any:
+    """The gradient of `qkv`, in fp32. Shapes as in `attention`."""
+    from torch import empty_like, ops
 
-    query, key, value = qkv
-    of_query, of_key, of_value = of_qkv
+    upstream, qkv, attended = (part.float() for part in (upstream, qkv, attended))
+    of_joined = empty_like(qkv)
+    (query, key, value), (of_query, of_key, of_value) = (_split(part, kv_heads) for part in (qkv, of_joined))
     attend_backward = ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
     def backward(queries: slice, keys: slice, *, is_causal: bool) -> tuple[Any, ...]:
@@ -72,6 +74,12 @@ def attention_backward(
             parts = backward(after, whole, is_causal=False)
             for target, part in zip((of_query[after], of_key[whole], of_value[whole]), parts, strict=True):
                 target += part
+    return of_joined
+
+
+def _split(qkv: Any, kv_heads: int) -> Any:
+    """Queries, keys and values."""
+    return qkv.split([qkv.shape[1] - 2 * kv_heads, kv_heads, kv_heads], 1)
 
 
 def _heads_first(part: slice, *tensors: Any) -> list[Any]:

@@ -1,10 +1,18 @@
 /* Causal attention over a tree of segments, with its gradient: see tree_attention.py for what is computed.
    A block of scores lies in the fast caches with its queries side by side in the lanes of vectors, so that the
-   softmax over keys is plain arithmetic; a softmax is gone through once, as in https://arxiv.org/abs/2205.14135. */
+   softmax over keys is plain arithmetic; a softmax is gone through once, as in https://arxiv.org/abs/2205.14135.
+   This is compiled twice, for floats and, see attention_half.c, for bfloat16s: scores and all sums are floats, and
+   shares are rounded for the product with what they are shares of. */
 #include <math.h>
 #include <string.h>
 
 #include "mixing.h"
+
+#ifdef HALF
+#define ENTRY(name) name##_half
+#else
+#define ENTRY(name) name
+#endif
 
 #ifdef __AVX512F__
 enum { KEY_ROWS = 8, MIX_ROWS = 4, MIX_WIDE = 4 }; /* sums that stay in the 32 registers */
@@ -15,24 +23,27 @@ enum { QUERIES = 2 * LANES, KEYS = 64, MAX_DIM = 256 };
 
 typedef struct { int start, stop, end; } segment;
 
-/* What both passes know of a layer. Heads of a token lie one behind the other, tokens `stride` floats apart. */
+/* What both passes know of a layer. Heads of a token lie one behind the other, tokens `stride` numbers apart. */
 typedef struct {
-  const float *query, *key, *value;
+  const number *query, *key, *value;
   long stride;
   int heads, kv_heads, dim;
   float scaling;
 } layer;
 
-INLINE void score_rows(int rows, const float *x, long stride, const float *turned, int dim, float *out) {
+/* Numbers as words. Sizes and strides of both are even. */
+static const word *words(const number *x) { return (const word *)x; }
+
+INLINE void score_rows(int rows, const word *x, long stride, const word *turned, int count, float *out) {
   vec sums[KEY_ROWS][2];
   for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = all(0);
-  for (int d = 0; d < dim; d++) {
-    vec left = load(turned + d * QUERIES), right = load(turned + d * QUERIES + LANES);
+  for (int d = 0; d < count; d++) {
+    vec left = load_words(turned + d * QUERIES), right = load_words(turned + d * QUERIES + LANES);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) {
-      vec factor = all(x[r * stride + d]);
-      sums[r][0] += factor * left;
-      sums[r][1] += factor * right;
+      vec factor = every(x[r * stride + d]);
+      sums[r][0] = add_product(sums[r][0], factor, left);
+      sums[r][1] = add_product(sums[r][1], factor, right);
     }
   }
   for (int r = 0; r < rows; r++) {
@@ -41,26 +52,62 @@ INLINE void score_rows(int rows, const float *x, long stride, const float *turne
   }
 }
 
-/* out (keys, QUERIES) = x (keys, dim) times turned (dim, QUERIES) */
-static void score(const float *x, long stride, int keys, const float *turned, int dim, float *out) {
+/* out (keys, QUERIES) = x (keys, dim) times what was turned of QUERIES rows */
+static void score(const number *x, long stride, int keys, const word *turned, int dim, float *out) {
   int k = 0;
   for (; k + KEY_ROWS <= keys; k += KEY_ROWS)
-    score_rows(KEY_ROWS, x + k * stride, stride, turned, dim, out + k * QUERIES);
-  for (; k < keys; k++) score_rows(1, x + k * stride, stride, turned, dim, out + k * QUERIES);
+    score_rows(KEY_ROWS, words(x + k * stride), stride / PACK, turned, dim / PACK, out + k * QUERIES);
+  for (; k < keys; k++) score_rows(1, words(x + k * stride), stride / PACK, turned, dim / PACK, out + k * QUERIES);
 }
 
-/* out (rows, dim) += w (rows, count) times x (count, dim) */
-static void mix(float *out, long out_stride, int rows, weights w, const float *x, long stride, int count, int dim) {
-  mix_by(MIX_ROWS, MIX_WIDE, 0, out, out_stride, rows, w, x, stride, count, dim);
-}
-
-/* turned (dim, QUERIES) = factor * x (rows, dim), and zeros behind the last row */
-static void turn(const float *x, long stride, int rows, int dim, float factor, float *turned) {
-  for (int d = 0; d < dim; d++) {
-    float *line = turned + d * QUERIES;
-    for (int i = 0; i < rows; i++) line[i] = factor * x[i * stride + d];
+/* turned (dim / PACK, QUERIES) = words of x (rows, dim), and zeros behind the last row */
+static void turn(const number *x, long stride, int rows, int dim, word *turned) {
+  for (int d = 0; d < dim / PACK; d++) {
+    word *line = turned + d * QUERIES;
+    for (int i = 0; i < rows; i++) line[i] = words(x + i * stride)[d];
     for (int i = rows; i < QUERIES; i++) line[i] = 0;
   }
+}
+
+/* Rows that are summed up, PACK to a line, and scores as what they are weighed with. Where a word holds two numbers,
+   they are of two rows behind each other, and a last row that is alone goes with zeros. */
+typedef struct { const word *at; long stride; } lines;
+typedef struct { word at[KEYS / 2 * QUERIES]; } packed_scores;
+
+#ifdef HALF
+static lines line_up(const number *x, long stride, int rows, int dim, word *room) {
+  for (int r = 0; r < rows; r += 2)
+    for (int d = 0; d < dim; d += LANES) {
+      const number *at = x + r * stride + d;
+      vec first = get(at, 0, 1), second = r + 1 < rows ? get(at, stride, 1) : all(0);
+      *(vec *)(room + r / 2 * dim + d) = (vec)((uvec)first >> 16 | (uvec)second);
+    }
+  return (lines){room, dim};
+}
+
+static weights by_query(const float *scores, int keys, packed_scores *room) {
+  for (int k = 0; k < keys; k += 2)
+    for (int i = 0; i < QUERIES; i += LANES) {
+      const float *at = scores + k * QUERIES + i;
+      store_pairs(room->at + k / 2 * QUERIES + i, load(at), k + 1 < keys ? load(at + QUERIES) : all(0));
+    }
+  return (weights){room->at, 1, QUERIES};
+}
+
+static weights by_key(const float *scores, int keys, packed_scores *room) {
+  for (int k = 0; k < keys; k++)
+    store_row(room->at + k * QUERIES / 2, load(scores + k * QUERIES), load(scores + k * QUERIES + LANES));
+  return (weights){room->at, QUERIES / 2, 1};
+}
+#else
+static lines line_up(const number *x, long stride, int rows, int dim, word *room) { return (lines){x, stride}; }
+static weights by_query(const float *scores, int keys, packed_scores *room) { return (weights){scores, 1, QUERIES}; }
+static weights by_key(const float *scores, int keys, packed_scores *room) { return (weights){scores, QUERIES, 1}; }
+#endif
+
+/* out (rows, dim) += w (rows, count) times the count rows that were lined up */
+static void mix(float *out, long out_stride, int rows, weights w, lines x, int count, int dim) {
+  mix_by(MIX_ROWS, MIX_WIDE, 0, out, out_stride, rows, w, x.at, x.stride, (count + PACK - 1) / PACK, dim);
 }
 
 /* Keys from k on are behind the queries from q on. */
@@ -75,20 +122,24 @@ typedef struct {
   float out[QUERIES * MAX_DIM], scores[KEYS * QUERIES];
 } softmax;
 
-/* Scores become shares of what was seen so far; what was summed before is scaled to match. */
-static void renew(softmax *s, int keys, int dim) {
-  for (int half = 0; half < 2; half++) {
-    float *column = s->scores + half * LANES;
-    vec before = s->top[half], top = before, total = all(0);
-    for (int j = 0; j < keys; j++) top = at_least(top, load(column + j * QUERIES));
-    vec shrink = vexp(before - top);
-    for (int j = 0; j < keys; j++) {
-      vec share = vexp(load(column + j * QUERIES) - top);
-      total += share;
-      store(column + j * QUERIES, share);
+/* Scores, before they are scaled, become shares of what was seen so far; what was summed before is made to match. */
+static void renew(softmax *s, int keys, int dim, float scaling) {
+  vec top[2] = {s->top[0], s->top[1]}, total[2] = {all(0), all(0)};
+  for (int j = 0; j < keys; j++)
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) top[half] = at_least(top[half], load(s->scores + j * QUERIES + half * LANES));
+  for (int j = 0; j < keys; j++)
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) {
+      float *at = s->scores + j * QUERIES + half * LANES;
+      vec share = vexp((load(at) - top[half]) * scaling);
+      total[half] += share;
+      store(at, share);
     }
-    s->top[half] = top;
-    s->sum[half] = s->sum[half] * shrink + total;
+  for (int half = 0; half < 2; half++) {
+    vec shrink = vexp((s->top[half] - top[half]) * scaling);
+    s->top[half] = top[half];
+    s->sum[half] = s->sum[half] * shrink + total[half];
     for (int i = 0; i < LANES; i++)
       if (shrink[i] != 1)
         for (int d = 0; d < dim; d += LANES) {
@@ -99,13 +150,14 @@ static void renew(softmax *s, int keys, int dim) {
 }
 
 /* Queries q..q+rows of segment `own`, one head. Writes out (tokens, heads, dim) and log_sums (tokens, heads). */
-static void attend(const layer *l, int head, const segment *tree, int own, int q, int rows, float *out, float *log_sums) {
+static void attend(const layer *l, int head, const segment *tree, int own, int q, int rows, number *out, float *log_sums) {
   softmax s;
-  float turned[MAX_DIM * QUERIES];
+  packed_scores packed;
+  word turned[MAX_DIM / PACK * QUERIES], room[KEYS / 2 * MAX_DIM];
   long at_head = (long)head * l->dim, at_kv = (long)(head / (l->heads / l->kv_heads)) * l->dim;
   memset(s.out, 0, sizeof(float) * QUERIES * l->dim);
   for (int half = 0; half < 2; half++) s.top[half] = all(-INFINITY), s.sum[half] = all(0);
-  turn(l->query + q * l->stride + at_head, l->stride, rows, l->dim, l->scaling, turned);
+  turn(l->query + q * l->stride + at_head, l->stride, rows, l->dim, turned);
   for (int a = 0; a <= own; a++) {
     if (a < own && tree[a].end <= q) continue; /* no beginning of this one */
     int to = a < own ? tree[a].stop : q + rows;
@@ -113,22 +165,24 @@ static void attend(const layer *l, int head, const segment *tree, int own, int q
       int keys = smaller(KEYS, to - k);
       score(l->key + k * l->stride + at_kv, l->stride, keys, turned, l->dim, s.scores);
       if (a == own) hide_later(s.scores, k, keys, q);
-      renew(&s, keys, l->dim);
-      weights shares = {s.scores, 1, QUERIES};
-      mix(s.out, l->dim, rows, shares, l->value + k * l->stride + at_kv, l->stride, keys, l->dim);
+      renew(&s, keys, l->dim, l->scaling);
+      lines values = line_up(l->value + k * l->stride + at_kv, l->stride, keys, l->dim, room);
+      mix(s.out, l->dim, rows, by_query(s.scores, keys, &packed), values, keys, l->dim);
     }
   }
   for (int i = 0; i < rows; i++) {
-    float sum = s.sum[i / LANES][i % LANES], *to = out + (long)(q + i) * l->heads * l->dim + at_head;
-    log_sums[(long)(q + i) * l->heads + head] = s.top[i / LANES][i % LANES] + logf(sum);
-    for (int d = 0; d < l->dim; d += LANES) store(to + d, load(s.out + i * l->dim + d) / sum);
+    float sum = s.sum[i / LANES][i % LANES];
+    long token = q + i, to = token * l->heads * l->dim + at_head;
+    log_sums[token * l->heads + head] = s.top[i / LANES][i % LANES] * l->scaling + logf(sum);
+    for (int d = 0; d < l->dim; d += LANES) put(out, to + d, load(s.out + i * l->dim + d) / sum, PACK == 2);
   }
 }
 
 static int blocks_of(segment s) { return (s.stop - s.start + QUERIES - 1) / QUERIES; }
 
-void sage_attention(const float *query, const float *key, const float *value, long stride, int heads, int kv_heads,
-                    int dim, float scaling, const segment *tree, int segments, float *out, float *log_sums, int threads) {
+void ENTRY(sage_attention)(const number *query, const number *key, const number *value, long stride, int heads,
+                           int kv_heads, int dim, float scaling, const segment *tree, int segments, number *out,
+                           float *log_sums, int threads) {
   layer l = {query, key, value, stride, heads, kv_heads, dim, scaling};
   int blocks = 0;
   for (int s = 0; s < segments; s++) blocks += blocks_of(tree[s]);
@@ -145,24 +199,31 @@ void sage_attention(const float *query, const float *key, const float *value, lo
 /* The way back. Gradients of keys and values lie apart for every head, as do queries and what is given. */
 typedef struct {
   layer l;
-  const float *of_out, *log_sums;
+  const number *of_out;
+  const float *log_sums;
   float *dots; /* (tokens, heads): what came out times its gradient */
   float *of_query, *of_key, *of_value;
   long of_query_stride;
 } way_back;
 
-/* A block of queries of one head, turned; padding counts for nothing. */
+/* A block of queries of one head, turned and lined up; padding counts for nothing. */
 typedef struct {
   int q, rows;
-  float query[MAX_DIM * QUERIES], of_out[MAX_DIM * QUERIES], log_sums[QUERIES], dots[QUERIES];
+  lines query_lines, of_out_lines;
+  word query[MAX_DIM / PACK * QUERIES], of_out[MAX_DIM / PACK * QUERIES];
+  word rooms[2][QUERIES / 2 * MAX_DIM];
+  float log_sums[QUERIES], dots[QUERIES];
 } block;
 
 static void take(block *b, const way_back *w, int head, int q, int rows) {
   const layer *l = &w->l;
   long width = (long)l->heads * l->dim, at_head = (long)head * l->dim;
+  const number *query = l->query + q * l->stride + at_head, *of_out = w->of_out + q * width + at_head;
   b->q = q, b->rows = rows;
-  turn(l->query + q * l->stride + at_head, l->stride, rows, l->dim, l->scaling, b->query);
-  turn(w->of_out + q * width + at_head, width, rows, l->dim, 1, b->of_out);
+  turn(query, l->stride, rows, l->dim, b->query);
+  turn(of_out, width, rows, l->dim, b->of_out);
+  b->query_lines = line_up(query, l->stride, rows, l->dim, b->rooms[0]);
+  b->of_out_lines = line_up(of_out, width, rows, l->dim, b->rooms[1]);
   for (int i = 0; i < QUERIES; i++) {
     b->log_sums[i] = i < rows ? w->log_sums[(long)(q + i) * l->heads + head] : INFINITY;
     b->dots[i] = i < rows ? w->dots[(long)(q + i) * l->heads + head] : 0;
@@ -174,21 +235,25 @@ static void give_back(const way_back *w, int head, const block *b, int k, int ke
   const layer *l = &w->l;
   long width = (long)l->heads * l->dim, at_head = (long)head * l->dim;
   long at_kv = (long)(head / (l->heads / l->kv_heads)) * l->dim;
-  const float *key = l->key + k * l->stride + at_kv, *value = l->value + k * l->stride + at_kv;
+  const number *key = l->key + k * l->stride + at_kv, *value = l->value + k * l->stride + at_kv;
   float shares[KEYS * QUERIES], of_scores[KEYS * QUERIES];
+  packed_scores packed;
+  word room[KEYS / 2 * MAX_DIM];
   score(key, l->stride, keys, b->query, l->dim, shares);
   score(value, l->stride, keys, b->of_out, l->dim, of_scores);
   if (is_own) hide_later(shares, k, keys, b->q);
   for (int j = 0; j < keys; j++)
-    for (int i = j * QUERIES; i < (j + 1) * QUERIES; i += LANES) {
-      vec share = vexp(load(shares + i) - load(b->log_sums + i % QUERIES));
-      store(shares + i, share);
-      store(of_scores + i, share * (load(of_scores + i) - load(b->dots + i % QUERIES)) * l->scaling);
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) {
+      long at = j * QUERIES + half * LANES;
+      vec share = vexp(load(shares + at) * l->scaling - load(b->log_sums + half * LANES));
+      store(shares + at, share);
+      store(of_scores + at, share * (load(of_scores + at) - load(b->dots + half * LANES)) * l->scaling);
     }
-  weights by_key = {shares, QUERIES, 1}, of_by_key = {of_scores, QUERIES, 1}, of_by_query = {of_scores, 1, QUERIES};
-  mix(w->of_value + k * width + at_head, width, keys, by_key, w->of_out + b->q * width + at_head, width, b->rows, l->dim);
-  mix(w->of_key + k * width + at_head, width, keys, of_by_key, l->query + b->q * l->stride + at_head, l->stride, b->rows, l->dim);
-  mix(w->of_query + b->q * w->of_query_stride + at_head, w->of_query_stride, b->rows, of_by_query, key, l->stride, keys, l->dim);
+  mix(w->of_value + k * width + at_head, width, keys, by_key(shares, keys, &packed), b->of_out_lines, b->rows, l->dim);
+  mix(w->of_key + k * width + at_head, width, keys, by_key(of_scores, keys, &packed), b->query_lines, b->rows, l->dim);
+  mix(w->of_query + b->q * w->of_query_stride + at_head, w->of_query_stride, b->rows, by_query(of_scores, keys, &packed),
+      line_up(key, l->stride, keys, l->dim, room), keys, l->dim);
 }
 
 /* Queries q..end against keys start..stop, or against those up to themselves where is_own. */
@@ -201,13 +266,13 @@ static void give_all_back(const way_back *w, int head, int q, int end, int start
   }
 }
 
-static void prepare_token(const way_back *w, const float *given, long token) {
+static void prepare_token(const way_back *w, const number *given, long token) {
   const layer *l = &w->l;
   long width = (long)l->heads * l->dim;
   for (int head = 0; head < l->heads; head++) {
     long at = token * width + (long)head * l->dim;
     vec products = all(0);
-    for (int d = 0; d < l->dim; d += LANES) products += load(w->of_out + at + d) * load(given + at + d);
+    for (int d = 0; d < l->dim; d += LANES) products += get(w->of_out, at + d, PACK == 2) * get(given, at + d, PACK == 2);
     w->dots[token * l->heads + head] = sum_of(products);
   }
   memset(w->of_query + token * w->of_query_stride, 0, sizeof(float) * width);
@@ -229,10 +294,11 @@ static void gather_token(const layer *l, long token, const float *each, float *t
 
 /* given and of_out (tokens, heads, dim) are what sage_attention gave and its gradient. scratch holds
    tokens * heads * (2 * dim + 1) floats. Gradients are laid down as query, key and value lie. */
-void sage_attention_backward(const float *query, const float *key, const float *value, long stride, int heads,
-                             int kv_heads, int dim, float scaling, const segment *tree, int segments,
-                             const float *of_out, const float *given, const float *log_sums, long tokens, float *scratch,
-                             float *of_query, float *of_key, float *of_value, long of_stride, int threads) {
+void ENTRY(sage_attention_backward)(const number *query, const number *key, const number *value, long stride, int heads,
+                                    int kv_heads, int dim, float scaling, const segment *tree, int segments,
+                                    const number *of_out, const number *given, const float *log_sums, long tokens,
+                                    float *scratch, float *of_query, float *of_key, float *of_value, long of_stride,
+                                    int threads) {
   long size = tokens * heads * dim;
   way_back w = {
       .l = {query, key, value, stride, heads, kv_heads, dim, scaling}, .of_out = of_out, .log_sums = log_sums,

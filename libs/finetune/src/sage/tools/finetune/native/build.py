@@ -14,13 +14,18 @@ import subprocess
 import sys
 from functools import cache
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-SOURCES = ("attention.c", "elementwise.c", "products.c")
-HEADERS = ("mixing.h", "vectors.h")
-LEVELS = ("x86-64-v4", "x86-64-v3")
-"""AVX-512, AVX2."""
+SOURCES = ("attention.c", "attention_half.c", "elementwise.c", "products.c")
+HEADERS = ("mixing.h", "vectors.h", "words.h")
+LEVELS = {
+    "x86-64-v4-bf16": ("-march=x86-64-v4", "-mavx512bf16"),
+    "x86-64-v4": ("-march=x86-64-v4",),
+    "x86-64-v3": ("-march=x86-64-v3",),
+}
+"""What chips can do, the most able first: AVX-512 with products of bf16, AVX-512, AVX2."""
 # No `-ffast-math`: rounding to an integer by adding a large number must stay, and so must NaN.
 FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
 COMPILE_S = 120
@@ -38,7 +43,7 @@ def compile_into(folder: Path, level: str) -> Path:
     with TemporaryDirectory(prefix=".compiling.", dir=folder) as unfinished:
         built = Path(unfinished) / "kernels.so"
         sources = [str(_HERE / name) for name in SOURCES]
-        command = [*_compiler(), *FLAGS, f"-march={level}", "-o", str(built), *sources, "-lm"]
+        command = [*_compiler(), *FLAGS, *LEVELS[level], "-o", str(built), *sources, "-lm"]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_S)
         except subprocess.CalledProcessError as error:
@@ -64,7 +69,7 @@ def file_name(level: str) -> str:
 
 @cache
 def _sources_hash() -> str:
-    digest = sha256(" ".join(FLAGS).encode())
+    digest = sha256(" ".join(chain(FLAGS, *LEVELS.values())).encode())
     for name in (*SOURCES, *HEADERS):
         digest.update((_HERE / name).read_bytes())
     return digest.hexdigest()[:12]

@@ -18,7 +18,7 @@ MAX_DIM = 256
 
 
 class NativeKernels:
-    """Tensors are contiguous, in fp32 or bf16; heads may be parts of a contiguous tensor's.
+    """Tensors are contiguous, in fp32 or bf16.
 
     What only lives until the next call of its kind has its room for good (a thread's own): made anew for ever
     other numbers of tokens, it would leave holes between what a pass keeps, 50 MB of them in a run.
@@ -28,6 +28,7 @@ class NativeKernels:
         """`multiplies`: products in fp32 too."""
         self._library = library
         self._multiplies = multiplies
+        self._attends_half = hasattr(library, "sage_attention_half")
         self._rooms = threading.local()
 
     @staticmethod
@@ -94,30 +95,44 @@ class NativeKernels:
         self._library.sage_cross_entropy(*places, *logits.shape, wants_gradient, *_manner(logits))
         return losses, hits
 
-    def attention(self, qkv: Sequence[Any], segments: Sequence[Segment], scaling: float) -> tuple[Any, Any]:
-        query = qkv[0]
-        found, sums = query.new_empty(query.shape), query.new_empty(query.shape[:2])
-        self._library.sage_attention(*_layer(qkv, segments, scaling), *_places(found, sums), _threads())
-        return found, sums
+    def attention(
+        self, qkv: Any, kv_heads: int, segments: Sequence[Segment], scaling: float
+    ) -> tuple[Any, Any]:
+        import torch
+
+        seen, suffix = self._as_attended(qkv)
+        tokens, heads, dim = seen.shape
+        found = seen.new_empty(tokens, heads - 2 * kv_heads, dim)
+        sums = found.new_empty(found.shape[:2], dtype=torch.float32)
+        attend = getattr(self._library, f"sage_attention{suffix}")
+        attend(*_layer(seen, kv_heads, segments, scaling), *_places(found, sums), _threads())
+        return found.to(qkv.dtype), sums
 
     def attention_backward(
         self,
         upstream: Any,
-        qkv: Sequence[Any],
+        qkv: Any,
+        kv_heads: int,
         attended: Any,
         sums: Any,
         segments: Sequence[Segment],
         scaling: float,
-        of_qkv: Sequence[Any],
-    ) -> None:
-        query = qkv[0]
-        tokens, heads, dim = query.shape
-        scratch = query.new_empty(tokens * heads * (2 * dim + 1))
+    ) -> Any:
+        (upstream, suffix), (qkv, _), (attended, _) = map(self._as_attended, (upstream, qkv, attended))
+        tokens, heads, dim = attended.shape
+        scratch, of_qkv = sums.new_empty(tokens * heads * (2 * dim + 1)), sums.new_empty(qkv.shape)
         seen = _places(upstream, attended, sums)
-        places = _places(scratch, *of_qkv)
-        self._library.sage_attention_backward(
-            *_layer(qkv, segments, scaling), *seen, tokens, *places, of_qkv[0].stride(0), _threads()
+        places = _places(scratch, *of_qkv.split([heads, kv_heads, kv_heads], 1))
+        attend_backward = getattr(self._library, f"sage_attention_backward{suffix}")
+        attend_backward(
+            *_layer(qkv, kv_heads, segments, scaling), *seen, tokens, *places, of_qkv.stride(0), _threads()
         )
+        return of_qkv
+
+    def _as_attended(self, tensor: Any) -> tuple[Any, str]:
+        """(the tensor, in fp32 where this chip multiplies no halves; how functions for its numbers end)."""
+        is_half = _is_half(tensor) and self._attends_half
+        return (tensor, "_half") if is_half else (tensor.float(), "")
 
     def _room(self, kind: str, like: Any, *shape: int) -> Any:
         size, rooms = prod(shape), vars(self._rooms)
@@ -133,11 +148,12 @@ def _places(*tensors: Any) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors]
 
 
-def _layer(qkv: Sequence[Any], segments: Sequence[Segment], scaling: float) -> tuple[Any, ...]:
-    query, key, _ = qkv
+def _layer(qkv: Any, kv_heads: int, segments: Sequence[Segment], scaling: float) -> tuple[Any, ...]:
+    _, heads, dim = qkv.shape
+    sizes = [heads - 2 * kv_heads, kv_heads, kv_heads]
     tree = (ctypes.c_int * (3 * len(segments)))(*chain.from_iterable(segments))
-    _, heads, dim = query.shape
-    return (*_places(*qkv), query.stride(0), heads, key.shape[1], dim, scaling, tree, len(segments))
+    places = _places(*qkv.split(sizes, 1))
+    return (*places, qkv.stride(0), *sizes[:2], dim, scaling, tree, len(segments))
 
 
 def _manner(x: Any) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sage.tools.finetune.hardware import cpu_facts
 from sage.tools.finetune.native.build import CompilerError, compile_into, file_name, require_known_machine
 
 _SWITCH = "SAGE_CPU_KERNELS"
@@ -16,6 +17,10 @@ _BUILT = Path(sys.prefix) / "lib" / "sage-finetune"
 """Where images bring what was compiled when they were built."""
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
 _LAYER = [*[_POINTER] * 3, _LONG, *[_INT] * 3, _FLOAT, _POINTER, _INT]
+_ATTENTION = {
+    "sage_attention": [*_LAYER, *[_POINTER] * 2, _INT],
+    "sage_attention_backward": [*_LAYER, *[_POINTER] * 3, _LONG, *[_POINTER] * 4, _LONG, _INT],
+}
 _SIGNATURES = {
     "sage_norm": [*[_POINTER] * 3, *[_LONG] * 2, _FLOAT, *[_INT] * 2],
     "sage_norm_backward": [*[_POINTER] * 5, *[_LONG] * 2, _FLOAT, *[_INT] * 2],
@@ -25,9 +30,9 @@ _SIGNATURES = {
     "sage_cross_entropy": [*[_POINTER] * 4, *[_LONG] * 2, *[_INT] * 3],
     "sage_product": [*[_POINTER] * 2, *[_LONG] * 2, _POINTER, _LONG, *[_POINTER] * 2, *[_LONG] * 3, _INT],
     "sage_product_scratch": [_LONG] * 2,
-    "sage_attention": [*_LAYER, *[_POINTER] * 2, _INT],
-    "sage_attention_backward": [*_LAYER, *[_POINTER] * 3, _LONG, *[_POINTER] * 4, _LONG, _INT],
+    **_ATTENTION,
 }
+_WITH_BF16 = {f"{name}_half": arguments for name, arguments in _ATTENTION.items()}
 
 
 def load_library() -> Any:
@@ -71,7 +76,7 @@ def open_library(level: str) -> Any:
     path = next((place for place in places if place.is_file()), None) or compile_into(kept, level)
     # torch's OpenMP is already here under the name that the library asks for, and so are its threads.
     library = ctypes.CDLL(str(path))
-    for name, arguments in _SIGNATURES.items():
+    for name, arguments in (_SIGNATURES | (_WITH_BF16 if level.endswith("bf16") else {})).items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, None
     library.sage_product_scratch.restype = _LONG
@@ -85,7 +90,7 @@ def level_of_this_chip() -> str:
     require_known_machine()
     capability = torch.backends.cpu.get_cpu_capability()
     if capability.startswith("AVX512"):
-        return "x86-64-v4"
+        return "x86-64-v4-bf16" if "avx512_bf16" in cpu_facts() else "x86-64-v4"
     if capability == "AVX2":
         return "x86-64-v3"
     raise CompilerError(f"this chip has no AVX2 ({capability})")

@@ -2,14 +2,14 @@
 #ifndef SAGE_MIXING_H
 #define SAGE_MIXING_H
 
-#include "vectors.h"
+#include "words.h"
 
 enum { MOST_ROWS = 8, MOST_WIDE = 4 }; /* of a tile */
 
 /* A matrix of weights, read as it lies or turned. */
-typedef struct { const float *at; long row, column; } weights;
+typedef struct { const word *at; long row, column; } weights;
 
-INLINE void mix_tile(int rows, int wide, int ahead, float *out, long out_stride, weights w, const float *x, long stride, int count) {
+INLINE void mix_tile(int rows, int wide, int ahead, float *out, long out_stride, weights w, const word *x, long stride, int count) {
   vec sums[MOST_ROWS][MOST_WIDE];
 #pragma GCC unroll 8
   for (int r = 0; r < rows; r++)
@@ -19,12 +19,12 @@ INLINE void mix_tile(int rows, int wide, int ahead, float *out, long out_stride,
     if (ahead) __builtin_prefetch(w.at + (n + ahead) * w.column);
     vec part[MOST_WIDE];
 #pragma GCC unroll 4
-    for (int c = 0; c < wide; c++) part[c] = load(x + n * stride + c * LANES);
+    for (int c = 0; c < wide; c++) part[c] = load_words(x + n * stride + c * LANES);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) {
-      vec factor = all(w.at[r * w.row + n * w.column]);
+      vec factor = every(w.at[r * w.row + n * w.column]);
 #pragma GCC unroll 4
-      for (int c = 0; c < wide; c++) sums[r][c] += factor * part[c];
+      for (int c = 0; c < wide; c++) sums[r][c] = add_product(sums[r][c], factor, part[c]);
     }
   }
 #pragma GCC unroll 8
@@ -34,7 +34,7 @@ INLINE void mix_tile(int rows, int wide, int ahead, float *out, long out_stride,
 }
 
 /* out (rows, width) += w (rows, count) times x (count, width), in tiles of `high` rows by `broad` vectors. */
-INLINE void mix_by(int high, int broad, int ahead, float *out, long out_stride, int rows, weights w, const float *x, long stride,
+INLINE void mix_by(int high, int broad, int ahead, float *out, long out_stride, int rows, weights w, const word *x, long stride,
                    int count, int width) {
   for (int d = 0; d < width;) {
     int wide = d + broad * LANES <= width ? broad : 1;
