@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 SOURCES = ("attention.c", "attention_half.c", "elementwise.c", "products.c")
-HEADERS = ("mixing.h", "vectors.h", "words.h")
+HEADERS = ("blocks.h", "mixing.h", "vectors.h", "words.h")
 LEVELS = {
     "x86-64-v4-bf16": ("-march=x86-64-v4", "-mavx512bf16"),
     "x86-64-v4": ("-march=x86-64-v4",),

@@ -1,5 +1,5 @@
 /* Products with frozen matrices. The matrix is read as it lies, once for a chunk of what comes out, and never copied:
-   only what it is multiplied with is turned, which is far smaller. */
+   only what it is multiplied with is turned, a SLAB of its width at a time. */
 #include <string.h>
 
 #include "mixing.h"
