@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[3]
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 PAGES = [*READMES, *sorted((ROOT / "docs").rglob("*.md"))]
 CHINESE = sorted((ROOT / "docs/zh-CN").glob("*.md"))
+SETTINGS_PAGES = [ROOT / folder / "presets-and-config.md" for folder in ("docs", "docs/zh-CN")]
 MAX_PAGE_LINES = 200
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -250,7 +251,7 @@ def preset_row(name: PresetName) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("page", [*READMES, ROOT / "docs/presets-and-config.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*READMES, *SETTINGS_PAGES], ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_presets_table_is_what_the_presets_are(page: Path) -> None:
     english = {"无": "none", "是": "yes", "否": "no"}
     stated = {}
@@ -262,8 +263,9 @@ def test_the_presets_table_is_what_the_presets_are(page: Path) -> None:
     assert stated == {name.value: preset_row(name) for name in PresetName if name is not PresetName.AUTO}
 
 
-def test_the_settings_table_names_every_field_and_no_other() -> None:
-    text = prose_of(ROOT / "docs/presets-and-config.md")
+@pytest.mark.parametrize("page", SETTINGS_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_settings_table_names_every_field_and_no_other(page: Path) -> None:
+    text = prose_of(page)
     first_cells = re.findall(r"^\| (`[^|]+`) \|", text, re.MULTILINE)
     named = {name for cell in first_cells for name in re.findall(r"`([\w.]+)`", cell)}
     fields = {name for name in TrainingConfig.model_fields if name != "lora"}
