@@ -21,9 +21,15 @@ from sage_servicekit.settings import ServiceSettings
 ROOT = Path(__file__).parents[3]
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 PAGES = [*READMES, *sorted((ROOT / "docs").rglob("*.md"))]
-CHINESE = sorted((ROOT / "docs/zh-CN").glob("*.md"))
+CHINESE = {page: ROOT / "docs" / page.name for page in sorted((ROOT / "docs/zh-CN").glob("*.md"))}
+TWINS = [*CHINESE.items(), (READMES[1], READMES[0])]
+"""Each Chinese page, and the English one whose content it has."""
+SETTINGS_PAGES = [ROOT / folder / "presets-and-config.md" for folder in ("docs", "docs/zh-CN")]
 MAX_PAGE_LINES = 200
 
+each_twin = pytest.mark.parametrize(
+    ("chinese", "english"), TWINS, ids=lambda page: str(page.relative_to(ROOT))
+)
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -76,19 +82,77 @@ def test_pages_that_are_named_exist(page: Path) -> None:
         assert any((base / name).exists() for base in (page.parent, ROOT, ROOT / "docs")), name
 
 
-@pytest.mark.parametrize("page", CHINESE, ids=lambda page: page.name)
-def test_a_chinese_page_says_as_much_as_the_english_one(page: Path) -> None:
-    english = page.parents[1] / page.name
-
-    assert len(headings_of(page)) == len(headings_of(english))
-    assert len(blocks_of(page)) == len(blocks_of(english))
+# --- Chinese pages
 
 
-def test_both_readmes_say_the_same() -> None:
+@each_twin
+def test_a_chinese_page_says_as_much_as_the_english_one(chinese: Path, english: Path) -> None:
+    def measures(page: Path) -> dict[str, int]:
+        starts = {"table rows": r"\| ", "list items": r"(?:[-*]|\d+\.) "}
+        found = {name: len(re.findall(f"^{start}", prose_of(page), re.M)) for name, start in starts.items()}
+        return found | {"headings": len(headings_of(page)), "blocks": len(blocks_of(page))}
+
+    assert measures(chinese) == measures(english)
+
+
+def names_on(page: Path) -> set[str]:
+    """What is set as code and is the same in every language: settings, variables, options, values, paths."""
+    names: set[str] = set()
+    for span in re.findall(r"`([^`]+)`", prose_of(page)):
+        words = span.split()
+        names.update(words if len(words) == 1 else (w for w in words if re.search(r"^--\w|\w[-_/.=:@]\w", w)))
+    # A placeholder, as NAME in `openai/NAME`, may be a Chinese word.
+    return {name for name in names if not any(re.fullmatch("[A-Z]+", w) for w in re.split("[/=:@]", name))}
+
+
+@each_twin
+def test_a_chinese_page_names_all_that_the_english_one_names(chinese: Path, english: Path) -> None:
+    text = chinese.read_text(encoding="utf-8")
+
+    def is_named(name: str) -> bool:
+        return bool(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.ASCII))
+
+    assert [name for name in sorted(names_on(english)) if not is_named(name)] == []
+
+
+@each_twin
+def test_a_chinese_page_has_the_numbers_of_the_english_one(chinese: Path, english: Path) -> None:
+    def numbers_on(page: Path) -> list[str]:
+        text = re.sub(r"`[^`]+`|^\d+\. |(?<=\d),(?=\d{3})", "", prose_of(page), flags=re.MULTILINE)
+        return sorted(re.findall(r"(?<![\w.])\d+(?:\.\d+)*", text, re.ASCII))
+
+    assert numbers_on(chinese) == numbers_on(english)
+
+
+@each_twin
+def test_code_on_a_chinese_page_differs_only_in_what_it_says_to_people(chinese: Path, english: Path) -> None:
+    strings = re.compile(r'"""(.*?)"""|"(.*?)"|\'(.*?)\'', re.DOTALL)
+    for ours, theirs in zip(blocks_of(chinese), blocks_of(english), strict=True):
+        assert ours.language == theirs.language
+        if ours.language == "text":
+            continue  # a drawing, with words in it
+        here, there = (re.sub(r"(^|\s)#.*", "", block.text) for block in (ours, theirs))
+        assert "".join(strings.sub("…", here).split()) == "".join(strings.sub("…", there).split())
+        pairs = zip(strings.finditer(here), strings.finditer(there), strict=True)
+        assert [ours[0] for ours, theirs in pairs if ours[0] != theirs[0] and ours[0].isascii()] == []
+
+
+@each_twin
+def test_a_chinese_page_leads_where_the_english_one_does_in_chinese_where_it_can(
+    chinese: Path, english: Path
+) -> None:
+    def pages_linked_on(page: Path) -> set[Path]:
+        targets = re.findall(r"\]\(([^)\s#]+)", prose_of(page))
+        paths = {(page.parent / target).resolve() for target in targets if not re.match(r"[a-z]+:", target)}
+        return paths - set(READMES)  # each leads to the other
+
+    in_chinese = {english: chinese for chinese, english in CHINESE.items()}
+    assert pages_linked_on(chinese) == {in_chinese.get(page, page) for page in pages_linked_on(english)}
+
+
+def test_both_readmes_name_the_same_paths() -> None:
     english, chinese = READMES
 
-    assert len(headings_of(english)) == len(headings_of(chinese))
-    assert [block.language for block in blocks_of(english)] == [b.language for b in blocks_of(chinese)]
     assert set(paths_named_on(english)) == set(paths_named_on(chinese))
 
 
@@ -224,8 +288,9 @@ SET_BY_THE_PROGRAM = {"SAGE_ENGINE_PARENT", "SAGE_STACK_ID", "SAGE_STACK_PART"}
 UNDER_ANOTHER_NAME = {"SAGE_HOME_DIR": "SAGE_HOME", "SAGE_OPENAI_API_KEY": "OPENAI_API_KEY"}
 
 
-def test_every_variable_that_is_read_is_documented() -> None:
-    text = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))
+@pytest.mark.parametrize("folder", ["docs", "docs/zh-CN"])
+def test_every_variable_that_is_read_is_documented(folder: str) -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in (ROOT / folder).glob("*.md"))
     named = set(re.findall(r"\b[A-Z][A-Z0-9_]*[A-Z0-9]\b", text))
     wanted = {UNDER_ANOTHER_NAME.get(name, name) for name in variables_that_are_read() - SET_BY_THE_PROGRAM}
     assert wanted - named == set()
@@ -250,7 +315,7 @@ def preset_row(name: PresetName) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("page", [*READMES, ROOT / "docs/presets-and-config.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*READMES, *SETTINGS_PAGES], ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_presets_table_is_what_the_presets_are(page: Path) -> None:
     english = {"无": "none", "是": "yes", "否": "no"}
     stated = {}
@@ -262,8 +327,9 @@ def test_the_presets_table_is_what_the_presets_are(page: Path) -> None:
     assert stated == {name.value: preset_row(name) for name in PresetName if name is not PresetName.AUTO}
 
 
-def test_the_settings_table_names_every_field_and_no_other() -> None:
-    text = prose_of(ROOT / "docs/presets-and-config.md")
+@pytest.mark.parametrize("page", SETTINGS_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_settings_table_names_every_field_and_no_other(page: Path) -> None:
+    text = prose_of(page)
     first_cells = re.findall(r"^\| (`[^|]+`) \|", text, re.MULTILINE)
     named = {name for cell in first_cells for name in re.findall(r"`([\w.]+)`", cell)}
     fields = {name for name in TrainingConfig.model_fields if name != "lora"}
