@@ -247,6 +247,34 @@ def test_a_question_through_a_pipe_and_the_environment(
     assert {entry["key"] for entry in requests("/v1/chat/completions")} == {"Bearer secret"}
 
 
+@pytest.mark.parametrize(
+    ("backend", "tuned", "words", "sent"),
+    [
+        ("finetune", "code", ["--model", "base:m"], "base:m"),
+        ("finetune", "code", ["--backend", "finetune", "--model", "base:m"], "finetune/base:m"),
+        ("mock", "", ["--finetune-model", "base:m"], "finetune/base:m"),
+        ("openai", "code", ["--finetune-model", "base:m"], "finetune/base:m"),
+        ("finetune", "base:m", ["--backend", "mock"], "mock"),
+        ("mock", "", ["--backend", "finetune", "--finetune-model", "base:m"], "finetune/base:m"),
+        ("mock", "base:m", [], "mock"),
+    ],
+)
+def test_a_model_named_on_the_command_line_is_the_one_whatever_the_environment_says(
+    online: Sage,
+    requests: Requests,
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    tuned: str,
+    words: list[str],
+    sent: str,
+) -> None:
+    monkeypatch.setenv("SAGE_CHAT_BACKEND", backend)
+    monkeypatch.setenv("SAGE_CHAT_FINETUNE_MODEL", tuned)
+    ran = online("chat", *words, "-m", "hello")
+    assert ran.exit_code == 0, ran.output
+    assert requests("chat body")[0]["body"]["model"] == sent
+
+
 def test_a_wrong_model_name_lists_the_right_ones(online: Sage) -> None:
     ran = online("finetune", "chat", "nope", "-m", "hello")
     assert ran.exit_code == 2
