@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from sage_cli import locate
 from sage_cli.connection import connect
-from sage_cli.sse import ChatItem, read_chat
+from sage_cli.sse import ChatItem, lines_of, read_chat
 from sage_contracts.devices import DeviceState
 from sage_contracts.errors import ServiceUnavailableError, UpstreamError, from_response
 from sage_contracts.files import FileObject
@@ -167,7 +167,7 @@ class Client:
                 if response.is_error:
                     response.read()
                     raise _error_of(response)
-                yield Answering(read_chat(response.iter_lines()), _citations(response.headers))
+                yield Answering(read_chat(lines_of(response.iter_bytes())), _citations(response.headers))
         except httpx.HTTPError as error:
             raise _unreachable(url, error) from error
 

@@ -231,6 +231,11 @@ def test_one_question_is_answered_on_standard_output_alone(online: Sage, request
     }
 
 
+def test_an_answer_may_hold_every_line_end_that_unicode_has(online: Sage) -> None:
+    ran = online("chat", "--model", "base:a\u2028b\u2029c\x85d", "-m", "hello")
+    assert (ran.exit_code, ran.stdout) == (0, "base:a\u2028b\u2029c\x85d says: you asked 'hello' \n")
+
+
 def test_a_question_through_a_pipe_and_the_environment(
     online: Sage, requests: Requests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
