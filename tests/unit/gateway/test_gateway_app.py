@@ -7,10 +7,13 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import httpx
 import pytest
+from openai.types.chat import completion_create_params as chat_params
+from openai.types.responses import response_create_params as response_params
 
 from sage_gateway.main import build_app
 from sage_gateway.settings import GatewaySettings
@@ -97,6 +100,24 @@ async def test_no_model_means_the_default(gateway: httpx.AsyncClient, model: str
         "/v1/chat/completions", json=body if model is None else body | {"model": model}
     )
     assert response.json()["model"] == "mock"
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "parameters"),
+    [
+        ("chat/completions", QUESTION, chat_params.CompletionCreateParamsNonStreaming),
+        ("responses", {"model": "mock", "input": "Hi"}, response_params.ResponseCreateParamsNonStreaming),
+    ],
+    ids=["chat", "responses"],
+)
+async def test_what_openais_types_allow_to_be_null_may_be_null(
+    gateway: httpx.AsyncClient, path: str, asked: dict[str, Any], parameters: type
+) -> None:
+    fields = [name for name, kind in get_type_hints(parameters).items() if NoneType in get_args(kind)]
+    assert {"stream", "temperature"} <= set(fields)
+    response = await gateway.post(f"/v1/{path}", json=dict.fromkeys(fields) | asked)
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "application/json"
 
 
 @pytest.mark.parametrize(
