@@ -188,11 +188,20 @@ async def test_proxied_routes_name_the_part_that_is_missing(gateway: httpx.Async
         assert response.headers["retry-after"]
 
 
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
 @pytest.mark.parametrize(
-    "path", ["/internal/workers", "/v1/files/%2e%2e/%2e%2e/internal/workers", "/v1/nothing"]
+    "path",
+    [
+        "/internal/workers",
+        "/v1/files/%2e%2e/%2e%2e/internal/workers",
+        "/v1/models/%2e%2e/%2e%2e/internal/workers",
+        "/v1/models/finetune/%2E%2E/..%2f..%2finternal/workers",
+        "/v1/models/base:x/%2e%2e/%2e%2e/%2e%2e/internal/workers",
+        "/v1/nothing",
+    ],
 )
-async def test_nothing_else_is_proxied(gateway: httpx.AsyncClient, path: str) -> None:
-    assert (await gateway.get(path)).status_code == 404
+async def test_nothing_else_is_proxied(gateway: httpx.AsyncClient, method: str, path: str) -> None:
+    assert (await gateway.request(method, path)).status_code == 404
 
 
 async def test_models_and_indexes_of_a_gateway_that_is_alone(gateway: httpx.AsyncClient) -> None:
