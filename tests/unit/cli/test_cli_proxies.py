@@ -65,6 +65,17 @@ def test_a_stack_elsewhere_is_called_through_the_proxy(
     assert ran.output.startswith("No models yet.")
 
 
+def test_a_proxy_that_lets_nobody_through_is_named(
+    sage: Sage, environment: pytest.MonkeyPatch, proxy: str
+) -> None:
+    environment.setenv("SAGE_GATEWAY_URL", "https://gateway.test")
+    environment.setenv("HTTPS_PROXY", proxy)  # it knows no CONNECT
+    ran = sage("models")
+    assert ran.exit_code == 4
+    assert "proxy does not let us through to https://gateway.test" in ran.stderr
+    assert "NO_PROXY" in ran.stderr
+
+
 def test_only_the_one_elsewhere_goes_through_the_proxy(
     online: Sage, environment: pytest.MonkeyPatch, proxy: str
 ) -> None:
