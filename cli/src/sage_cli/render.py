@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-# Of tables, in cells: between two columns, and what is left of the column that is cut and of a header.
+# Of tables, in cells: between columns; what is no long cell; the least of the cut column and of a header.
 _GAP = 2
+_LONG_CELL = 13
 _LEAST_FLEXIBLE = 8
 _LEAST_HEADER = 5
 
@@ -69,7 +70,7 @@ def grid(headers: Sequence[str], rows: Sequence[Sequence[Text]], width: int, fle
     """The same for a terminal of `width` cells, which misses no column however narrow it is.
 
     Where cutting the flexible column is not enough, headers are cut to their cells, and then the widest cells
-    go over several lines: names are there to be typed again.
+    go over several lines, the first column's last: names are there to be typed again.
     """
     flexible %= len(headers)
     cells = [max((row[column].cell_len for row in rows), default=0) for column in range(len(headers))]
@@ -93,9 +94,13 @@ def _fitting(cells: Sequence[int], headers: Sequence[int], flexible: int, room: 
     widths[flexible] = max(min(widths[flexible], _LEAST_FLEXIBLE), widths[flexible] - excess)
     least = [max(cell, min(header, _LEAST_HEADER)) for cell, header in zip(cells, headers, strict=True)]
     while sum(widths) > max(room, len(widths)):
-        widest = max(range(len(widths)), key=lambda column: (widths[column] > least[column], widths[column]))
-        widths[widest] -= 1
+        widths[max(range(len(widths)), key=lambda column: _can_give(column, widths, least))] -= 1
     return widths
+
+
+def _can_give(column: int, widths: Sequence[int], least: Sequence[int]) -> tuple[bool, bool, int]:
+    """The largest gives first: what only its header needs, then long cells except those that name the row."""
+    return widths[column] > least[column], column > 0 and widths[column] > _LONG_CELL, widths[column]
 
 
 def _plain_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -38,6 +38,13 @@ def test_a_name_that_does_not_fit_goes_over_several_lines() -> None:
     assert name == LONG_NAME
 
 
+def test_what_names_a_row_is_the_last_to_be_broken() -> None:
+    job_id = "ftjob-d1b05b8cc561f0e0d19d65f3"
+    lines = shown(80, HEADERS, [[job_id, LONG_NAME, "succeeded", "step 3/40  loss 2.25", "12 min ago"]], 3)
+    assert job_id in lines[1] and "succeeded" in lines[1] and "12 min ago" in lines[1]
+    assert max(map(len, lines)) <= 80
+
+
 def test_a_long_header_gives_way_to_cells() -> None:
     lines = shown(36, ["PART", "A_VERY_LONG_HEADER", ""], [["gateway", "running", "everything is well"]], 2)
     assert lines[1].split() == ["gateway", "running", "everyth…"]
