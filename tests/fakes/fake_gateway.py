@@ -35,7 +35,8 @@ PARITY = {"probes": 3, "same": 2, "top1": 0.97, "dtype": "q8_0"}
 
 def chunk(delta: dict[str, Any], reason: str | None = None) -> str:
     choice = {"index": 0, "delta": delta, "finish_reason": reason}
-    return f"data: {json.dumps({'object': 'chat.completion.chunk', 'choices': [choice]})}\n\n"
+    body = {"object": "chat.completion.chunk", "choices": [choice]}
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
 
 
 async def answer(model: str, question: str) -> AsyncIterator[str]:

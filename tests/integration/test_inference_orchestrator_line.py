@@ -53,3 +53,16 @@ async def test_a_silent_orchestrator_is_named_with_its_address(tmp_path: Path) -
     with pytest.raises(ServiceUnavailableError, match=url):
         await line.resolve("code")
     await line.close()
+
+
+@pytest.mark.parametrize("value", ["socks5://127.0.0.1:9", "http://127.0.0.1:9"])
+async def test_a_proxy_of_the_environment_is_not_for_parts_of_the_stack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", value)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with serving(model_registry.build_app(make_registry(tmp_path), tmp_path)) as url:
+        line = Orchestrator(InferenceSettings(home_dir=tmp_path, orchestrator_url=url))
+        assert (await line.resolve("code")).id == "code@1"
+        await line.close()

@@ -14,7 +14,8 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from sage_cli import locate
-from sage_cli.sse import ChatItem, read_chat
+from sage_cli.connection import connect
+from sage_cli.sse import ChatItem, lines_of, read_chat
 from sage_contracts.devices import DeviceState
 from sage_contracts.errors import ServiceUnavailableError, UpstreamError, from_response
 from sage_contracts.files import FileObject
@@ -59,7 +60,7 @@ class Client:
         timeout = httpx.Timeout(REPLY_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         self.gateway_url = gateway_url
         self._jobs_url = orchestrator_url or gateway_url
-        self._http = httpx.Client(headers=headers, timeout=timeout)
+        self._http = connect([self.gateway_url, self._jobs_url], headers=headers, timeout=timeout)
 
     @classmethod
     def from_env(cls) -> Self:
@@ -166,7 +167,7 @@ class Client:
                 if response.is_error:
                     response.read()
                     raise _error_of(response)
-                yield Answering(read_chat(response.iter_lines()), _citations(response.headers))
+                yield Answering(read_chat(lines_of(response.iter_bytes())), _citations(response.headers))
         except httpx.HTTPError as error:
             raise _unreachable(url, error) from error
 
@@ -211,6 +212,11 @@ def _unreachable(url: str, error: httpx.HTTPError) -> ServiceUnavailableError:
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return ServiceUnavailableError(
             f"Nothing answers at {origin}. Start the stack: `sage up`. Elsewhere? Set SAGE_GATEWAY_URL."
+        )
+    if isinstance(error, httpx.ProxyError):
+        return ServiceUnavailableError(
+            f"The environment's proxy does not let us through to {origin} ({error})."
+            " Needs it none? Add its host to NO_PROXY."
         )
     if isinstance(error, httpx.TimeoutException):
         return ServiceUnavailableError(

@@ -191,6 +191,8 @@ def check_broker() -> Finding:
 def check_hub() -> Finding:
     import httpx
 
+    from sage_cli.connection import PROXY_FAULTS, proxy_problem
+
     if os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "yes"):
         return Finding(
             "warn", "hub", "switched off by HF_HUB_OFFLINE", "Models come from folders or smollm2-135m."
@@ -206,6 +208,8 @@ def check_hub() -> Finding:
         )
     try:
         httpx.head(url, timeout=_PROBE_TIMEOUT_S, follow_redirects=False)
+    except PROXY_FAULTS as error:
+        return Finding("warn", "hub", f"{urlsplit(url).netloc} is not asked", proxy_problem(error))
     except httpx.HTTPError as error:
         return Finding(
             "warn", "hub", f"{urlsplit(url).netloc} is not reached ({type(error).__name__})",

@@ -23,12 +23,19 @@ _EXIT_CODES: dict[type[errors.SageError], int] = {
 }
 
 _ADVICE: dict[type[errors.SageError], str] = {
-    errors.AuthenticationError: "Set SAGE_API_KEY to a key that the gateway knows.",
     errors.OutOfMemoryError: "Try --preset minimal, or --set max_length=512.",
     errors.DeviceBusyError: "`sage status` shows what holds the device. Try again when it is done.",
     errors.EngineStartingError: "Try again in a moment; `sage status` shows how far the engine is.",
     errors.EngineFailedError: "`sage status` shows the engine; its log is in the stack's logs folder.",
     errors.StorageFullError: "Free some space.",
+}
+
+# By who refused the key; "" is an error that does not say who raised it.
+_KEY_ADVICE = {
+    "": "Set SAGE_API_KEY to a key that the gateway knows.",
+    "gateway": "Set SAGE_API_KEY to a key that the gateway knows.",
+    "openai": "Set OPENAI_API_KEY where the stack is started: `sage down`, then `sage up`.",
+    "vllm": "Set SAGE_VLLM_API_KEY where the stack is started: `sage down`, then `sage up`.",
 }
 
 # Of the API's requests: what a person at the command line said them with.
@@ -66,6 +73,8 @@ def _is_full_disk(error: Exception) -> bool:
 
 def advice_of(error: errors.SageError) -> str | None:
     """What to do, where the message itself is not known to say it."""
+    if isinstance(error, errors.AuthenticationError):
+        return _KEY_ADVICE.get(error.source or "")
     return next((_ADVICE[cls] for cls in type(error).__mro__ if cls in _ADVICE), None)
 
 

@@ -6,11 +6,17 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+# Of tables, in cells: between columns; what is no long cell; the least of the cut column and of a header.
+_GAP = 2
+_LONG_CELL = 13
+_LEAST_FLEXIBLE = 8
+_LEAST_HEADER = 5
 
 
 def output() -> Console:
@@ -56,16 +62,45 @@ def table(
     if not console.is_terminal:
         _plain_table(headers, rows)
         return
+    styled = [[Text(cell) for cell in row] for row in rows]
+    console.print(grid(headers, styled, console.width, flexible))
+
+
+def grid(headers: Sequence[str], rows: Sequence[Sequence[Text]], width: int, flexible: int = -1) -> Table:
+    """The same for a terminal of `width` cells, which misses no column however narrow it is.
+
+    Where cutting the flexible column is not enough, headers are cut to their cells, and then the widest cells
+    go over several lines, the first column's last: names are there to be typed again.
+    """
     flexible %= len(headers)
-    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    cells = [max((row[column].cell_len for row in rows), default=0) for column in range(len(headers))]
+    widths = _fitting(cells, [cell_len(header) for header in headers], flexible, width - _GAP * len(headers))
+    shown = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
     for number, header in enumerate(headers):
-        if number == flexible:
-            grid.add_column(header, overflow="ellipsis", no_wrap=True, min_width=8, ratio=None)
-        else:
-            grid.add_column(header, no_wrap=True)
+        title = Text(header, no_wrap=True, overflow="ellipsis")
+        is_cut = number == flexible
+        shown.add_column(
+            title, width=widths[number], no_wrap=is_cut, overflow="ellipsis" if is_cut else "fold"
+        )
     for row in rows:
-        grid.add_row(*[Text(cell) for cell in row])
-    console.print(grid)
+        shown.add_row(*row)
+    return shown
+
+
+def _fitting(cells: Sequence[int], headers: Sequence[int], flexible: int, room: int) -> list[int]:
+    """Widths that sum to `room` at most (1 at least each)."""
+    widths = [max(pair) for pair in zip(cells, headers, strict=True)]
+    excess = max(0, sum(widths) - room)
+    widths[flexible] = max(min(widths[flexible], _LEAST_FLEXIBLE), widths[flexible] - excess)
+    least = [max(cell, min(header, _LEAST_HEADER)) for cell, header in zip(cells, headers, strict=True)]
+    while sum(widths) > max(room, len(widths)):
+        widths[max(range(len(widths)), key=lambda column: _can_give(column, widths, least))] -= 1
+    return widths
+
+
+def _can_give(column: int, widths: Sequence[int], least: Sequence[int]) -> tuple[bool, bool, int]:
+    """The largest gives first: what only its header needs, then long cells except those that name the row."""
+    return widths[column] > least[column], column > 0 and widths[column] > _LONG_CELL, widths[column]
 
 
 def _plain_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

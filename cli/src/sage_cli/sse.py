@@ -39,6 +39,17 @@ ChatItem = Waiting | Piece | Finished
 _SILENT_COMMENTS = frozenset({"", "ping", "keep-alive", "keepalive"})
 
 
+def lines_of(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The lines of a stream, which end with LF, or CR and LF, and with nothing else that Unicode has."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line.decode(errors="replace").removesuffix("\r")
+    if rest:
+        yield rest.decode(errors="replace")
+
+
 def read_chat(lines: Iterable[str]) -> Iterator[ChatItem]:
     """The items of one streamed completion. Raises: SageError sent inside the stream; UpstreamError."""
     reason: str | None = None

@@ -231,6 +231,11 @@ def test_one_question_is_answered_on_standard_output_alone(online: Sage, request
     }
 
 
+def test_an_answer_may_hold_every_line_end_that_unicode_has(online: Sage) -> None:
+    ran = online("chat", "--model", "base:a\u2028b\u2029c\x85d", "-m", "hello")
+    assert (ran.exit_code, ran.stdout) == (0, "base:a\u2028b\u2029c\x85d says: you asked 'hello' \n")
+
+
 def test_a_question_through_a_pipe_and_the_environment(
     online: Sage, requests: Requests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +250,34 @@ def test_a_question_through_a_pipe_and_the_environment(
     released = requests("release body")[0]["body"]
     assert (released["model"], released["keep_alive_s"]) == ("finetune/base:m", 0)
     assert {entry["key"] for entry in requests("/v1/chat/completions")} == {"Bearer secret"}
+
+
+@pytest.mark.parametrize(
+    ("backend", "tuned", "words", "sent"),
+    [
+        ("finetune", "code", ["--model", "base:m"], "base:m"),
+        ("finetune", "code", ["--backend", "finetune", "--model", "base:m"], "finetune/base:m"),
+        ("mock", "", ["--finetune-model", "base:m"], "finetune/base:m"),
+        ("openai", "code", ["--finetune-model", "base:m"], "finetune/base:m"),
+        ("finetune", "base:m", ["--backend", "mock"], "mock"),
+        ("mock", "", ["--backend", "finetune", "--finetune-model", "base:m"], "finetune/base:m"),
+        ("mock", "base:m", [], "mock"),
+    ],
+)
+def test_a_model_named_on_the_command_line_is_the_one_whatever_the_environment_says(
+    online: Sage,
+    requests: Requests,
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    tuned: str,
+    words: list[str],
+    sent: str,
+) -> None:
+    monkeypatch.setenv("SAGE_CHAT_BACKEND", backend)
+    monkeypatch.setenv("SAGE_CHAT_FINETUNE_MODEL", tuned)
+    ran = online("chat", *words, "-m", "hello")
+    assert ran.exit_code == 0, ran.output
+    assert requests("chat body")[0]["body"]["model"] == sent
 
 
 def test_a_wrong_model_name_lists_the_right_ones(online: Sage) -> None:

@@ -43,6 +43,21 @@ def test_the_screen_says_what_where_and_what_to_do() -> None:
     assert "sage status" in text
 
 
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (None, "SAGE_API_KEY"),
+        ("gateway", "SAGE_API_KEY"),
+        ("openai", " OPENAI_API_KEY"),
+        ("orchestrator", ""),
+    ],
+)
+def test_a_refused_key_is_named_as_the_one_who_refuses_it_knows_it(source: str | None, told: str) -> None:
+    lines = describe(errors.AuthenticationError("Incorrect API key provided.", source=source))
+    advice = [line for line in lines if "API_KEY" in line]
+    assert [told in line for line in advice] == ([True] if told else [])
+
+
 def test_a_retry_time_is_passed_on() -> None:
     assert "Try again in 12 s." in describe(errors.DeviceBusyError("Busy.", retry_after_s=12))
 

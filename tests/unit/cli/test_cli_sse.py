@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sage_cli.sse import Finished, Piece, Waiting, read_chat
+from sage_cli.sse import Finished, Piece, Waiting, lines_of, read_chat
 from sage_contracts.errors import EngineFailedError, UpstreamError
 
 
@@ -24,6 +24,15 @@ def test_comments_are_what_is_waited_for_and_text_is_the_answer() -> None:
         "data: [DONE]",
     ]
     assert list(read_chat(lines)) == [Waiting("loading weights"), Piece("a"), Piece("b"), Finished("length")]
+
+
+def test_lines_end_where_the_protocol_says_however_the_bytes_arrive() -> None:
+    said = "a\u2028b\u2029c\x85d 字"
+    lines = [chunk(said), "\r", chunk("z", '"stop"'), "", "data: [DONE]"]
+    stream = "\n".join(lines).encode()
+    for size in (1, 7, len(stream)):
+        chunks = [stream[start : start + size] for start in range(0, len(stream), size)]
+        assert list(read_chat(lines_of(chunks))) == [Piece(said), Piece("z"), Finished("stop")]
 
 
 def test_an_error_inside_the_stream_is_the_server_s_own() -> None:

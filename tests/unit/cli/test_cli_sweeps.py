@@ -14,7 +14,7 @@ from rich.console import Console
 from sage_cli.jobs.grid import parse_grid
 from sage_cli.jobs.sweep_table import table_of
 from sage_contracts.config import LoRAConfig, PresetConfigs
-from sage_contracts.jobs import JobStatus
+from sage_contracts.jobs import JobError, JobStatus
 from sage_contracts.sweeps import Sweep, SweepChild, SweepStatus
 
 Sage = Callable[..., Any]
@@ -145,6 +145,27 @@ def test_grids_take_numbers_words_and_lists() -> None:
     assert lists == {"lora.target_modules": [["q_proj"], ["q_proj", "v_proj"]]}
 
 
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_a_long_error_hides_no_column_of_a_sweep(width: int) -> None:
+    error = JobError(code="training_failed", message="The loss became NaN at step 4. " * 4)
+    child = SweepChild(job_id="j", name="code-s1", point={"lora.r": 4}, status=JobStatus.FAILED, error=error)
+    sweep = Sweep(
+        id="sweep-1",
+        created_at=0,
+        status=SweepStatus.RUNNING,
+        name="code",
+        task="code",
+        model="m",
+        grid={"lora.r": [4]},
+        children=[child],
+    )
+    console = Console(file=io.StringIO(), force_terminal=True, no_color=True, width=width)
+    console.print(table_of(sweep, console.width))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert len(lines) == 2
+    assert all(text in lines[1] for text in ("code-s1", "4", "failed", "The lo"))
+
+
 def test_the_live_table_shows_a_job_on_its_way() -> None:
     child = SweepChild(job_id="j", name="code-s1", point={"lora.r": 4}, status=JobStatus.RUNNING)
     sweep = Sweep(
@@ -158,6 +179,6 @@ def test_the_live_table_shows_a_job_on_its_way() -> None:
         children=[child.model_copy(update={"step": 3, "total_steps": 40, "loss": 2.25})],
     )
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
-    console.print(table_of(sweep))
+    console.print(table_of(sweep, console.width))
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(text in printed for text in ("JOB", "lora.r", "running", "3/40", "2.250"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 
 import pytest
@@ -9,11 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage_contracts.errors import (
+    AuthenticationError,
     DeviceBusyError,
+    ErrorBody,
     InvalidDataError,
+    InvalidRequestError,
+    NotFoundError,
+    RateLimitedError,
     SageError,
+    ServiceUnavailableError,
     UpstreamError,
     all_errors,
+    from_body,
     from_response,
 )
 from sage_servicekit.errors import error_response, status_of
@@ -65,6 +73,44 @@ def test_what_is_not_ours_is_quoted() -> None:
 def test_a_code_from_a_newer_version_is_still_an_error() -> None:
     error = from_response(500, b'{"error": {"message": "m", "code": "not_invented_yet"}}')
     assert type(error) is SageError and error.message == "m"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "cls"),
+    [
+        (400, "context_length_exceeded", InvalidRequestError),
+        (400, "unsupported_parameter", InvalidRequestError),
+        (422, None, InvalidRequestError),
+        (401, "account_deactivated", AuthenticationError),
+        (403, "unsupported_country_region_territory", AuthenticationError),
+        (404, "unknown_url", NotFoundError),
+        (429, "insufficient_quota", RateLimitedError),
+        (503, "overloaded", ServiceUnavailableError),
+        (500, "server_error", SageError),
+        (400, "device_busy", DeviceBusyError),
+    ],
+)
+def test_a_code_of_another_server_is_told_by_its_status(
+    status: int, code: str | None, cls: type[SageError]
+) -> None:
+    body = {"error": {"message": "m", "type": "invalid_request_error", "code": code}, "source": "openai"}
+    error = from_response(status, json.dumps(body).encode())
+    assert type(error) is cls
+    assert (error.message, error.source) == ("m", "openai")
+
+
+@pytest.mark.parametrize(
+    ("detail", "cls"),
+    [
+        ({"type": "invalid_request_error", "code": "context_length_exceeded"}, InvalidRequestError),
+        ({"type": "authentication_error"}, AuthenticationError),
+        ({"type": "server_error"}, SageError),
+        ({}, SageError),
+    ],
+)
+def test_without_a_status_the_type_tells(detail: dict[str, str], cls: type[SageError]) -> None:
+    body = ErrorBody.model_validate({"error": {"message": "m"} | detail})
+    assert type(from_body(body)) is cls
 
 
 def test_statuses_follow_the_tree() -> None:

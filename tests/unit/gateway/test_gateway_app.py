@@ -7,10 +7,13 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import httpx
 import pytest
+from openai.types.chat import completion_create_params as chat_params
+from openai.types.responses import response_create_params as response_params
 
 from sage_gateway.main import build_app
 from sage_gateway.settings import GatewaySettings
@@ -100,6 +103,24 @@ async def test_no_model_means_the_default(gateway: httpx.AsyncClient, model: str
 
 
 @pytest.mark.parametrize(
+    ("path", "asked", "parameters"),
+    [
+        ("chat/completions", QUESTION, chat_params.CompletionCreateParamsNonStreaming),
+        ("responses", {"model": "mock", "input": "Hi"}, response_params.ResponseCreateParamsNonStreaming),
+    ],
+    ids=["chat", "responses"],
+)
+async def test_what_openais_types_allow_to_be_null_may_be_null(
+    gateway: httpx.AsyncClient, path: str, asked: dict[str, Any], parameters: type
+) -> None:
+    fields = [name for name, kind in get_type_hints(parameters).items() if NoneType in get_args(kind)]
+    assert {"stream", "temperature"} <= set(fields)
+    response = await gateway.post(f"/v1/{path}", json=dict.fromkeys(fields) | asked)
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(
     ("body", "status", "code", "param"),
     [
         (b"{", 400, "invalid_request", None),
@@ -167,11 +188,20 @@ async def test_proxied_routes_name_the_part_that_is_missing(gateway: httpx.Async
         assert response.headers["retry-after"]
 
 
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
 @pytest.mark.parametrize(
-    "path", ["/internal/workers", "/v1/files/%2e%2e/%2e%2e/internal/workers", "/v1/nothing"]
+    "path",
+    [
+        "/internal/workers",
+        "/v1/files/%2e%2e/%2e%2e/internal/workers",
+        "/v1/models/%2e%2e/%2e%2e/internal/workers",
+        "/v1/models/finetune/%2E%2E/..%2f..%2finternal/workers",
+        "/v1/models/base:x/%2e%2e/%2e%2e/%2e%2e/internal/workers",
+        "/v1/nothing",
+    ],
 )
-async def test_nothing_else_is_proxied(gateway: httpx.AsyncClient, path: str) -> None:
-    assert (await gateway.get(path)).status_code == 404
+async def test_nothing_else_is_proxied(gateway: httpx.AsyncClient, method: str, path: str) -> None:
+    assert (await gateway.request(method, path)).status_code == 404
 
 
 async def test_models_and_indexes_of_a_gateway_that_is_alone(gateway: httpx.AsyncClient) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import pytest
+from openai.types import completion_create_params as text_params
+from openai.types.chat import completion_create_params as chat_params
 from tests.fakes.inference_rig import make_adapter_folder, make_base_folder
 
 from sage_contracts.errors import InvalidRequestError, ModelNotFoundError
@@ -19,7 +22,11 @@ from sage_inference.hardware import Device, find_device
 from sage_inference.models import locate
 from sage_inference.relay import Call
 from sage_inference.settings import InferenceSettings
-from sage_inference.transformers_engine.protocol import ChatCompletionRequest
+from sage_inference.transformers_engine.protocol import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    GenerationRequest,
+)
 
 CPU = Device("cpu", 16 * 2**30)
 GPU = Device("cuda:1", 80 * 2**30)
@@ -94,6 +101,27 @@ def test_our_own_engine_refuses_tools_unless_none_may_be_called() -> None:
         assert caught.value.param == "tools"
     with pytest.raises(InvalidRequestError, match=r"has no echo: leave it out, or install vLLM\.$"):
         ChatCompletionRequest.model_validate(body | {"tool_choice": "none", "echo": True}).require_supported()
+
+
+@pytest.mark.parametrize(
+    ("request_type", "asked", "parameters"),
+    [
+        (
+            ChatCompletionRequest,
+            {"messages": [{"role": "user", "content": "?"}]},
+            chat_params.CompletionCreateParamsNonStreaming,
+        ),
+        (CompletionRequest, {"prompt": "?"}, text_params.CompletionCreateParamsNonStreaming),
+    ],
+)
+def test_our_own_engine_takes_null_where_openais_types_do(
+    request_type: type[GenerationRequest], asked: dict[str, Any], parameters: type
+) -> None:
+    fields = [name for name, kind in get_type_hints(parameters).items() if NoneType in get_args(kind)]
+    assert {"stream", "logprobs"} <= set(fields)
+    request = request_type.model_validate(dict.fromkeys(fields) | {"model": "m"} | asked)
+    request.require_supported()
+    assert not request.stream
 
 
 def test_the_engine_of_our_own(home: Home) -> None:

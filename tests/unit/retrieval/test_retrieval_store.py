@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,33 @@ def test_a_damaged_index_is_built_again(store: IndexStore, docs: Path) -> None:
     generation = store.folder / DOCS_INDEX / store.cards()[0].generation
     (generation / "passages.jsonl").unlink()
     assert IndexStore(store.folder, docs).search(DOCS_INDEX, "quantisation")
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda _: b"", lambda whole: whole[: len(whole) // 2], lambda _: bytes(64)]
+)
+def test_an_index_with_a_damaged_file_is_built_again(
+    store: IndexStore, docs: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    expected = store.search(DOCS_INDEX, "quantisation")
+    names = [
+        path.relative_to(home)
+        for home in (store.folder / DOCS_INDEX).glob("g-*")
+        for path in home.rglob("*")
+        if path.is_file()
+    ]
+    assert len(names) > 3
+    for name in names:
+        generation = store.folder / DOCS_INDEX / store.cards()[0].generation
+        (generation / name).write_bytes(damage((generation / name).read_bytes()))
+        assert IndexStore(store.folder, docs).search(DOCS_INDEX, "quantisation") == expected, name
+
+
+def test_an_index_that_lost_a_passage_is_built_again(store: IndexStore, docs: Path) -> None:
+    expected = store.search(DOCS_INDEX, "quantisation")
+    pieces = store.folder / DOCS_INDEX / store.cards()[0].generation / "passages.jsonl"
+    pieces.write_text("".join(pieces.read_text().splitlines(keepends=True)[1:]))
+    assert IndexStore(store.folder, docs).search(DOCS_INDEX, "quantisation") == expected
 
 
 def test_the_projects_own_documentation_answers(tmp_path: Path) -> None:

@@ -42,6 +42,10 @@ EXPECTED = {
 }
 
 
+class Part(BaseModel):
+    name: str
+
+
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -49,6 +53,8 @@ class Body(BaseModel):
     share: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
     mode: Literal["fast", "exact"] = "fast"
     labels: dict[str, str] = Field(default_factory=dict)
+    part: Part | None = None
+    parts: list[Part] = []
 
 
 def build(token: str | None) -> FastAPI:
@@ -175,6 +181,19 @@ def test_of_a_word_or_a_number_the_number_is_explained(
 ) -> None:
     error = client.post("/echo", json=body).json()["error"]
     assert (error["message"], error["param"]) == (message, param)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (["x"], "body: Input should be an object"),
+        ({"count": 1, "labels": 3}, "labels: Input should be an object"),
+        ({"count": 1, "part": 3}, "part: Input should be an object"),
+        ({"count": 1, "parts": [{"name": "a"}, "b"]}, "parts.1: Input should be an object"),
+    ],
+)
+def test_what_should_be_an_object_is_called_so(client: TestClient, body: object, message: str) -> None:
+    assert client.post("/echo", json=body).json()["error"]["message"] == message
 
 
 def test_a_body_that_is_no_json_is_called_so(client: TestClient) -> None:

@@ -31,6 +31,7 @@ KeepAliveOption = Annotated[
 
 
 def chat(
+    context: typer.Context,
     backend: Annotated[
         Backend | None, typer.Option("--backend", "-b", envvar="SAGE_CHAT_BACKEND", help="Who answers.")
     ] = None,
@@ -56,6 +57,10 @@ def chat(
     """
     from sage_cli.chat.session import ChatOptions, chat_command
 
+    if "COMMANDLINE" in (_source(context, "model"), _source(context, "finetune_model")):
+        # A model that is named here is the one: what the environment says is for when nobody does.
+        backend = backend if _source(context, "backend") == "COMMANDLINE" else None
+        finetune_model = finetune_model if _source(context, "finetune_model") == "COMMANDLINE" else None
     chat_command(
         ChatOptions(
             backend=backend,
@@ -69,6 +74,12 @@ def chat(
             keep_alive_s=keep_alive_s,
         )
     )
+
+
+def _source(context: typer.Context, name: str) -> str | None:
+    """Who gave an option its value: COMMANDLINE, ENVIRONMENT or DEFAULT."""
+    source = context.get_parameter_source(name)
+    return source.name if source else None
 
 
 def register(app: typer.Typer) -> None:

@@ -25,20 +25,18 @@ _STYLES = {
 def print_table(console: Console, sweep: Sweep) -> None:
     """The table as it is now; in a pipe nothing is shortened."""
     if console.is_terminal:
-        console.print(table_of(sweep))
+        console.print(table_of(sweep, console.width))
     else:
         render.table(console, _headers(sweep), [_cells(sweep, child) for child in sweep.children])
 
 
-def table_of(sweep: Sweep) -> Table:
+def table_of(sweep: Sweep, width: int) -> Table:
     """A row a job: its point of the grid, its state, its losses; the best one is marked."""
-    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in _headers(sweep):
-        grid.add_column(name, no_wrap=True, overflow="ellipsis")
+    rows = []
     for child in sweep.children:
         style = "bold green" if child.job_id == sweep.best_job_id else _STYLES.get(child.status, "")
-        grid.add_row(*[Text(cell, style=style) for cell in _cells(sweep, child)])
-    return grid
+        rows.append([Text(cell, style=style) for cell in _cells(sweep, child)])
+    return render.grid(_headers(sweep), rows, width)
 
 
 def base_loss(sweep: Sweep) -> float | None:
@@ -58,6 +56,7 @@ class LiveTable:
     """Redrawn in place; the last state stays on the screen."""
 
     def __init__(self, console: Console) -> None:
+        self._console = console
         self._live = Live(console=console, refresh_per_second=4)
 
     def __enter__(self) -> Self:
@@ -70,7 +69,7 @@ class LiveTable:
         self._live.stop()
 
     def show(self, sweep: Sweep) -> None:
-        self._live.update(table_of(sweep))
+        self._live.update(table_of(sweep, self._console.width))
 
 
 class ChangedLines:

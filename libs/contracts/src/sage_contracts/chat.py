@@ -37,7 +37,7 @@ class ChatRequest(BaseModel):
 
     model: str
     messages: list[ChatMessage]
-    stream: bool = False
+    stream: bool | None = False
     index: str | None = None
 
 

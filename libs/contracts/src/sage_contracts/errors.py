@@ -163,6 +163,21 @@ class OutOfMemoryError(TrainingFailedError):
     code = "out_of_memory"
 
 
+# How the errors of servers that are not ours are read; servicekit decides which status ours have.
+_BY_STATUS: dict[int, type[SageError]] = {
+    401: AuthenticationError,
+    403: AuthenticationError,
+    404: NotFoundError,
+    409: ConflictError,
+    413: PayloadTooLargeError,
+    429: RateLimitedError,
+    503: ServiceUnavailableError,
+}
+_BY_KIND: dict[str, type[SageError]] = {
+    cls.kind: cls for cls in (InvalidRequestError, AuthenticationError, RateLimitedError)
+}
+
+
 def all_errors() -> dict[str, type[SageError]]:
     """Every class of this module by its code, so that a client can raise what the server raised.
 
@@ -177,10 +192,21 @@ def all_errors() -> dict[str, type[SageError]]:
     return found
 
 
-def from_body(body: ErrorBody, *, retry_after_s: float | None = None) -> SageError:
-    """The error a response carried, as the class that raised it (SageError when the code is unknown)."""
-    cls = all_errors().get(body.error.code or "", SageError)
-    return cls(body.error.message, param=body.error.param, source=body.source, retry_after_s=retry_after_s)
+def from_body(body: ErrorBody, *, status: int | None = None, retry_after_s: float | None = None) -> SageError:
+    """The error a response carried, as the class that raised it.
+
+    A code that is none of ours, as other servers have them, is told by the status, else by the error's type.
+    """
+    detail = body.error
+    kind = detail.type if "type" in detail.model_fields_set else ""
+    cls = all_errors().get(detail.code or "") or _nearest(status, kind)
+    return cls(detail.message, param=detail.param, source=body.source, retry_after_s=retry_after_s)
+
+
+def _nearest(status: int | None, kind: str) -> type[SageError]:
+    if status is None:
+        return _BY_KIND.get(kind, SageError)
+    return _BY_STATUS.get(status, InvalidRequestError if 400 <= status < 500 else SageError)
 
 
 def from_response(status: int, content: bytes, *, retry_after: str | None = None) -> SageError:
@@ -191,4 +217,4 @@ def from_response(status: int, content: bytes, *, retry_after: str | None = None
     except ValidationError:
         text = content[:300].decode(errors="replace").strip() or "an empty body"
         return UpstreamError(f"HTTP {status} with a body that is no error of ours: {text}")
-    return from_body(body, retry_after_s=retry_after_s)
+    return from_body(body, status=status, retry_after_s=retry_after_s)

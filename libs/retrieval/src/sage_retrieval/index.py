@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sage_contracts.chat import Passage
+from sage_contracts.home import sync_path
 from sage_retrieval.splitting import Piece
 from sage_retrieval.tokens import terms
 
@@ -54,19 +55,23 @@ class Index:
         ]
 
     def save(self, folder: Path) -> None:
-        """Write into a folder that nobody reads yet."""
+        """Write into a folder that nobody reads yet, and onto the disk before anything vouches for it."""
         folder.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(asdict(piece), ensure_ascii=False) + "\n" for piece in self.pieces)
         (folder / _PIECES).write_text(lines, encoding="utf-8")
         self._scores.save(folder / _SCORES, show_progress=False)
+        for path in [folder, *folder.rglob("*")]:
+            sync_path(path)
 
     @classmethod
     def load(cls, folder: Path) -> Index:
-        """Raises: OSError, ValueError, TypeError when the folder is not what `save` wrote."""
+        """Raises: OSError, ValueError, TypeError, EOFError when the folder is not what `save` wrote."""
         # Not splitlines(): passages may hold U+2028 and its like, which end no line of JSON.
         lines = (folder / _PIECES).read_text(encoding="utf-8").split("\n")
         pieces = [Piece(**json.loads(line)) for line in lines if line]
         scores = _bm25s().BM25.load(folder / _SCORES, show_progress=False, load_corpus=False)
+        if not pieces or len(pieces) != scores.scores["num_docs"]:
+            raise ValueError(f"{len(pieces)} passages, and scores of {scores.scores['num_docs']}")
         return cls(pieces, scores)
 
 

@@ -103,7 +103,7 @@ class IndexStore:
         if index is None or generation != card.generation:
             try:
                 index = Index.load(self.folder / name / card.generation)
-            except (OSError, ValueError, TypeError) as error:
+            except (OSError, ValueError, TypeError, EOFError) as error:
                 logger.warning("index %s is damaged (%s): reading %s again", name, error, card.source)
                 return self._rebuild(name, Path(card.source))
             self._loaded[name] = (card.generation, index)

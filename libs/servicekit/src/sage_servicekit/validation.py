@@ -13,6 +13,9 @@ _SOURCES = ("body", "query", "path", "header")
 # How pydantic names the members of a union inside a place: no field of ours, and nothing that a client wrote.
 _MEMBER = re.compile(r"literal\[.*\]|constrained-\w+|function-[\w-]+\[.*\]|(list|dict|tuple|set)\[.*\]")
 
+# Their messages speak of dictionaries and name classes of ours.
+_OBJECT_TYPES = frozenset({"model_type", "model_attributes_type", "dataclass_type", "dict_type"})
+
 
 def describe_validation(problems: Sequence[Mapping[str, Any]]) -> errors.InvalidRequestError:
     """The first field that is wrong as a sentence, and how many more there are."""
@@ -33,7 +36,8 @@ def first_problem(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     literals = [problem for problem in about if problem["type"] == "literal_error"]
     # Of a field that takes a word or a number, what is wrong with the number says more.
     told = next((problem for problem in about if problem not in literals), about[0])
-    sentence = str(told["msg"]).removeprefix("Value error, ")
+    is_object = told["type"] in _OBJECT_TYPES
+    sentence = "Input should be an object" if is_object else str(told["msg"]).removeprefix("Value error, ")
     if literals and told not in literals:
         words = " or ".join(str(problem["ctx"]["expected"]) for problem in literals).replace("'", '"')
         given = json.dumps(told["input"], ensure_ascii=False, default=str)

@@ -49,9 +49,13 @@ class Proxy:
     async def forward(self, request: Request, path: str | None = None) -> Response:
         """The same request to that part, and its answer back.
 
-        Raises: ServiceUnavailableError, UpstreamError.
+        Raises: NotFoundError, ServiceUnavailableError, UpstreamError.
         """
-        url = httpx.URL(self.base_url.rstrip("/") + quote(path or request.url.path, safe="/:@"))
+        path = path or request.url.path
+        # A decoded `..` would leave the public prefix on the other side.
+        if ".." in path.split("/"):
+            raise NotFoundError(f"There is no {path}.")
+        url = httpx.URL(self.base_url.rstrip("/") + quote(path, safe="/:@"))
         url = url.copy_with(query=request.url.query.encode() or None)
         has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
         outgoing = self.client.build_request(
@@ -85,9 +89,6 @@ def _add(router: APIRouter, proxy: Proxy, prefixes: Sequence[str]) -> None:
 
 def _endpoint(proxy: Proxy) -> Callable[[Request], Awaitable[Response]]:
     async def forward(request: Request) -> Response:
-        # A decoded `..` would leave the public prefix on the other side.
-        if ".." in request.url.path.split("/"):
-            raise NotFoundError(f"There is no {request.url.path}.")
         return await proxy.forward(request)
 
     return forward

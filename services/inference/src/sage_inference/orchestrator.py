@@ -33,8 +33,12 @@ class Orchestrator:
     ) -> None:
         self._clock = clock
         self._resolved: dict[str, tuple[float, ResolvedModel]] = {}
+        # Parts of one stack never talk through the proxy that the environment names for the world outside.
         self._client = httpx.AsyncClient(
-            base_url=settings.orchestrator_url, headers=settings.internal_headers, timeout=timeout_s
+            base_url=settings.orchestrator_url,
+            headers=settings.internal_headers,
+            timeout=timeout_s,
+            trust_env=False,
         )
 
     async def resolve(self, name: str, *, is_fresh: bool = False) -> ResolvedModel:
