@@ -154,6 +154,29 @@ def test_a_lost_worker_is_replaced_and_its_late_words_are_refused(rig: Rig) -> N
     assert rig.finish(job_id, attempt=2, worker="w2")["fine_tuned_model"] == "code@1"
 
 
+@pytest.mark.parametrize("outcome", ["succeeded", "failed", "cancelled", "paused", "suspended", "released"])
+@pytest.mark.parametrize("owner", [None, "pause", "cancel"])
+def test_an_end_that_comes_after_the_job_was_taken_back_is_taken_for_no_repetition(
+    rig: Rig, outcome: str, owner: str | None
+) -> None:
+    job_id = rig.create_job()["id"]
+    rig.claim(job_id)
+    if owner:
+        rig.post(f"{JOBS}/{job_id}/{owner}")
+    rig.clock.advance(31)
+    rig.sweep()
+    status = rig.job(job_id)["status"]
+    # Where it stands as this end would have left it, the worker need not know that it came too late.
+    led_there = {
+        "queued": {"paused", "released"},
+        "paused": {"paused", "suspended", "released"},
+        "cancelled": {"succeeded", "failed", "cancelled", "paused", "suspended", "released"},
+    }
+    is_known = outcome in led_there[status]
+    rig.finish(job_id, outcome, status=200 if is_known else 409)
+    assert rig.job(job_id)["status"] == status
+
+
 def test_a_report_renews_the_lease(rig: Rig) -> None:
     job_id = rig.create_job()["id"]
     rig.sweep()

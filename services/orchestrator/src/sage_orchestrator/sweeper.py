@@ -8,11 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from sage_contracts.errors import TrainingFailedError
 from sage_contracts.jobs import EventLevel, JobStatus
 from sage_contracts.models import MergeStatus
 from sage_contracts.workers import MERGE_TASK, TRAIN_TASK, Order
-from sage_orchestrator.clock import Clock, Jumps
+from sage_orchestrator.clock import Clock, Jumps, Rounds
 from sage_orchestrator.database import Database
 from sage_orchestrator.devices import ledger
 from sage_orchestrator.devices import repository as devices
@@ -35,6 +37,7 @@ from sage_orchestrator.workers import repository as workers
 
 logger = logging.getLogger(__name__)
 
+_EVER = 0.0
 _JOB_TARGETS = {
     Sweep.REQUEUE: JobStatus.QUEUED,
     Sweep.FAIL: JobStatus.FAILED,
@@ -50,6 +53,25 @@ class Sweeper:
     clock: Clock
     settings: OrchestratorSettings
     jumps: Jumps
+    rounds: Rounds
+
+    def sweep(self) -> bool:
+        """Keep leases right, and take back what lost workers held; whether there are bells to ring for it."""
+        had_gap = self.rounds.have_gap
+        self.rounds.begin()
+        self.follow_clock()
+        if had_gap:
+            self.renew_all()
+        moved = self.take_back()
+        self.rounds.end()
+        return moved
+
+    def renew_all(self) -> None:
+        """Grant whole leases anew to all that is held: while this process or its database was away, nobody
+        could be heard, and a worker that is lost indeed is missed one lease later."""
+        with self.database.write() as session:
+            self._renew(session, held_at=_EVER, now=self.clock())
+        self.rounds.end()
 
     def follow_clock(self) -> None:
         """Let leases and bells keep their time over a clock that was set and a machine that slept.
@@ -63,13 +85,18 @@ class Sweeper:
         now, settings = self.clock(), self.settings
         before = now - jump_s
         with self.database.write() as session:
+            self._renew(session, held_at=before, now=now)
             for row in (JobRow, MergeRow):
-                # Jobs and merges call these two states by the same names.
-                running, queued = JobStatus.RUNNING.value, JobStatus.QUEUED.value
-                renew_held(session, row, running, held_at=before, now=now, lease_s=settings.lease_s)
-                ring_all(session, row, queued, now)
-            devices.renew_held(session, held_at=before, expires_at=now + settings.device_lease_s)
+                # Jobs and merges call this state by the same name.
+                ring_all(session, row, JobStatus.QUEUED.value, now)
             workers.see_again(session, seen_after=before - settings.worker_seen_s, now=now)
+
+    def _renew(self, session: Session, *, held_at: float, now: float) -> None:
+        for row in (JobRow, MergeRow):
+            # Jobs and merges call this state by the same name.
+            running = JobStatus.RUNNING.value
+            renew_held(session, row, running, held_at=held_at, now=now, lease_s=self.settings.lease_s)
+        devices.renew_held(session, held_at=held_at, expires_at=now + self.settings.device_lease_s)
 
     def take_back(self) -> bool:
         """Move work whose lease ran out. Says whether there was any: then there are bells to ring."""

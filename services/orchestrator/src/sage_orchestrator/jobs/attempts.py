@@ -69,6 +69,14 @@ def target_of(outcome: Outcome, order: Order) -> JobStatus:
     return _TARGETS[outcome]
 
 
+def _is_heard(outcome: Outcome, status: JobStatus) -> bool:
+    """Whether a job stands where this end of its newest attempt has led it, or has ended for good.
+
+    Elsewhere, as in the queue to which a lost worker's job is taken back, this end was never heard.
+    """
+    return status.is_terminal or status in {target_of(outcome, order) for order in Order}
+
+
 @dataclass(frozen=True)
 class AttemptService:
     database: Database
@@ -160,7 +168,7 @@ class AttemptService:
         now = self.clock()
         with self.database.write() as session:
             row = jobs.get(session, job_id, lock=True)
-            if row.attempt == finish.attempt and row.status != JobStatus.RUNNING.value:
+            if row.attempt == finish.attempt and _is_heard(finish.outcome, JobStatus(row.status)):
                 # The reply to the first time was lost on its way.
                 return to_job(row, now)
             self._require_current(row, finish.attempt, finish.worker_id)
