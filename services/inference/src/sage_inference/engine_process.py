@@ -58,6 +58,8 @@ class Launch:
     env: dict[str, str]
     start_deadline_s: float
     stop_grace_s: float
+    silence_s: float
+    """The longest that it may say nothing to a request: it does one thing after another."""
     log_path: Path
     records: Path
     """Folder for the record that outlives a killed agent."""
@@ -162,11 +164,11 @@ class EngineProcess:
 
     async def load_adapter(self, adapter: Adapter) -> None:
         """Raises: ModelNotFoundError, EngineFailedError."""
-        await adapters.load(self.client, adapter)
+        await adapters.load(self.client, adapter, timeout_s=self._launch.silence_s)
 
     async def unload_adapter(self, name: str) -> None:
         """Raises: EngineFailedError."""
-        await adapters.unload(self.client, name)
+        await adapters.unload(self.client, name, timeout_s=self._launch.silence_s)
 
     async def stop(self) -> None:
         """End the group and wait until no process of it lives and the log is complete. Safe to call twice."""
