@@ -102,12 +102,11 @@ class Sweeper:
         """Move work whose lease ran out. Says whether there was any: then there are bells to ring."""
         now = self.clock()
         with self.database.read() as session:
-            lost_jobs = [(row, self._judge(row, now)) for row in jobs.due(session, now)]
+            due_jobs = [row.id for row in jobs.due(session, now) if self._judge(row, now) in _JOB_TARGETS]
             lost_merges = [(row, self._judge(row, now)) for row in merges.due(session, now)]
         moved = False
-        for job, verdict in lost_jobs:
-            if verdict in _JOB_TARGETS:
-                moved |= self._take_back_job(job, verdict, now)
+        for job_id in due_jobs:
+            moved |= self._take_back_job(job_id, now)
         for merge, verdict in lost_merges:
             if verdict in (Sweep.REQUEUE, Sweep.FAIL):
                 moved |= self._take_back_merge(merge, verdict, now)
@@ -160,39 +159,30 @@ class Sweeper:
             else:
                 merges.change(session, work_id, values, sources=[MergeStatus.QUEUED], attempt=row.attempt)
 
-    def _take_back_job(self, row: JobRow, verdict: Sweep, now: float) -> bool:
-        target = _JOB_TARGETS[verdict]
-        values: dict[str, Any] = {
-            "lost_attempts": row.lost_attempts + 1,
-            "pending_order": Order.CONTINUE.value,
-        }
-        values |= ended_values(now) if target.is_terminal else queued_values(now)
-        if target is JobStatus.PAUSED:
-            values["ring_at"] = None
-        message = {
-            Sweep.REQUEUE: "worker lost; resuming",
-            Sweep.FAIL: f"{row.lost_attempts + 1} workers were lost, and none got the job further; given up",
-            Sweep.CANCEL: "worker lost; the job was to be cancelled and is",
-            Sweep.PAUSE: "worker lost; the job was to be paused and is",
-        }[verdict]
-        if target is JobStatus.FAILED:
-            values["error"] = {"code": TrainingFailedError.code, "message": message, "param": None}
+    def _take_back_job(self, job_id: str, now: float) -> bool:
         with self.database.write() as session:
+            # Judged by what holds now: its owner may have given an order since it was found.
+            row = jobs.get(session, job_id, lock=True)
+            verdict = self._judge(row, now)
+            if verdict not in _JOB_TARGETS:
+                return False
+            target, values, message = _fate_of(row, verdict, now)
+            name, attempt, worker_id = row.name, row.attempt, row.worker_id
             is_ours = jobs.transition(
                 session,
-                row.id,
+                job_id,
                 target,
                 values,
                 sources=[JobStatus.RUNNING],
-                attempt=row.attempt,
+                attempt=attempt,
                 lease_before=now,
             )
             if is_ours:
-                ledger.release(session, ledger.training_holder(row.id), now)
-                jobs.wake_same_name(session, row.name, now)
+                ledger.release(session, ledger.training_holder(job_id), now)
+                jobs.wake_same_name(session, name, now)
                 level = EventLevel.ERROR if target is JobStatus.FAILED else EventLevel.WARN
-                jobs.add_event(session, row.id, now, message, level=level)
-                logger.warning("job %s, attempt %d on %s: %s", row.id, row.attempt, row.worker_id, message)
+                jobs.add_event(session, job_id, now, message, level=level)
+                logger.warning("job %s, attempt %d on %s: %s", job_id, attempt, worker_id, message)
         return is_ours
 
     def _take_back_merge(self, row: MergeRow, verdict: Sweep, now: float) -> bool:
@@ -211,6 +201,27 @@ class Sweeper:
                 attempt=row.attempt,
                 lease_before=now,
             )
+
+
+def _fate_of(row: JobRow, verdict: Sweep, now: float) -> tuple[JobStatus, dict[str, Any], str]:
+    """(where a lost worker's job goes, with which columns, what people read)."""
+    target = _JOB_TARGETS[verdict]
+    values: dict[str, Any] = {
+        "lost_attempts": row.lost_attempts + 1,
+        "pending_order": Order.CONTINUE.value,
+    }
+    values |= ended_values(now) if target.is_terminal else queued_values(now)
+    if target is JobStatus.PAUSED:
+        values["ring_at"] = None
+    message = {
+        Sweep.REQUEUE: "worker lost; resuming",
+        Sweep.FAIL: f"{row.lost_attempts + 1} workers were lost, and none got the job further; given up",
+        Sweep.CANCEL: "worker lost; the job was to be cancelled and is",
+        Sweep.PAUSE: "worker lost; the job was to be paused and is",
+    }[verdict]
+    if target is JobStatus.FAILED:
+        values["error"] = {"code": TrainingFailedError.code, "message": message, "param": None}
+    return target, values, message
 
 
 class Periodic:
