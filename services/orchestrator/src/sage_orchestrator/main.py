@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from sage_contracts.errors import NotFoundError, SageError
 from sage_contracts.jobs import JobStatus
+from sage_contracts.uploads import UPLOAD_PATHS
 from sage_orchestrator.clock import Clock, Jumps, Rounds
 from sage_orchestrator.database import Database
 from sage_orchestrator.devices import endpoints as device_endpoints
@@ -146,7 +147,7 @@ def build_app(
         finally:
             parts.stop()
 
-    app = create_app(NAME, settings, lifespan)
+    app = create_app(NAME, settings, lifespan, uploads=UPLOAD_PATHS)
     app.state.orchestrator = parts
     app.include_router(file_endpoints.make_router(parts.files, settings.max_file_bytes))
     app.include_router(upload_endpoints.make_router(parts.uploads))
