@@ -61,6 +61,7 @@ class Sweeper:
         self.rounds.begin()
         self.follow_clock()
         if had_gap:
+            logger.warning("nobody could be heard for a while: all that is held gets a whole lease")
             self.renew_all()
         moved = self.take_back()
         self.rounds.end()
