@@ -96,6 +96,8 @@ class Handler(BaseHTTPRequestHandler):
     def load(self, body: dict[str, Any]) -> None:
         name, config = body["lora_name"], Path(body["lora_path"], "adapter_config.json")
         with self.model.lock:
+            while self.model.options.load_while and self.model.options.load_while.exists():
+                time.sleep(0.02)
             if name in self.model.adapters and not body.get("load_inplace"):
                 self.refuse(400, f"The lora adapter '{name}' has already been loaded.")
             elif not config.is_file():
@@ -197,6 +199,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--start-s", type=float, default=0)
     parser.add_argument("--start-while", type=Path, help="go on starting as long as this file exists")
+    parser.add_argument("--load-while", type=Path, help="go on loading adapters as long as this file exists")
     parser.add_argument("--token-s", type=float, default=0, help="time per word")
     parser.add_argument("--starts", type=Path, help="a file that gets a line per start")
     parser.add_argument("--crash-while", type=Path, help="crash at start while this file exists")

@@ -36,8 +36,8 @@ class JobMachine(RuleBasedStateMachine):
     def start(self) -> None:
         self.home = Path(tempfile.mkdtemp())
         self.clock, self.bell = HandClock(), ListBell()
-        chosen = OrchestratorSettings(home_dir=self.home, database_url=self.database_url)
-        self.parts = Orchestrator(chosen, self.clock, self.bell)
+        self.chosen = OrchestratorSettings(home_dir=self.home, database_url=self.database_url)
+        self.parts = Orchestrator(self.chosen, self.clock, self.bell)
         empty(self.parts.database)
         self.newest: dict[str, int] = {}
         self.given: list[tuple[str, int, str]] = []
@@ -102,9 +102,12 @@ class JobMachine(RuleBasedStateMachine):
         try:
             self.parts.attempts.finish(job_id, finish)
         except NotYoursError:
-            assert number != self.newest[job_id]
+            # Its job runs elsewhere, or was taken back: had it been heard, it would stand elsewhere.
+            assert number != self.newest[job_id] or before.status in (JobStatus.QUEUED, JobStatus.PAUSED)
             return
         assert number == self.newest[job_id]
+        if outcome is Outcome.SUCCEEDED:
+            assert self.status(job_id).is_terminal
         if before.status is not JobStatus.RUNNING:
             assert self.parts.jobs.get(job_id) == before
 
@@ -122,8 +125,23 @@ class JobMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([10, 31]))
     def time_passes(self, seconds: int) -> None:
         self.clock.advance(seconds)
-        self.parts.sweeper.take_back()
+        self.parts.sweeper.rounds.end()  # the last of those that came meanwhile and found nothing
+        self.parts.sweeper.sweep()
         self.parts.sweeper.ring_due()
+
+    @rule(seconds=st.sampled_from([10, 31]), is_restarted=st.booleans())
+    def nobody_is_heard(self, seconds: int, is_restarted: bool) -> None:
+        """The orchestrator or its database is away, and back: what runs then still runs."""
+        running = [job_id for job_id in self.newest if self.status(job_id) is JobStatus.RUNNING]
+        self.clock.advance(seconds)
+        if is_restarted:
+            self.parts.stop()
+            self.parts = Orchestrator(self.chosen, self.clock, self.bell)
+            self.parts.prepare()
+        self.parts.sweeper.sweep()
+        self.parts.sweeper.ring_due()
+        if is_restarted or seconds > 10:
+            assert all(self.status(job_id) is JobStatus.RUNNING for job_id in running)
 
     @invariant()
     def all_is_well(self) -> None:

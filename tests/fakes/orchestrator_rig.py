@@ -86,9 +86,14 @@ class Rig:
         self.http.headers.pop("X-Sage-Internal-Token", None)
 
     def sweep(self) -> list[str]:
-        """One round of everything that is done by the clock; the ids it rang for."""
-        self.parts.sweeper.follow_clock()
-        self.parts.sweeper.take_back()
+        """One round of everything that is done by the clock, as if others had come before it in time; the
+        ids it rang for."""
+        self.parts.sweeper.rounds.end()
+        return self.sweep_after_silence()
+
+    def sweep_after_silence(self) -> list[str]:
+        """The same, and there was none since the last one."""
+        self.parts.sweeper.sweep()
         self.parts.sweeps.tend()
         self.parts.sweeper.ring_due()
         return self.bell.take()
@@ -190,8 +195,8 @@ def rows(count: int = 12) -> bytes:
 
 
 @contextmanager
-def open_rig(home: Path, **settings: Any) -> Iterator[Rig]:
-    clock, bell = HandClock(), ListBell()
+def open_rig(home: Path, *, now: float = HandClock.now, **settings: Any) -> Iterator[Rig]:
+    clock, bell = HandClock(now), ListBell()
     app = build_app(
         OrchestratorSettings(home_dir=home, **settings),
         clock=clock,

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_full: list[str] = []
 
 
 @contextmanager
@@ -16,3 +23,24 @@ def files_no_larger_than(size_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def no_room_below(folder: Path) -> Iterator[None]:
+    """Python refuses to open any file there for writing, as on a disk of its own that is full."""
+    _full.append(f"{folder.absolute()}{os.sep}")
+    try:
+        yield
+    finally:
+        _full.pop()
+
+
+def _refuse_to_write(event: str, details: tuple[Any, ...]) -> None:
+    if not _full or event != "open":
+        return
+    path, _, flags = details
+    if isinstance(path, str) and path.startswith(tuple(_full)) and flags & (os.O_WRONLY | os.O_RDWR):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+
+sys.addaudithook(_refuse_to_write)  # for the length of the process: it cannot be taken back

@@ -208,6 +208,19 @@ def test_adapters_above_the_limit_push_out_the_one_used_longest_ago(tmp_path: Pa
         assert "unloaded code@1" in rig.log() and "unloaded code@2" in rig.log()
 
 
+def test_an_adapter_that_was_loaded_after_nobody_waited_any_more_is_used(tmp_path: Path) -> None:
+    held = tmp_path / "held"
+    held.touch()
+    with running(tmp_path, "--load-while", held, upstream_silence_s=1) as rig:
+        late = rig.ask("code")
+        assert late.status_code == 502 and "load_lora_adapter" in late.json()["error"]["message"]
+        assert rig.engines()[0].adapters == []
+        held.unlink()
+        rig.wait_for(lambda: "loaded code@1" in rig.log())
+        assert rig.ask("code").json()["model"] == "code@1"
+        assert rig.engines()[0].adapters == ["code@1"]
+
+
 def test_an_adapter_of_a_larger_rank_restarts_the_engine(tmp_path: Path) -> None:
     log = tmp_path / "starts"
     with running(tmp_path, "--starts", log) as rig:

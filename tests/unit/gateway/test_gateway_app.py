@@ -172,6 +172,16 @@ async def test_a_body_that_is_too_large_is_refused(tmp_path: Path) -> None:
     async for client in client_of(settings(tmp_path, max_body_bytes=1000)):
         response = await client.post("/v1/chat/completions", content=b" " * 1001)
         assert response.status_code == 413
+        for path in ("/v1/responses", "/v1/sage/sweeps", "/v1/uploads", "/v1/sage/release"):
+            response = await client.post(path, files={"file": b" " * 1001})
+            assert response.status_code == 413, path
+
+
+async def test_files_are_passed_on_however_large(tmp_path: Path) -> None:
+    async for client in client_of(settings(tmp_path, max_body_bytes=1000)):
+        for path in ("/v1/files", "/v1/uploads/upload_1/parts"):
+            response = await client.post(path, files={"file": b" " * 1001})
+            assert (response.status_code, response.json()["source"]) == (503, "orchestrator")
 
 
 async def test_parts_that_do_not_answer_are_down_and_say_why(gateway: httpx.AsyncClient) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -11,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.fakes.small_disk import no_room_below
 
 from sage_inference import process_group
+from sage_inference.engine_process import EngineProcess, Launch
 
 FAMILY = """
 import os, signal, sys, time
@@ -69,3 +72,20 @@ async def test_a_number_that_belongs_to_somebody_else_by_now_is_left_alone(
     record.write_text(json.dumps(json.loads(record.read_text()) | change))
     assert await process_group.end_leftovers(tmp_path, grace_s=0.1) == []
     assert len(process_group.alive(family.pid)) == 2 and not record.exists()
+
+
+async def test_an_engine_whose_record_has_no_room_leaves_no_process(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    launch = Launch("tiny", lambda _: command, {}, 1, 1, 1, tmp_path / "engine.log", tmp_path / "records")
+    with (
+        caplog.at_level(logging.INFO),
+        no_room_below(tmp_path / "records"),
+        pytest.raises(OSError, match="No space left"),
+    ):
+        await EngineProcess.start(launch)
+    [pid] = [record.args[1] for record in caplog.records if record.msg.startswith("engine %s: pid")]
+    assert process_group.alive(pid) == []
+    with pytest.raises(ProcessLookupError):  # reaped, too
+        os.kill(pid, 0)

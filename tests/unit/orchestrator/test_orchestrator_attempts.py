@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy.orm import Session
 from tests.fakes.orchestrator_rig import Rig, open_rig, rows
 
 from sage_contracts.jobs import JobStatus
 from sage_contracts.workers import Order, Outcome
+from sage_orchestrator.database import Database
 from sage_orchestrator.jobs.attempts import target_of
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -154,6 +159,29 @@ def test_a_lost_worker_is_replaced_and_its_late_words_are_refused(rig: Rig) -> N
     assert rig.finish(job_id, attempt=2, worker="w2")["fine_tuned_model"] == "code@1"
 
 
+@pytest.mark.parametrize("outcome", ["succeeded", "failed", "cancelled", "paused", "suspended", "released"])
+@pytest.mark.parametrize("owner", [None, "pause", "cancel"])
+def test_an_end_that_comes_after_the_job_was_taken_back_is_taken_for_no_repetition(
+    rig: Rig, outcome: str, owner: str | None
+) -> None:
+    job_id = rig.create_job()["id"]
+    rig.claim(job_id)
+    if owner:
+        rig.post(f"{JOBS}/{job_id}/{owner}")
+    rig.clock.advance(31)
+    rig.sweep()
+    status = rig.job(job_id)["status"]
+    # Where it stands as this end would have left it, the worker need not know that it came too late.
+    led_there = {
+        "queued": {"paused", "released"},
+        "paused": {"paused", "suspended", "released"},
+        "cancelled": {"succeeded", "failed", "cancelled", "paused", "suspended", "released"},
+    }
+    is_known = outcome in led_there[status]
+    rig.finish(job_id, outcome, status=200 if is_known else 409)
+    assert rig.job(job_id)["status"] == status
+
+
 def test_a_report_renews_the_lease(rig: Rig) -> None:
     job_id = rig.create_job()["id"]
     rig.sweep()
@@ -252,6 +280,41 @@ def test_orders_to_a_lost_worker_are_carried_out(rig: Rig) -> None:
     rig.clock.advance(31)
     assert rig.sweep() == []
     assert [rig.job(job_id)["status"] for job_id in (cancelled, paused)] == ["cancelled", "paused"]
+
+
+class MeanwhileDatabase(Database):
+    """Lets something happen before its next change."""
+
+    meanwhile: Callable[[], object] | None = None
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        with super().write() as session:
+            yield session
+
+
+@pytest.mark.parametrize(
+    ("order", "status"), [("cancel", "cancelled"), ("pause", "paused"), ("report", "running")]
+)
+def test_what_is_said_while_a_lost_worker_s_job_is_taken_back_counts(
+    rig: Rig, order: str, status: str
+) -> None:
+    job_id = rig.create_job()["id"]
+    rig.claim(job_id)
+    rig.clock.advance(31)
+    database = MeanwhileDatabase(str(rig.parts.database.engine.url))
+    said = {
+        "cancel": lambda: rig.post(f"{JOBS}/{job_id}/cancel"),
+        "pause": lambda: rig.post(f"{JOBS}/{job_id}/pause"),
+        "report": lambda: rig.report(job_id),
+    }
+    database.meanwhile = said[order]
+    replace(rig.parts.sweeper, database=database).take_back()
+    database.close()
+    assert rig.job(job_id)["status"] == status
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.fakes.orchestrator_rig import Rig, open_rig, rows
 from tests.fakes.small_disk import files_no_larger_than
+from tests.fakes.upload_calls import begin, send
 
 MIB = 2**20
 
@@ -129,6 +130,17 @@ def test_a_size_that_was_not_announced_is_refused_when_it_comes(home: Path) -> N
         response = rig.http.post("/v1/files", content=body(), headers=headers)
         assert response.status_code == 413
         assert kept(home) == []
+
+
+def test_only_files_may_be_larger_than_a_request(home: Path) -> None:
+    with open_rig(home, max_body_bytes=1000) as rig:
+        assert rig.get(f"/v1/files/{rig.upload(rows(100))}")["bytes"] > 1000
+        upload = begin(rig, 5000)["id"]
+        assert send(rig, upload, b"x" * 5000)["object"] == "upload.part"
+        body = b"{" + b" " * 1000 + b"}"
+        for content_type in ("application/json", "multipart/form-data; boundary=B"):
+            headers = {"content-type": content_type}
+            assert rig.http.post("/v1/uploads", content=body, headers=headers).status_code == 413
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(rig: Rig) -> None:

@@ -331,6 +331,17 @@ def test_a_lost_merger_is_replaced_and_given_up_after_five(rig: Rig) -> None:
     assert end_merge(rig, merge_id, "succeeded", 4, status=409, merged_path="late")
 
 
+def test_an_end_that_comes_after_the_merge_was_taken_back_is_not_taken_for_a_repetition(rig: Rig) -> None:
+    rig.train()
+    merge_id = merge(rig)
+    claim_merge(rig, merge_id)
+    rig.clock.advance(31)
+    rig.sweep()
+    end_merge(rig, merge_id, "succeeded", status=409, merged_path="late")
+    end_merge(rig, merge_id, "failed", status=409)
+    assert end_merge(rig, merge_id, "released")["status"] == "queued"
+
+
 def test_a_merger_that_leaves_gives_the_merge_back(rig: Rig) -> None:
     rig.train()
     rig.sweep()

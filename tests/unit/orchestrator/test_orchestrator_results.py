@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.fakes.orchestrator_rig import Rig
+from tests.fakes.small_disk import no_room_below
 
 from sage_contracts.jobs import JobMetrics
 from sage_orchestrator.jobs.results import step_metrics_csv
@@ -51,6 +52,23 @@ def test_a_job_that_did_not_succeed_has_none(rig: Rig) -> None:
     rig.report(job_id, events=[step(1, train_loss=2.0)])
     assert rig.finish(job_id, "failed")["result_files"] == []
     assert rig.get("/v1/files")["data"] == []
+
+
+def test_a_success_outlives_a_disk_that_is_too_full_for_its_steps(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    rig.claim(job_id)
+    rig.report(job_id, events=[step(1, train_loss=2.0)])
+    with no_room_below(rig.home / "files"):
+        job = rig.finish(job_id)
+    assert (job["status"], job["fine_tuned_model"], job["result_files"]) == ("succeeded", "code@1", [])
+    [warning] = [
+        event
+        for event in rig.get(f"/v1/fine_tuning/jobs/{job_id}/events")["data"]
+        if event["level"] == "warn"
+    ]
+    assert "step_metrics.csv" in warning["message"]
+    assert "disk is full" in warning["message"]
+    assert rig.messages(job_id)[-1] == "New fine-tuned model created: code@1"
 
 
 def test_what_was_measured_stays_with_its_step() -> None:

@@ -18,9 +18,11 @@ from sage_servicekit.settings import ServiceSettings
 
 @pytest.fixture
 def client(tmp_path: Path) -> TestClient:
-    app = create_app("probe", ServiceSettings(home_dir=tmp_path, max_body_bytes=1000))
+    settings = ServiceSettings(home_dir=tmp_path, max_body_bytes=1000)
+    app = create_app("probe", settings, uploads=["/uploads/{name}/parts"])
 
     @app.post("/echo")
+    @app.post("/uploads/{name}/parts")
     async def echo(request: Request) -> dict[str, int]:
         return {"bytes": len(await request.body())}
 
@@ -59,4 +61,9 @@ def test_a_body_beyond_the_limit_is_refused_and_an_upload_is_not(client: TestCli
     refused = client.post("/echo", content=b"x" * 1001)
     assert (refused.status_code, refused.json()["error"]["code"]) == (413, "payload_too_large")
     assert client.post("/echo", content=b"x" * 1000).json() == {"bytes": 1000}
-    assert client.post("/echo", files={"file": b"x" * 5000}).status_code == 200
+    assert client.post("/uploads/one/parts", files={"file": b"x" * 5000}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/echo", "/uploads/one/parts/more", "/of/uploads/one/parts"])
+def test_no_content_type_makes_an_upload_of_another_body(client: TestClient, path: str) -> None:
+    assert client.post(path, files={"file": b"x" * 5000}).status_code == 413

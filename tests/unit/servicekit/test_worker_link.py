@@ -17,6 +17,7 @@ from sage_contracts.errors import (
     NotYoursError,
     SageError,
     ServiceUnavailableError,
+    StorageFullError,
 )
 from sage_contracts.workers import ClaimRequest, ReportReply, WorkerBeat
 from sage_servicekit.settings import ServiceSettings
@@ -96,6 +97,17 @@ def test_delivering_ends(answer: BaseModel | SageError, arrived: bool) -> None:
     sent = until_accepted(lambda: link.tell("/x", REQUEST), "it", stopping=threading.Event(), patience_s=0)
     assert sent is arrived
     assert link.asked == 1
+
+
+@pytest.mark.parametrize(
+    "error", [ServiceUnavailableError("down"), SageError("bug"), StorageFullError("full")]
+)
+def test_what_may_pass_is_waited_for(error: SageError) -> None:
+    link = ScriptedLink(error, error, ReportReply(lease_s=1))
+    assert until_accepted(
+        lambda: link.tell("/x", REQUEST), "it", stopping=threading.Event(), patience_s=10, retry_s=0.001
+    )
+    assert link.asked == 3
 
 
 def test_a_silent_orchestrator_is_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.fakes.small_disk import no_room_below
 
 from sage_contracts.config import TrainingConfig
 from sage_contracts.workers import TrainClaim
@@ -74,6 +75,18 @@ def test_a_waiting_child_that_died_is_passed_over_and_replaced(spare: Spare, tmp
     assert spare.take(tmp_path / "spec.json", tmp_path / "log") is None
     spare.keep("a-base")
     assert spare._child is not None
+
+
+def test_a_waiting_child_is_not_sent_to_a_log_that_the_disk_has_no_room_for(
+    spare: Spare, tmp_path: Path
+) -> None:
+    spare.keep("a-base")
+    assert spare._child is not None
+    pid = spare._child.pid
+    with no_room_below(tmp_path / "job"):
+        assert spare.take(tmp_path / "spec.json", tmp_path / "job" / "train.log") is None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_a_closed_spare_leaves_no_process_and_starts_none(spare: Spare) -> None:

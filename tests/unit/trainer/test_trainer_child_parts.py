@@ -6,9 +6,11 @@ import errno
 import io
 import json
 import signal
+import zipfile
 from pathlib import Path
 
 import pytest
+from tests.fakes.small_disk import no_room_below
 
 from sage.tools.finetune.callbacks import CheckpointInfo, Evaluation, GeneratedAnswer, StepMetrics
 from sage.tools.finetune.ladder import Rung
@@ -213,6 +215,20 @@ def test_a_full_disk_is_said_though_the_log_lies_on_it(
     assert "on it goes" in out.getvalue()
     assert isinstance(words, FailedMessage)
     assert words.is_explained
+
+
+@pytest.mark.parametrize("where", ["checkpoints", ".source"])
+def test_a_full_disk_is_known_by_its_code_wherever_it_is_met(tmp_path: Path, where: str) -> None:
+    tell, _ = telling(tmp_path)
+    stored = tmp_path / "files" / "file-1.zip"
+    stored.parent.mkdir()
+    with zipfile.ZipFile(stored, "w") as archive:
+        archive.writestr("main.py", "print(1)")
+    with no_room_below(tmp_path / "finetune_output/code" / where):
+        words = last_words(spec_of(tmp_path, training_path="files/file-1.zip"), tell)
+    assert isinstance(words, FailedMessage)
+    assert (words.code, words.is_explained) == ("insufficient_storage", True)
+    assert "finetune_output/code could not be written. Free some space" in words.message
 
 
 def test_the_engines_news_becomes_messages(tmp_path: Path) -> None:

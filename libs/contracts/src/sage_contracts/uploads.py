@@ -11,6 +11,8 @@ from sage_contracts.files import FileObject
 
 PART_LIMIT_BYTES = 64 * 2**20
 """Of one part, as at OpenAI; its SDK cuts files into pieces of exactly this size."""
+UPLOAD_PATHS = ("/v1/files", "/v1/uploads/{upload_id}/parts")
+"""Where the bytes of files are sent to: passed on and written as they come, never held whole."""
 UPLOAD_LIFE_S = 3600
 """After this an upload that was not completed expires, as at OpenAI."""
 

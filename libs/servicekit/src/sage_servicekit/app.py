@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -21,13 +21,18 @@ from sage_servicekit.settings import ServiceSettings
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]] | Callable[[FastAPI], AsyncIterator[None]]
 
 
-def create_app(name: str, settings: ServiceSettings, lifespan: Any = None) -> FastAPI:
-    """An app with health, metrics, request ids, the internal token and the error handlers."""
+def create_app(
+    name: str, settings: ServiceSettings, lifespan: Any = None, *, uploads: Iterable[str] = ()
+) -> FastAPI:
+    """An app with health, metrics, request ids, the internal token and the error handlers.
+
+    `uploads`: the paths of its routes that stream their bodies, however large. Every other body is bounded.
+    """
     app = FastAPI(title=f"SAGE Finetune {name}", version="0.1.0", lifespan=lifespan)
     app.state.settings = settings
     registry = CollectorRegistry()
     app.state.metrics_registry = registry
-    app.add_middleware(CheckedBodies, source=name, max_bytes=settings.max_body_bytes)
+    app.add_middleware(CheckedBodies, source=name, max_bytes=settings.max_body_bytes, uploads=uploads)
     errors.install(app, name)
     _measure(app, name, registry)  # outermost: it counts what went wrong as well
 

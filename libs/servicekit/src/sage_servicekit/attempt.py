@@ -122,6 +122,8 @@ class Attempt(ABC, Generic[Claim, Message]):
     """`train` or `merge`: names the child's log and its spec."""
     messages: TypeAdapter[Message]
     """What the child says, a line each."""
+    when_full = Outcome.FAILED
+    """How an attempt ends when its worker itself finds the disk full."""
 
     def __init__(self, post: Post, claimed: Claim, work_id: str, *, stop_grace_s: float) -> None:
         """`stop_grace_s`: how long a child that is told to stop may take before it is killed."""
@@ -171,10 +173,11 @@ class Attempt(ABC, Generic[Claim, Message]):
             ending = self._work()
         except Exception as error:
             logger.exception("%s %s: the attempt broke", self.noun, self._work_id)
-            is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-            code = StorageFullError.code if is_full else TrainingFailedError.code
             message = f"The {self.worker} could not run the {self.noun}: {error!r}"
-            ending = Ending(Outcome.FAILED, code, message)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                ending = Ending(self.when_full, StorageFullError.code, f"{message}. Free some space.")
+            else:
+                ending = Ending(Outcome.FAILED, TrainingFailedError.code, message)
         if self._is_lost:
             return
         logger.info("%s %s: %s %s", self.noun, self._work_id, ending.outcome.value, ending.error_code or "")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sage_contracts.errors import InvalidRequestError, PayloadTooLargeError, SageError
@@ -13,20 +15,22 @@ _ESCAPE = re.compile(rb"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 
 
 class CheckedBodies:
-    """Refuses a body of more than `max_bytes`, or with half a character in it; uploads pass untouched.
+    """Refuses a body of more than `max_bytes`, or with half a character in it.
+
+    What is sent to `uploads`, paths as of routes, passes untouched: who reads it there bounds it as it comes.
 
     Half a character is a surrogate without its other half, as of an emoji that somebody cut in two: JSON can
     say it, and nothing can store it or send it on.
     """
 
-    def __init__(self, app: ASGIApp, source: str, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, source: str, max_bytes: int, uploads: Iterable[str]) -> None:
         self._app = app
         self._source = source
         self._max_bytes = max_bytes
+        self._uploads = [compile_path(path)[0] for path in uploads]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        content_type = dict(scope.get("headers", ())).get(b"content-type", b"")
-        if scope["type"] != "http" or content_type.startswith(b"multipart/"):
+        if scope["type"] != "http" or any(path.match(scope["path"]) for path in self._uploads):
             await self._app(scope, receive, send)
             return
         try:

@@ -19,6 +19,7 @@ from sage_contracts.errors import (
     NotFoundError,
     SageError,
     ServiceUnavailableError,
+    StorageFullError,
     UpstreamError,
     from_response,
 )
@@ -112,7 +113,12 @@ def claim(
 
 
 def until_accepted(
-    send: Callable[[], object], what: str, *, stopping: threading.Event, patience_s: float
+    send: Callable[[], object],
+    what: str,
+    *,
+    stopping: threading.Event,
+    patience_s: float,
+    retry_s: float = _RETRY_S,
 ) -> bool:
     """Send how an attempt ended until the orchestrator has it. False: it is not wanted, or never got through.
 
@@ -126,16 +132,17 @@ def until_accepted(
         except SageError as error:
             if stopping.is_set():
                 left_s = min(left_s, _LEAVING_S)
-            # The base class is what an orchestrator in trouble answers: worth another try.
-            if not error.retryable and type(error) is not SageError:
+            # The base class is what an orchestrator in trouble answers, and its disk may get room again.
+            may_pass = error.retryable or type(error) is SageError or isinstance(error, StorageFullError)
+            if not may_pass:
                 logger.warning("%s refused: %s", what, error)
                 return False
             if left_s <= 0:
                 logger.error("%s given up: %s", what, error)
                 return False
-            logger.warning("%s, trying again in %.0f s: %s", what, _RETRY_S, error)
-        time.sleep(_RETRY_S)
-        left_s -= _RETRY_S
+            logger.warning("%s, trying again in %.0f s: %s", what, retry_s, error)
+        time.sleep(retry_s)
+        left_s -= retry_s
 
 
 _BEAT = "/internal/workers/beat"

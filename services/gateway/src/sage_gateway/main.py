@@ -9,6 +9,7 @@ from fastapi import Depends, FastAPI
 
 from sage_chat.build import build_backends
 from sage_chat.upstream import make_client
+from sage_contracts.uploads import UPLOAD_PATHS
 from sage_gateway import chat, indexes, models, proxy, responses, status
 from sage_gateway.directory import ModelDirectory
 from sage_gateway.keys import require_key
@@ -28,7 +29,7 @@ def build_app(settings: GatewaySettings) -> FastAPI:
         async with client:
             yield
 
-    app = create_app("gateway", settings, lifespan)
+    app = create_app("gateway", settings, lifespan, uploads=UPLOAD_PATHS)
     addresses = settings.addresses
     backends = build_backends(client, addresses)
     directory = ModelDirectory(

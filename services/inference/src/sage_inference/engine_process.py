@@ -58,6 +58,8 @@ class Launch:
     env: dict[str, str]
     start_deadline_s: float
     stop_grace_s: float
+    silence_s: float
+    """The longest that it may say nothing to a request: it does one thing after another."""
     log_path: Path
     records: Path
     """Folder for the record that outlives a killed agent."""
@@ -67,7 +69,12 @@ class EngineProcess:
     """A running engine. Make one with `start`; `stop` must be called, whatever happened in between."""
 
     def __init__(
-        self, launch: Launch, address: Address, process: asyncio.subprocess.Process, output: int
+        self,
+        launch: Launch,
+        address: Address,
+        process: asyncio.subprocess.Process,
+        output: int,
+        record: process_group.GroupRecord,
     ) -> None:
         self.url = address.url
         self.log = EngineLog()
@@ -77,14 +84,16 @@ class EngineProcess:
         self._launch = launch
         self._nonce = address.nonce
         self._process = process
-        self._record = process_group.GroupRecord(launch.records, f"{launch.name}-{process.pid}")
-        self._record.write(process.pid)
+        self._record = record
         self._drain = asyncio.create_task(self._drain_output(output), name=f"log of {launch.name}")
         self._reap = asyncio.create_task(self._wait(), name=f"wait for {launch.name}")
 
     @classmethod
     async def start(cls, launch: Launch) -> EngineProcess:
-        """Start the child on a port that the system hands out. Returns long before it is ready."""
+        """Start the child on a port that the system hands out. Returns long before it is ready.
+
+        Raises: OSError, with no process left.
+        """
         address = Address(_free_port(), f"sage-{secrets.token_hex(16)}")
         command = [sys.executable, "-m", "sage_inference.launch", *launch.command(address)]
         # A pipe of our own: with asyncio's, waiting for the child would also wait for whoever inherited the
@@ -105,7 +114,16 @@ class EngineProcess:
         finally:
             os.close(child_end)
         logger.info("engine %s: pid %d, port %d", launch.name, process.pid, address.port)
-        return cls(launch, address, process, output)
+        record = process_group.GroupRecord(launch.records, f"{launch.name}-{process.pid}")
+        try:
+            record.write(process.pid)
+        except BaseException:
+            # Nobody else knows of it yet, and without a record nobody ever would.
+            await process_group.end(process.pid, _ORPHAN_GRACE_S)
+            await process.wait()
+            os.close(output)
+            raise
+        return cls(launch, address, process, output, record)
 
     @property
     def pid(self) -> int:
@@ -162,11 +180,11 @@ class EngineProcess:
 
     async def load_adapter(self, adapter: Adapter) -> None:
         """Raises: ModelNotFoundError, EngineFailedError."""
-        await adapters.load(self.client, adapter)
+        await adapters.load(self.client, adapter, timeout_s=self._launch.silence_s)
 
     async def unload_adapter(self, name: str) -> None:
         """Raises: EngineFailedError."""
-        await adapters.unload(self.client, name)
+        await adapters.unload(self.client, name, timeout_s=self._launch.silence_s)
 
     async def stop(self) -> None:
         """End the group and wait until no process of it lives and the log is complete. Safe to call twice."""

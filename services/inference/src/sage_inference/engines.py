@@ -66,6 +66,7 @@ class EngineFactory:
                 settings.engine_start_deadline_s if base.is_local else settings.engine_download_deadline_s
             ),
             stop_grace_s=settings.engine_stop_grace_s,
+            silence_s=settings.upstream_silence_s,
             log_path=self._home.logs / f"engine-{slug}.log",
             records=self.records,
         )

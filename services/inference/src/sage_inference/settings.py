@@ -38,7 +38,8 @@ class InferenceSettings(ServiceSettings):
     """The same for a stream, which sees comments meanwhile."""
     comment_interval_s: float = 2
     upstream_silence_s: float = 600
-    """An engine that sends nothing for this long in the middle of an answer has failed."""
+    """An engine that sends nothing for this long in the middle of an answer, or when it is to load an adapter
+    (which may have to wait for an answer to end), has failed."""
     beat_interval_s: float = 2
     """Between renewals of device leases, and so the longest that a yield order waits to be read."""
 

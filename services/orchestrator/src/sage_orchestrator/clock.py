@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 Clock = Callable[[], float]
@@ -26,3 +27,23 @@ class Jumps:
 
     def _lead_now(self) -> float:
         return self._clock() - self._steady()
+
+
+class Rounds:
+    """Knows by a `steady` clock whether rounds that come often have come lately, and ended well."""
+
+    def __init__(self, steady: Clock, longest_gap_s: float) -> None:
+        self._steady = steady
+        self._longest_gap_s = longest_gap_s
+        self._ended_at = -math.inf
+
+    @property
+    def have_gap(self) -> bool:
+        """Whether the last one failed or is too long ago; true before the first."""
+        return self._steady() - self._ended_at > self._longest_gap_s
+
+    def begin(self) -> None:
+        self._ended_at = -math.inf
+
+    def end(self) -> None:
+        self._ended_at = self._steady()

@@ -97,7 +97,7 @@ def guarded_update(
 def renew_held(
     session: Session, row: Any, status: str, *, held_at: float, now: float, lease_s: float
 ) -> None:
-    """Grant whole leases from now on to what was held at `held_at`, by a clock that has been set since."""
+    """Grant whole leases from now on to what was held at `held_at`, by the clock of that time."""
     held = update(row).where(row.status == status, row.lease_expires_at > held_at)
     session.execute(
         held.values(lease_expires_at=now + lease_s), execution_options={"synchronize_session": False}

@@ -13,7 +13,8 @@ from fastapi import FastAPI
 
 from sage_contracts.errors import NotFoundError, SageError
 from sage_contracts.jobs import JobStatus
-from sage_orchestrator.clock import Clock, Jumps
+from sage_contracts.uploads import UPLOAD_PATHS
+from sage_orchestrator.clock import Clock, Jumps, Rounds
 from sage_orchestrator.database import Database
 from sage_orchestrator.devices import endpoints as device_endpoints
 from sage_orchestrator.devices.service import DeviceService
@@ -52,9 +53,11 @@ class Orchestrator:
         self, settings: OrchestratorSettings, clock: Clock, doorbell: Doorbell, *, steady: Clock | None = None
     ) -> None:
         """`steady` runs like `clock`, from any start, and is never set; None: nor is that one."""
-        home = settings.home
+        home, steady = settings.home, steady or clock
         self.database = Database(settings.resolved_database_url)
-        self.sweeper = Sweeper(self.database, doorbell, clock, settings, Jumps(clock, steady or clock))
+        # Rounds that come as they should leave time for several reports within a lease.
+        rounds = Rounds(steady, max(settings.lease_s / 3, 3 * settings.sweep_interval_s))
+        self.sweeper = Sweeper(self.database, doorbell, clock, settings, Jumps(clock, steady), rounds)
         # Two threads: a broker that hangs must not keep lost jobs from being taken back.
         self._ringer = Periodic("ringer", settings.sweep_interval_s, self.sweeper.ring_due)
         self._taker = Periodic("sweeper", settings.sweep_interval_s, self._sweep)
@@ -83,6 +86,8 @@ class Orchestrator:
     def prepare(self) -> None:
         """Upgrade the schema and take up what the last process left. Raises: SageError."""
         self.database.upgrade()
+        # Before anybody is heard or missed: what ran while no orchestrator did is still its workers'.
+        self.sweeper.renew_all()
         self.files.remove_stale_uploads()
         with self.database.read() as session:
             unchecked = jobs.ids_in(session, JobStatus.VALIDATING_FILES)
@@ -101,8 +106,7 @@ class Orchestrator:
         self.database.close()
 
     def _sweep(self) -> None:
-        self.sweeper.follow_clock()
-        if self.sweeper.take_back():
+        if self.sweeper.sweep():
             self._ringer.wake()
         self.sweeps.tend()
 
@@ -143,7 +147,7 @@ def build_app(
         finally:
             parts.stop()
 
-    app = create_app(NAME, settings, lifespan)
+    app = create_app(NAME, settings, lifespan, uploads=UPLOAD_PATHS)
     app.state.orchestrator = parts
     app.include_router(file_endpoints.make_router(parts.files, settings.max_file_bytes))
     app.include_router(upload_endpoints.make_router(parts.uploads))

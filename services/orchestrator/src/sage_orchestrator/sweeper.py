@@ -8,11 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from sage_contracts.errors import TrainingFailedError
 from sage_contracts.jobs import EventLevel, JobStatus
 from sage_contracts.models import MergeStatus
 from sage_contracts.workers import MERGE_TASK, TRAIN_TASK, Order
-from sage_orchestrator.clock import Clock, Jumps
+from sage_orchestrator.clock import Clock, Jumps, Rounds
 from sage_orchestrator.database import Database
 from sage_orchestrator.devices import ledger
 from sage_orchestrator.devices import repository as devices
@@ -35,6 +37,7 @@ from sage_orchestrator.workers import repository as workers
 
 logger = logging.getLogger(__name__)
 
+_EVER = 0.0
 _JOB_TARGETS = {
     Sweep.REQUEUE: JobStatus.QUEUED,
     Sweep.FAIL: JobStatus.FAILED,
@@ -50,6 +53,26 @@ class Sweeper:
     clock: Clock
     settings: OrchestratorSettings
     jumps: Jumps
+    rounds: Rounds
+
+    def sweep(self) -> bool:
+        """Keep leases right, and take back what lost workers held; whether there are bells to ring for it."""
+        had_gap = self.rounds.have_gap
+        self.rounds.begin()
+        self.follow_clock()
+        if had_gap:
+            logger.warning("nobody could be heard for a while: all that is held gets a whole lease")
+            self.renew_all()
+        moved = self.take_back()
+        self.rounds.end()
+        return moved
+
+    def renew_all(self) -> None:
+        """Grant whole leases anew to all that is held: while this process or its database was away, nobody
+        could be heard, and a worker that is lost indeed is missed one lease later."""
+        with self.database.write() as session:
+            self._renew(session, held_at=_EVER, now=self.clock())
+        self.rounds.end()
 
     def follow_clock(self) -> None:
         """Let leases and bells keep their time over a clock that was set and a machine that slept.
@@ -63,24 +86,28 @@ class Sweeper:
         now, settings = self.clock(), self.settings
         before = now - jump_s
         with self.database.write() as session:
+            self._renew(session, held_at=before, now=now)
             for row in (JobRow, MergeRow):
-                # Jobs and merges call these two states by the same names.
-                running, queued = JobStatus.RUNNING.value, JobStatus.QUEUED.value
-                renew_held(session, row, running, held_at=before, now=now, lease_s=settings.lease_s)
-                ring_all(session, row, queued, now)
-            devices.renew_held(session, held_at=before, expires_at=now + settings.device_lease_s)
+                # Jobs and merges call this state by the same name.
+                ring_all(session, row, JobStatus.QUEUED.value, now)
             workers.see_again(session, seen_after=before - settings.worker_seen_s, now=now)
+
+    def _renew(self, session: Session, *, held_at: float, now: float) -> None:
+        for row in (JobRow, MergeRow):
+            # Jobs and merges call this state by the same name.
+            running = JobStatus.RUNNING.value
+            renew_held(session, row, running, held_at=held_at, now=now, lease_s=self.settings.lease_s)
+        devices.renew_held(session, held_at=held_at, expires_at=now + self.settings.device_lease_s)
 
     def take_back(self) -> bool:
         """Move work whose lease ran out. Says whether there was any: then there are bells to ring."""
         now = self.clock()
         with self.database.read() as session:
-            lost_jobs = [(row, self._judge(row, now)) for row in jobs.due(session, now)]
+            due_jobs = [row.id for row in jobs.due(session, now) if self._judge(row, now) in _JOB_TARGETS]
             lost_merges = [(row, self._judge(row, now)) for row in merges.due(session, now)]
         moved = False
-        for job, verdict in lost_jobs:
-            if verdict in _JOB_TARGETS:
-                moved |= self._take_back_job(job, verdict, now)
+        for job_id in due_jobs:
+            moved |= self._take_back_job(job_id, now)
         for merge, verdict in lost_merges:
             if verdict in (Sweep.REQUEUE, Sweep.FAIL):
                 moved |= self._take_back_merge(merge, verdict, now)
@@ -133,39 +160,30 @@ class Sweeper:
             else:
                 merges.change(session, work_id, values, sources=[MergeStatus.QUEUED], attempt=row.attempt)
 
-    def _take_back_job(self, row: JobRow, verdict: Sweep, now: float) -> bool:
-        target = _JOB_TARGETS[verdict]
-        values: dict[str, Any] = {
-            "lost_attempts": row.lost_attempts + 1,
-            "pending_order": Order.CONTINUE.value,
-        }
-        values |= ended_values(now) if target.is_terminal else queued_values(now)
-        if target is JobStatus.PAUSED:
-            values["ring_at"] = None
-        message = {
-            Sweep.REQUEUE: "worker lost; resuming",
-            Sweep.FAIL: f"{row.lost_attempts + 1} workers were lost, and none got the job further; given up",
-            Sweep.CANCEL: "worker lost; the job was to be cancelled and is",
-            Sweep.PAUSE: "worker lost; the job was to be paused and is",
-        }[verdict]
-        if target is JobStatus.FAILED:
-            values["error"] = {"code": TrainingFailedError.code, "message": message, "param": None}
+    def _take_back_job(self, job_id: str, now: float) -> bool:
         with self.database.write() as session:
+            # Judged by what holds now: its owner may have given an order since it was found.
+            row = jobs.get(session, job_id, lock=True)
+            verdict = self._judge(row, now)
+            if verdict not in _JOB_TARGETS:
+                return False
+            target, values, message = _fate_of(row, verdict, now)
+            name, attempt, worker_id = row.name, row.attempt, row.worker_id
             is_ours = jobs.transition(
                 session,
-                row.id,
+                job_id,
                 target,
                 values,
                 sources=[JobStatus.RUNNING],
-                attempt=row.attempt,
+                attempt=attempt,
                 lease_before=now,
             )
             if is_ours:
-                ledger.release(session, ledger.training_holder(row.id), now)
-                jobs.wake_same_name(session, row.name, now)
+                ledger.release(session, ledger.training_holder(job_id), now)
+                jobs.wake_same_name(session, name, now)
                 level = EventLevel.ERROR if target is JobStatus.FAILED else EventLevel.WARN
-                jobs.add_event(session, row.id, now, message, level=level)
-                logger.warning("job %s, attempt %d on %s: %s", row.id, row.attempt, row.worker_id, message)
+                jobs.add_event(session, job_id, now, message, level=level)
+                logger.warning("job %s, attempt %d on %s: %s", job_id, attempt, worker_id, message)
         return is_ours
 
     def _take_back_merge(self, row: MergeRow, verdict: Sweep, now: float) -> bool:
@@ -184,6 +202,27 @@ class Sweeper:
                 attempt=row.attempt,
                 lease_before=now,
             )
+
+
+def _fate_of(row: JobRow, verdict: Sweep, now: float) -> tuple[JobStatus, dict[str, Any], str]:
+    """(where a lost worker's job goes, with which columns, what people read)."""
+    target = _JOB_TARGETS[verdict]
+    values: dict[str, Any] = {
+        "lost_attempts": row.lost_attempts + 1,
+        "pending_order": Order.CONTINUE.value,
+    }
+    values |= ended_values(now) if target.is_terminal else queued_values(now)
+    if target is JobStatus.PAUSED:
+        values["ring_at"] = None
+    message = {
+        Sweep.REQUEUE: "worker lost; resuming",
+        Sweep.FAIL: f"{row.lost_attempts + 1} workers were lost, and none got the job further; given up",
+        Sweep.CANCEL: "worker lost; the job was to be cancelled and is",
+        Sweep.PAUSE: "worker lost; the job was to be paused and is",
+    }[verdict]
+    if target is JobStatus.FAILED:
+        values["error"] = {"code": TrainingFailedError.code, "message": message, "param": None}
+    return target, values, message
 
 
 class Periodic:

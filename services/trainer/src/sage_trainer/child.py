@@ -32,6 +32,7 @@ from sage.tools.finetune.callbacks import (
     evaluation_text,
 )
 from sage.tools.finetune.lifeline import die_first
+from sage.tools.finetune.storage import storage_errors
 from sage_contracts.errors import InvalidRequestError, SageError, TrainingFailedError
 from sage_contracts.home import Home
 from sage_contracts.jobs import EventLevel, JobMetrics
@@ -262,7 +263,8 @@ def _log_traceback() -> None:
 def last_words(spec: ChildSpec, tell: Telling) -> LastWords:
     """`train`, with whatever goes wrong put into words."""
     try:
-        return train(spec, tell)
+        with storage_errors(Home(Path(spec.home)).resolve(spec.claim.output_dir)):
+            return train(spec, tell)
     except StopNow:
         return StoppedMessage()
     except RestartNow:

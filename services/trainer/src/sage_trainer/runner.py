@@ -66,6 +66,7 @@ class TrainAttempt(Attempt[TrainClaim, ChildMessage]):
     noun = "job"
     verb = "train"
     messages = CHILD_MESSAGE
+    when_full = Outcome.SUSPENDED  # a full disk takes nothing away: there are checkpoints to go on from
     _post: TrainerPost
 
     def __init__(self, post: TrainerPost, claimed: TrainClaim) -> None:

@@ -54,6 +54,9 @@ class Spare:
             try:
                 if child.has_ended():
                     raise BrokenPipeError("it has ended")
+                # Here it can be said that there is no room for it; the child would die of it mute.
+                log.parent.mkdir(parents=True, exist_ok=True)
+                log.touch()
                 child.order(ChildOrder(spec=spec, log=log).model_dump_json().encode())
             except OSError as error:
                 logger.warning(

@@ -79,7 +79,7 @@ def delete_expired(session: Session, now: float) -> None:
 
 
 def renew_held(session: Session, *, held_at: float, expires_at: float) -> None:
-    """Renew what was leased at `held_at`, by a clock that has been set since."""
+    """Renew what was leased at `held_at`, by the clock of that time."""
     session.execute(
         update(DeviceLeaseRow).where(DeviceLeaseRow.expires_at > held_at).values(expires_at=expires_at)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,13 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from sage_contracts.config import TrainingConfig
-from sage_contracts.errors import InvalidRequestError, NotYoursError, SageError, TrainingFailedError
+from sage_contracts.errors import (
+    InvalidRequestError,
+    NotYoursError,
+    SageError,
+    StorageFullError,
+    TrainingFailedError,
+)
 from sage_contracts.home import Home
 from sage_contracts.jobs import EventLevel, FineTuningJob, JobMetrics, JobStatus
 from sage_contracts.workers import (
@@ -29,11 +36,13 @@ from sage_orchestrator.devices import repository as devices
 from sage_orchestrator.files import repository as files
 from sage_orchestrator.jobs import repository as jobs
 from sage_orchestrator.jobs.objects import to_job
-from sage_orchestrator.jobs.results import add_results
+from sage_orchestrator.jobs.results import FILENAME, add_results
 from sage_orchestrator.leases import ended_values, queued_values
 from sage_orchestrator.models import repository as models
 from sage_orchestrator.models.registry import register_version, versions_on_disk
 from sage_orchestrator.rows import JobRow
+
+logger = logging.getLogger(__name__)
 
 _TARGETS = {
     Outcome.SUCCEEDED: JobStatus.SUCCEEDED,
@@ -58,6 +67,14 @@ def target_of(outcome: Outcome, order: Order) -> JobStatus:
     if outcome is Outcome.RELEASED and order is Order.PAUSE:
         return JobStatus.PAUSED
     return _TARGETS[outcome]
+
+
+def _is_heard(outcome: Outcome, status: JobStatus) -> bool:
+    """Whether a job stands where this end of its newest attempt has led it, or has ended for good.
+
+    Elsewhere, as in the queue to which a lost worker's job is taken back, this end was never heard.
+    """
+    return status.is_terminal or status in {target_of(outcome, order) for order in Order}
 
 
 @dataclass(frozen=True)
@@ -151,7 +168,7 @@ class AttemptService:
         now = self.clock()
         with self.database.write() as session:
             row = jobs.get(session, job_id, lock=True)
-            if row.attempt == finish.attempt and row.status != JobStatus.RUNNING.value:
+            if row.attempt == finish.attempt and _is_heard(finish.outcome, JobStatus(row.status)):
                 # The reply to the first time was lost on its way.
                 return to_job(row, now)
             self._require_current(row, finish.attempt, finish.worker_id)
@@ -161,7 +178,7 @@ class AttemptService:
             if target is JobStatus.SUCCEEDED:
                 metrics = JobMetrics.model_validate(values.get("metrics", row.metrics))
                 register_version(session, row, finish, metrics, now)
-                values["result_file"] = add_results(session, self.home, job_id, metrics, now)
+                values["result_file"] = self._add_results(session, job_id, metrics, now)
             if not jobs.transition(
                 session, job_id, target, values, sources=[JobStatus.RUNNING], attempt=finish.attempt
             ):
@@ -173,6 +190,16 @@ class AttemptService:
             job = to_job(jobs.get(session, job_id), now)
         self.wake()
         return job
+
+    def _add_results(self, session: Session, job_id: str, metrics: JobMetrics, now: float) -> str | None:
+        """The file's id; None where it could not be written. What was trained counts without it."""
+        try:
+            return add_results(session, self.home, job_id, metrics, now)
+        except (StorageFullError, OSError) as error:
+            message = f"The job has no {FILENAME} among its result_files: {error}"
+            logger.warning("job %s: %s", job_id, message)
+            jobs.add_event(session, job_id, now, message, level=EventLevel.WARN)
+            return None
 
     def _values_of(self, row: JobRow, finish: Finish, target: JobStatus, now: float) -> dict[str, Any]:
         values: dict[str, Any] = {"pending_order": Order.CONTINUE.value}

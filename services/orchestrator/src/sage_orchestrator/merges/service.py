@@ -137,9 +137,11 @@ class MergeService:
             raise InvalidRequestError("A success names its merged_path.", param="merged_path")
         with self.database.write() as session:
             row = merges.get(session, merge_id, lock=True)
-            if row.attempt == finish.attempt and row.status != MergeStatus.RUNNING.value:
-                return to_object(row)
             values = _values_of(finish, self.clock())
+            is_there = row.status == values["status"] or MergeStatus(row.status).is_terminal
+            if row.attempt == finish.attempt and is_there:
+                # The reply to the first time was lost on its way.
+                return to_object(row)
             if not merges.change(
                 session, merge_id, values, sources=[MergeStatus.RUNNING], attempt=finish.attempt
             ):
