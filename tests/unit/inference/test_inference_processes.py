@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -72,6 +73,20 @@ async def test_a_number_that_belongs_to_somebody_else_by_now_is_left_alone(
     record.write_text(json.dumps(json.loads(record.read_text()) | change))
     assert await process_group.end_leftovers(tmp_path, grace_s=0.1) == []
     assert len(process_group.alive(family.pid)) == 2 and not record.exists()
+
+
+async def test_an_engine_whose_log_has_no_room_goes_on_and_what_it_says_is_still_read(tmp_path: Path) -> None:
+    # More than a pipe holds: who is not read from never gets to its last line.
+    command = [sys.executable, "-c", "print('a line\\n' * 100_000, 'ValueError: the reason', sep='')"]
+    log_path = tmp_path / "logs" / "engine.log"
+    launch = Launch("tiny", lambda _: command, {}, 1, 1, 1, log_path, tmp_path / "records")
+    with no_room_below(tmp_path / "logs"):
+        engine = await EngineProcess.start(launch)
+        try:
+            await asyncio.wait_for(engine.exited.wait(), 30)
+        finally:
+            await engine.stop()
+    assert "the reason" in str(engine.failure("ended"))
 
 
 async def test_an_engine_whose_record_has_no_room_leaves_no_process(

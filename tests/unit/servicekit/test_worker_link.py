@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from tests.fakes.small_disk import no_room_below
 
 from sage_contracts.errors import (
     AuthenticationError,
@@ -136,6 +138,23 @@ def test_signs_of_life_show_once_the_orchestrator_has_heard_them_and_go_on_witho
     # The first is of its making; the orchestrator hears the fourth.
     assert shown[:8] == [False, False, False, False, True, True, True, True]
     assert not alive.exists()
+
+
+def test_signs_of_life_go_on_where_there_is_no_room_to_show_them(tmp_path: Path) -> None:
+    beats, enough = itertools.count(1), threading.Event()
+
+    def beat() -> WorkerBeat:
+        if next(beats) == 5:
+            enough.set()
+        return WorkerBeat(worker_id="w", kind="trainer")
+
+    life = SignOfLife(
+        ServiceSettings(home_dir=tmp_path), ScriptedLink(*[REQUEST] * 1000), beat, interval_s=0.01
+    )
+    with no_room_below(tmp_path):
+        life.start()
+        assert enough.wait(10)
+        life.stop()
 
 
 def test_the_last_sign_of_life_says_farewell(tmp_path: Path) -> None:

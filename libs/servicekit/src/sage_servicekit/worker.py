@@ -189,7 +189,8 @@ class SignOfLife:
             self._tell()
             was_ever_heard = was_ever_heard or self._is_heard
             if was_ever_heard:
-                self._path.touch()
+                with suppress(OSError):  # a full disk is no worker's end
+                    self._path.touch()
             self._stop.wait(self._interval_s if was_ever_heard else min(_FIRST_BEATS_S, self._interval_s))
 
     def _tell(self) -> None:

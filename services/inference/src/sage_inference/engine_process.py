@@ -208,13 +208,9 @@ class EngineProcess:
 
     async def _drain_output(self, output: int) -> None:
         """Always read, so that a full pipe never blocks the engine; keep a bounded file and the tail."""
-        path, pending = self._launch.log_path, b""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            # What a crashed engine said must survive the start of the next one.
-            path.replace(path.with_name(f"{path.name}.1"))
+        pending = b""
         async with _reading(output) as stream:
-            with path.open("wb") as file:
+            with _new_log(self._launch.log_path) as file:
                 while chunk := await stream.read(65536):
                     _write_bounded(file, chunk)
                     *lines, pending = (pending + chunk).replace(b"\r", b"\n").split(b"\n")
@@ -236,6 +232,19 @@ async def _reading(descriptor: int) -> AsyncIterator[asyncio.StreamReader]:
         yield stream
     finally:
         transport.close()
+
+
+def _new_log(path: Path) -> BinaryIO:
+    """An empty file beside what the engine before this one said; no file at all where there is no room."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            # What a crashed engine said must survive the start of the next one.
+            path.replace(path.with_name(f"{path.name}.1"))
+        return path.open("wb")
+    except OSError as error:
+        logger.warning("no log of the engine is kept: %s", error)
+        return Path(os.devnull).open("wb")
 
 
 def _write_bounded(file: BinaryIO, chunk: bytes) -> None:
