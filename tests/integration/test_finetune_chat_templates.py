@@ -124,7 +124,7 @@ def test_a_template_with_markers_gives_the_same_masks(name: str) -> None:
 
 
 @pytest.mark.parametrize("tools", [None, [WEATHER]])
-@pytest.mark.parametrize("name", ["chatml", "llama3", "phi4", "qwen25", "llama31"])
+@pytest.mark.parametrize("name", ["chatml", "llama3", "phi4", "r1", "qwen25", "llama31"])
 def test_a_turn_that_only_calls_is_refused_where_the_template_leaves_calls_out(name: str, tools: Any) -> None:
     row = Conversation(TOOL_TALK, "row 7 of rows.jsonl", tools)
     if FAMILIES[name].has_tools:
@@ -253,11 +253,22 @@ def test_a_call_of_a_tool_is_learned_with_its_end() -> None:
             "</tool_call><|im_end|>",
             "<think>\n\n</think>\n\nIt is: -4 degrees.<|im_end|>",
         ],
+        "qwq": [
+            '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call><|im_end|>',
+            "It is: -4 degrees.<|im_end|>",
+        ],
     }
     for name, turns in expected.items():
         assert sorted(
             text for _, text in learned_turns(tokenizer_of(name), Conversation(TOOL_TALK, "row 1", [WEATHER]))
         ) == sorted(turns)
+
+
+@pytest.mark.parametrize("name", ["qwq", "r1"])
+@pytest.mark.parametrize("answer", ["<html>Two.</html>", "<thanks>", "Xq7, Xq8"])
+def test_an_answer_that_begins_as_an_opened_thought_does_is_learned_whole(name: str, answer: str) -> None:
+    row = Conversation([TALK[0], {"role": "assistant", "content": answer}], "row 1")
+    assert {text for _, text in learned_turns(tokenizer_of(name), row)} == {answer + FAMILIES[name].turn_end}
 
 
 def test_thoughts_in_an_answer_are_learned_as_the_template_shows_them() -> None:

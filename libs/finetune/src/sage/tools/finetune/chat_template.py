@@ -105,6 +105,11 @@ class ChatTemplate:
         )
         return [(start, end) for start, end in spans[0]]
 
+    def probed(self, row: Conversation, turn: int) -> str:
+        """The template's text up to the turn, with known words in its place."""
+        probe = {"role": "assistant", "content": _PROBE}
+        return self._apply([*map(_for_template, row.messages[:turn]), probe], row)
+
     def turn_end(self, row: Conversation, turn: int, upto: str, start: int) -> Span:
         """Where the token stands that ends the last turn of `upto`, whose words begin at `start`."""
         tail = self._known_tail(upto, start)
@@ -127,10 +132,8 @@ class ChatTemplate:
         return max(fitting, key=lambda tail: len(tail.text), default=None)
 
     def _probed_tail(self, row: Conversation, turn: int) -> _Tail:
-        """Rendered with known words in the turn's place: what follows them is the template's own."""
-        probe = {"role": "assistant", "content": _PROBE}
-        upto = self._apply([*map(_for_template, row.messages[:turn]), probe], row)
-        _, found, tail = upto.rpartition(_PROBE)
+        """What follows the known words is the template's own."""
+        _, found, tail = self.probed(row, turn).rpartition(_PROBE)
         if not found:
             raise refused(row.origin, "the chat template does not repeat the assistant's text as it is")
         end = self._added_token.search(tail)
@@ -181,8 +184,9 @@ class _Row:
         asked = self._template.text(self._row, turn, add_generation_prompt=True)
         if upto.startswith(asked):
             return len(asked)
-        # A generation prompt with something extra (an opened thought): learn from where they part.
-        start = _common_prefix(asked, upto)
+        # A generation prompt with something extra (an opened thought): learn from where they part. An answer
+        # that happens to begin as the extra does (`<html>`, a call) parts later; known words do not.
+        start = min(_common_prefix(asked, upto), _common_prefix(self._template.probed(self._row, turn), upto))
         if start < len(self._template.text(self._row, turn)):
             raise refused(self._row.origin, "the chat template changes its turns when an answer follows")
         return start
