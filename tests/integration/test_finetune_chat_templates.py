@@ -280,6 +280,36 @@ def test_thoughts_in_an_answer_are_learned_as_the_template_shows_them() -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["qwq", "r1"])
+def test_an_answer_whose_thoughts_the_template_cuts_out_is_refused(name: str) -> None:
+    thinks = {"role": "assistant", "content": "<think>\nOne and one.\n</think>\n\nTwo."}
+    answer_last: list[Any] = [*TALK[:2], TALK[2], thinks]
+    answer_first: list[Any] = [TALK[0], thinks, *TALK[2:]]
+    for messages in (answer_last, answer_first):
+        with pytest.raises(InvalidDataError, match=r"row 4 of rows\.jsonl: .*</think>.*choose another"):
+            tokenised(tokenizer_of(name), Conversation(messages, "row 4 of rows.jsonl"))
+    context: list[Any] = [TALK[0], thinks | {"weight": 0}, *TALK[2:]]
+    assert tokenised(tokenizer_of(name), Conversation(context, "row 4"))
+    empty: list[Any] = [TALK[0], {"role": "assistant", "content": "<think>\n\n</think>\n\nTwo."}]
+    assert tokenised(tokenizer_of(name), Conversation(empty, "row 4"))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "<think>One and one.</think>Two.",
+        "<think>\n\n  One and one.\t\n\n</think>Two.",
+        "One and one.\n</think>\nTwo.",
+        "Two. It thinks between <think> and a mark of its end.",
+    ],
+)
+@pytest.mark.parametrize("name", ["qwen3", "chatml", "llama3"])
+def test_a_template_may_space_thoughts_as_it_likes(name: str, answer: str) -> None:
+    row = Conversation([TALK[0], {"role": "assistant", "content": answer}], "row 1")
+    ((_, learned),) = learned_turns(tokenizer_of(name), row)
+    assert ("One and one." in learned) == ("One and one." in answer)
+
+
 def test_thoughts_beside_an_answer_are_learned_as_the_template_shows_them() -> None:
     turn = {"role": "assistant", "content": "Two.", "reasoning_content": "One and one."}
     row = to_conversation({"messages": [{"role": "user", "content": "1+1?"}, turn]}, "row 1")

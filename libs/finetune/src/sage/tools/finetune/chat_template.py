@@ -14,7 +14,12 @@ from hashlib import sha256
 from typing import Any
 
 from sage.tools.finetune.data import Conversation, Message
-from sage.tools.finetune.data.conversation import CALLS_LEFT_OUT, functions_called
+from sage.tools.finetune.data.conversation import (
+    CALLS_LEFT_OUT,
+    THOUGHTS_LEFT_OUT,
+    functions_called,
+    thoughts_in,
+)
 from sage_contracts.errors import InvalidDataError
 
 Span = tuple[int, int]
@@ -169,9 +174,7 @@ class _Row:
             upto = whole if turn == turns[-1] else self._template.text(self._row, turn + 1)
             start = self._turn_start(turn, upto)
             end = self._template.turn_end(self._row, turn, upto, start)
-            names = functions_called(messages[turn])
-            if names and not any(name in upto[start : end[0]] for name in names):
-                raise refused(self._row.origin, CALLS_LEFT_OUT)
+            self._require_whole(messages[turn], upto[start : end[0]])
             if whole.startswith(upto[: end[1]]):
                 shared.append(((start, end[1]), end))
             else:
@@ -179,6 +182,14 @@ class _Row:
                 # learn it as it is seen when it is the last.
                 alone.append(self._text(upto, turn, [((start, end[1]), end)]))
         return [self._text(whole, turns[-1], shared), *alone]
+
+    def _require_whole(self, message: Message, learned: str) -> None:
+        """Templates may re-space what is said, but what they leave out would be unlearned."""
+        names = functions_called(message)
+        if names and not any(name in learned for name in names):
+            raise refused(self._row.origin, CALLS_LEFT_OUT)
+        if not all(thought in learned for thought in thoughts_in(message)):
+            raise refused(self._row.origin, THOUGHTS_LEFT_OUT)
 
     def _turn_start(self, turn: int, upto: str) -> int:
         asked = self._template.text(self._row, turn, add_generation_prompt=True)

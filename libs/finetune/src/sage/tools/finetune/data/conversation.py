@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
@@ -28,12 +29,24 @@ CALLS_LEFT_OUT = (
     "another base model or leave such rows out"
 )
 
+THOUGHTS_LEFT_OUT = (
+    "this model's chat template leaves out what stands before </think>, so that the model would learn not to "
+    "think: choose another base model, or take the thoughts out of the rows if that is wanted"
+)
+_THINK_MARK = re.compile(r"</?think>")
+
 
 def functions_called(message: Message) -> list[str]:
     """The functions' names of a learned turn that only calls; of any other none."""
     if message["role"] != "assistant" or not message.get("weight", 1) or message["content"].strip():
         return []
     return [call["function"]["name"] for call in message.get("tool_calls") or ()]
+
+
+def thoughts_in(message: Message) -> list[str]:
+    """What the content says before its last `</think>`, in pieces without marks and without space around."""
+    before, _, _ = message["content"].rpartition("</think>")
+    return [piece.strip() for piece in _THINK_MARK.split(before)]
 
 
 @dataclass(frozen=True, slots=True)
