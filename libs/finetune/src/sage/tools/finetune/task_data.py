@@ -123,7 +123,15 @@ def _from_files(config: TrainingConfig, path: Path, validation_path: Path | None
             f"Every row of {path.name} is also in {validation_path.name}: nothing to train on."
         )
     description = f"{path.name}: {len(train)} rows; held out: {len(held)} of {validation_path.name}"
-    return Splits(train, held, with_notes(description, notes))
+    return Splits(train, judged(held, config), with_notes(description, notes))
+
+
+def judged(held: list[Row], config: TrainingConfig) -> list[Row]:
+    """Those of a validation file that are evaluated. Of too many it is the seed's choice: a file may be
+    sorted."""
+    if len(held) <= config.max_eval_rows:
+        return held
+    return Random(config.seed).sample(held, config.max_eval_rows)
 
 
 def held_out_count(count: int, fraction: float) -> int:
