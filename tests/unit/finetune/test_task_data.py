@@ -68,7 +68,11 @@ def test_code_learns_from_a_tree(tmp_path: Path) -> None:
     (tmp_path / "only.py").write_text("\n\n".join(functions))
     splits = prepare(TrainingConfig(task=Task.CODE, data_path=str(tmp_path)))
     assert (len(splits.train), len(splits.validation)) == (9, 1)
-    assert "one module" in splits.description
+    assert splits.description.endswith("(one module, split by function): 9 rows, 1 held out")
+    write_rows(tmp_path / "rows.json", range(5))
+    splits = prepare(TrainingConfig(task=Task.CODE, data_path=str(tmp_path)))
+    assert (len(splits.train), len(splits.validation)) == (9, 1)
+    assert "rows in rows.json are left out" in splits.description
 
 
 def test_custom_needs_data_of_its_own(tmp_path: Path) -> None:

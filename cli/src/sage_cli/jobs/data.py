@@ -17,7 +17,7 @@ from sage.tools.finetune.code_data.archives import check_archive, is_archive_nam
 from sage.tools.finetune.data.hub import is_hub_id
 from sage.tools.finetune.data.opening import is_columnar
 from sage.tools.finetune.storage import temporary_folder_errors
-from sage.tools.finetune.task_data import is_source_tree
+from sage.tools.finetune.task_data import is_source_tree, left_out_rows
 from sage_contracts.config import Task
 from sage_contracts.errors import InvalidDataError
 
@@ -116,7 +116,7 @@ def _check_folder(path: Path, task: Task, method: str) -> list[str]:
             " code in it, or leave it out to learn from Python's own library."
         )
     _check_sources(path, sources)
-    return []
+    return left_out_rows(path)
 
 
 def _check_sources(path: Path, sources: list[Path]) -> None:
