@@ -109,6 +109,16 @@ def test_what_the_server_cannot_read_is_sent_as_json_lines(tmp_path: Path) -> No
         assert not file.path.exists()
 
 
+def test_a_number_of_any_size_beside_a_call_is_sent_as_it_is(tmp_path: Path) -> None:
+    call = {"function": {"name": "now", "arguments": {"zone": "UTC"}}}
+    turns = [{"role": "user", "content": "When?"}, {"role": "assistant", "tool_calls": [call]}]
+    row = {"messages": turns, "id": 10**30}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    data.check(tmp_path, Task.QA)
+    with data.packed(tmp_path, Task.QA) as file:
+        assert json.loads(file.path.read_text()) == row
+
+
 def test_a_source_tree_with_json_in_it_is_still_one(tree: Path) -> None:
     (tree / "package.json").write_text("{}")
     data.check(tree, Task.CODE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import zipfile
@@ -140,7 +141,11 @@ def _write_rows(path: Path, lines: Path) -> None:
 
     with lines.open("wb") as stream:
         for row in load_rows(path):
-            stream.write(orjson.dumps(row.content(), default=str, option=orjson.OPT_APPEND_NEWLINE))
+            content = row.content()
+            try:
+                stream.write(orjson.dumps(content, default=str, option=orjson.OPT_APPEND_NEWLINE))
+            except orjson.JSONEncodeError:  # it has no whole numbers beyond 64 bits
+                stream.write(json.dumps(content, default=str).encode() + b"\n")
 
 
 def _listed_by_git(folder: Path) -> set[Path]:
