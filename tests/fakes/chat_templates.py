@@ -225,6 +225,26 @@ CALLS
     .replace("RESULT", _QWEN_RESULT)
 )
 
+# Calls are shown where there is no content at all, and their arguments are taken to be text.
+_R1_CALLS = """
+{{ bos_token }}
+{% for m in messages %}
+{% set content = (m['content'] or '').split('</think>')[-1] %}
+{% if m['role'] == 'user' %}{{ '<|User|>' + content }}
+{% elif m['role'] == 'tool' %}{{ '<|tool_output|>' + content }}
+{% elif m['role'] == 'assistant' and m['content'] is none %}
+{% set calls = namespace(text='') %}
+{% for call in m['tool_calls'] %}
+{% set calls.text = calls.text + '<|tool_call|>' + call['function']['name'] + ARGUMENTS %}
+{% endfor %}
+{% set content = calls.text %}
+{{ '<|Assistant|>' }}SAY
+{% elif m['role'] == 'assistant' %}{{ '<|Assistant|>' }}SAY
+{% else %}{{ content }}{% endif %}
+{% endfor %}
+{% if add_generation_prompt %}{{ '<|Assistant|><think>\\n' }}{% endif %}
+"""
+
 _R1 = """
 {{ bos_token }}
 {% for m in messages %}
@@ -300,6 +320,12 @@ FAMILIES = {
         "<|end_of_sentence|>",
         ("<|begin_of_sentence|>", "<|User|>", "<|Assistant|>", "<|end_of_sentence|>"),
         ("<think>", "</think>"),
+    ),
+    "r1calls": Family(
+        _R1_CALLS.replace("ARGUMENTS", "'\\n' + call['function']['arguments']"),
+        "<|end_of_sentence|>",
+        ("<|begin_of_sentence|>", "<|User|>", "<|Assistant|>", "<|end_of_sentence|>"),
+        ("<|tool_call|>", "<|tool_output|>", "<think>", "</think>"),
     ),
     "phi3": Family(
         _PHI3,

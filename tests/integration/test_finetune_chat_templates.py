@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -269,6 +270,25 @@ def test_a_call_of_a_tool_is_learned_with_its_end() -> None:
 def test_an_answer_that_begins_as_an_opened_thought_does_is_learned_whole(name: str, answer: str) -> None:
     row = Conversation([TALK[0], {"role": "assistant", "content": answer}], "row 1")
     assert {text for _, text in learned_turns(tokenizer_of(name), row)} == {answer + FAMILIES[name].turn_end}
+
+
+@pytest.mark.parametrize("is_nothing_needed", [True, False])
+@pytest.mark.parametrize(
+    "arguments", ["call['function']['arguments']", "call['function']['arguments'] | tojson"]
+)
+def test_calls_are_learned_however_the_template_wants_them(is_nothing_needed: bool, arguments: str) -> None:
+    tokenizer = make_tokenizer(FAMILIES["r1calls"])
+    wanted = tokenizer.chat_template.replace("call['function']['arguments']", arguments)
+    if not is_nothing_needed:  # an empty content will do
+        wanted = wanted.replace("m['content'] is none", "m['content'] == '' and m['tool_calls']")
+    tokenizer.chat_template = wanted
+    oslo = deepcopy(TOOL_TALK)
+    oslo[1]["tool_calls"][0]["function"]["arguments"] = {"city": "Ørsta", "days": [1]}
+    turns = learned_turns(tokenizer, Conversation(oslo, "row 1", [WEATHER]))
+    assert {text for _, text in turns} == {
+        '<|tool_call|>weather\n{"city": "Ørsta", "days": [1]}<|end_of_sentence|>',
+        "It is: -4 degrees.<|end_of_sentence|>",
+    }
 
 
 def test_thoughts_in_an_answer_are_learned_as_the_template_shows_them() -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -18,6 +19,7 @@ from sage.tools.finetune.data.conversation import (
     CALLS_LEFT_OUT,
     THOUGHTS_LEFT_OUT,
     functions_called,
+    other_spellings,
     thoughts_in,
 )
 from sage_contracts.errors import InvalidDataError
@@ -78,9 +80,18 @@ class ChatTemplate:
         """One text with all learned turns; one more for each turn that the template shows differently later.
 
         Each text is what `apply_chat_template(messages[: k + 1])` gives, for its last learned turn k, up to
-        and with the token that ends that turn. Raises: InvalidDataError naming the row.
+        and with the token that ends that turn. Calls are spelt as the template wants them.
+        Raises: InvalidDataError naming the row.
         """
-        return _Row(self, conversation).rendered()
+        try:
+            return _Row(self, conversation, conversation.messages).rendered()
+        except UnlearnableRowError:
+            for messages in other_spellings(conversation.messages):
+                with suppress(UnlearnableRowError):
+                    return _Row(
+                        self, replace(conversation, messages=messages), conversation.messages
+                    ).rendered()
+            raise
 
     def text(self, row: Conversation, upto: int, *, add_generation_prompt: bool = False) -> str:
         """The template's text for the first `upto` messages."""
@@ -158,12 +169,14 @@ class ChatTemplate:
 class _Row:
     """One conversation on its way through the template."""
 
-    def __init__(self, template: ChatTemplate, conversation: Conversation) -> None:
+    def __init__(self, template: ChatTemplate, shown: Conversation, messages: Sequence[Message]) -> None:
+        """`messages` are those of `shown` as they are spelt here."""
         self._template = template
-        self._row = conversation
+        self._row = shown
+        self._messages = messages
 
     def rendered(self) -> list[RenderedText]:
-        messages = self._row.messages
+        messages = self._messages
         turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("weight", 1)]
         if not turns:
             return []
