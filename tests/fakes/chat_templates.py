@@ -202,6 +202,60 @@ CALLS
     .replace("RESULT", _QWEN_RESULT)
 )
 
+# The thought is opened for the model when it is asked, and taken out of every answer that is shown to it.
+_QWQ = (
+    (
+        _QWEN_OPENING.replace("TOOLS", _QWEN_TOOLS).replace("DEFAULT", "''")
+        + """
+{% for m in messages %}
+{% set content = m['content'] or '' %}
+{% if m['role'] == 'tool' %}RESULT
+{% elif m['role'] == 'assistant' %}
+{% set content = content.split('</think>')[-1].lstrip('\\n') %}
+CALLS
+{{ '<|im_start|>assistant\\n' }}SAY{{ '\\n' }}
+{% elif m['role'] == 'user' or not loop.first %}
+{{ '<|im_start|>' + m['role'] + '\\n' + content + '<|im_end|>\\n' }}
+{% endif %}
+{% endfor %}
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif %}
+"""
+    )
+    .replace("CALLS", _QWEN_CALLS)
+    .replace("RESULT", _QWEN_RESULT)
+)
+
+# Calls are shown where there is no content at all, and their arguments are taken to be text.
+_R1_CALLS = """
+{{ bos_token }}
+{% for m in messages %}
+{% set content = (m['content'] or '').split('</think>')[-1] %}
+{% if m['role'] == 'user' %}{{ '<|User|>' + content }}
+{% elif m['role'] == 'tool' %}{{ '<|tool_output|>' + content }}
+{% elif m['role'] == 'assistant' and m['content'] is none %}
+{% set calls = namespace(text='') %}
+{% for call in m['tool_calls'] %}
+{% set calls.text = calls.text + '<|tool_call|>' + call['function']['name'] + ARGUMENTS %}
+{% endfor %}
+{% set content = calls.text %}
+{{ '<|Assistant|>' }}SAY
+{% elif m['role'] == 'assistant' %}{{ '<|Assistant|>' }}SAY
+{% else %}{{ content }}{% endif %}
+{% endfor %}
+{% if add_generation_prompt %}{{ '<|Assistant|><think>\\n' }}{% endif %}
+"""
+
+_R1 = """
+{{ bos_token }}
+{% for m in messages %}
+{% set content = (m['content'] or '').split('</think>')[-1] %}
+{% if m['role'] == 'user' %}{{ '<|User|>' + content }}
+{% elif m['role'] == 'assistant' %}{{ '<|Assistant|>' }}SAY
+{% else %}{{ content }}{% endif %}
+{% endfor %}
+{% if add_generation_prompt %}{{ '<|Assistant|><think>\\n' }}{% endif %}
+"""
+
 _PHI3 = """
 {% for m in messages %}
 {% set content = m['content'] %}
@@ -260,6 +314,19 @@ FAMILIES = {
     ),
     "qwen25": Family(_QWEN25, "<|im_end|>", _IM, _CALLS, has_tools=True),
     "qwen3": Family(_QWEN3, "<|im_end|>", _IM, (*_CALLS, "<think>", "</think>"), has_tools=True),
+    "qwq": Family(_QWQ, "<|im_end|>", _IM, (*_CALLS, "<think>", "</think>"), has_tools=True),
+    "r1": Family(
+        _R1,
+        "<|end_of_sentence|>",
+        ("<|begin_of_sentence|>", "<|User|>", "<|Assistant|>", "<|end_of_sentence|>"),
+        ("<think>", "</think>"),
+    ),
+    "r1calls": Family(
+        _R1_CALLS.replace("ARGUMENTS", "'\\n' + call['function']['arguments']"),
+        "<|end_of_sentence|>",
+        ("<|begin_of_sentence|>", "<|User|>", "<|Assistant|>", "<|end_of_sentence|>"),
+        ("<|tool_call|>", "<|tool_output|>", "<think>", "</think>"),
+    ),
     "phi3": Family(
         _PHI3,
         "<|end|>",

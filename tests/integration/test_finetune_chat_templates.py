@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -124,7 +125,7 @@ def test_a_template_with_markers_gives_the_same_masks(name: str) -> None:
 
 
 @pytest.mark.parametrize("tools", [None, [WEATHER]])
-@pytest.mark.parametrize("name", ["chatml", "llama3", "phi4", "qwen25", "llama31"])
+@pytest.mark.parametrize("name", ["chatml", "llama3", "phi4", "r1", "qwen25", "llama31"])
 def test_a_turn_that_only_calls_is_refused_where_the_template_leaves_calls_out(name: str, tools: Any) -> None:
     row = Conversation(TOOL_TALK, "row 7 of rows.jsonl", tools)
     if FAMILIES[name].has_tools:
@@ -253,11 +254,41 @@ def test_a_call_of_a_tool_is_learned_with_its_end() -> None:
             "</tool_call><|im_end|>",
             "<think>\n\n</think>\n\nIt is: -4 degrees.<|im_end|>",
         ],
+        "qwq": [
+            '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call><|im_end|>',
+            "It is: -4 degrees.<|im_end|>",
+        ],
     }
     for name, turns in expected.items():
         assert sorted(
             text for _, text in learned_turns(tokenizer_of(name), Conversation(TOOL_TALK, "row 1", [WEATHER]))
         ) == sorted(turns)
+
+
+@pytest.mark.parametrize("name", ["qwq", "r1"])
+@pytest.mark.parametrize("answer", ["<html>Two.</html>", "<thanks>", "Xq7, Xq8"])
+def test_an_answer_that_begins_as_an_opened_thought_does_is_learned_whole(name: str, answer: str) -> None:
+    row = Conversation([TALK[0], {"role": "assistant", "content": answer}], "row 1")
+    assert {text for _, text in learned_turns(tokenizer_of(name), row)} == {answer + FAMILIES[name].turn_end}
+
+
+@pytest.mark.parametrize("is_nothing_needed", [True, False])
+@pytest.mark.parametrize(
+    "arguments", ["call['function']['arguments']", "call['function']['arguments'] | tojson"]
+)
+def test_calls_are_learned_however_the_template_wants_them(is_nothing_needed: bool, arguments: str) -> None:
+    tokenizer = make_tokenizer(FAMILIES["r1calls"])
+    wanted = tokenizer.chat_template.replace("call['function']['arguments']", arguments)
+    if not is_nothing_needed:  # an empty content will do
+        wanted = wanted.replace("m['content'] is none", "m['content'] == '' and m['tool_calls']")
+    tokenizer.chat_template = wanted
+    oslo = deepcopy(TOOL_TALK)
+    oslo[1]["tool_calls"][0]["function"]["arguments"] = {"city": "Ørsta", "days": [1]}
+    turns = learned_turns(tokenizer, Conversation(oslo, "row 1", [WEATHER]))
+    assert {text for _, text in turns} == {
+        '<|tool_call|>weather\n{"city": "Ørsta", "days": [1]}<|end_of_sentence|>',
+        "It is: -4 degrees.<|end_of_sentence|>",
+    }
 
 
 def test_thoughts_in_an_answer_are_learned_as_the_template_shows_them() -> None:
@@ -267,6 +298,36 @@ def test_thoughts_in_an_answer_are_learned_as_the_template_shows_them() -> None:
         f"{answer}<|im_end|>",
         "<think>\n\n</think>\n\nTwo it is.<|im_end|>",
     }
+
+
+@pytest.mark.parametrize("name", ["qwq", "r1"])
+def test_an_answer_whose_thoughts_the_template_cuts_out_is_refused(name: str) -> None:
+    thinks = {"role": "assistant", "content": "<think>\nOne and one.\n</think>\n\nTwo."}
+    answer_last: list[Any] = [*TALK[:2], TALK[2], thinks]
+    answer_first: list[Any] = [TALK[0], thinks, *TALK[2:]]
+    for messages in (answer_last, answer_first):
+        with pytest.raises(InvalidDataError, match=r"row 4 of rows\.jsonl: .*</think>.*choose another"):
+            tokenised(tokenizer_of(name), Conversation(messages, "row 4 of rows.jsonl"))
+    context: list[Any] = [TALK[0], thinks | {"weight": 0}, *TALK[2:]]
+    assert tokenised(tokenizer_of(name), Conversation(context, "row 4"))
+    empty: list[Any] = [TALK[0], {"role": "assistant", "content": "<think>\n\n</think>\n\nTwo."}]
+    assert tokenised(tokenizer_of(name), Conversation(empty, "row 4"))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "<think>One and one.</think>Two.",
+        "<think>\n\n  One and one.\t\n\n</think>Two.",
+        "One and one.\n</think>\nTwo.",
+        "Two. It thinks between <think> and a mark of its end.",
+    ],
+)
+@pytest.mark.parametrize("name", ["qwen3", "chatml", "llama3"])
+def test_a_template_may_space_thoughts_as_it_likes(name: str, answer: str) -> None:
+    row = Conversation([TALK[0], {"role": "assistant", "content": answer}], "row 1")
+    ((_, learned),) = learned_turns(tokenizer_of(name), row)
+    assert ("One and one." in learned) == ("One and one." in answer)
 
 
 def test_thoughts_beside_an_answer_are_learned_as_the_template_shows_them() -> None:

@@ -12,6 +12,7 @@ from tests.fakes.tiny_llama import make_adapter, make_model
 
 from sage.tools.finetune import LoRATrainer
 from sage.tools.finetune.exporting.export import ExportWish, export_model
+from sage.tools.finetune.exporting.ollama import chat_turns
 from sage.tools.finetune.gguf_import import convert_gguf
 from sage.tools.finetune.merging.tensor_files import stored_tensors
 from sage_contracts.config import TrainingConfig
@@ -217,6 +218,28 @@ def test_a_model_that_gguf_is_not_written_for_is_named(
     with pytest.raises(InvalidRequestError, match="splits text"):
         export_model(base, adapter, tmp_path / "out", ExportWish("gguf-f16", "code-1"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("opening", "is_said"),
+    [
+        ("Be kind.", True),
+        ("{% set at = strftime_now('%Y') %}Be kind.", True),  # asked for, and not told
+        ("Today: {{ strftime_now('%d %b %Y') }}", False),
+        ("Since {{ strftime_now('%Y') }}", False),
+        ("It is {% if strftime_now is defined %}{{ strftime_now('%B') }}{% else %}July{% endif %}", False),
+    ],
+)
+def test_a_template_that_tells_the_date_is_not_frozen_on_the_day_of_the_export(
+    tiny_base: Path, tmp_path: Path, opening: str, is_said: bool
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    tokenizer.chat_template = f"<|im_start|>system\n{opening}<|im_end|>\n{tokenizer.chat_template}"
+    tokenizer.save_pretrained(tmp_path)
+    turns, stops = chat_turns(tmp_path)
+    assert ((turns is not None), stops[-1]) == (is_said, "<|im_end|>")
 
 
 def test_a_model_tuned_in_full_is_exported_from_its_own_folder(tmp_path: Path) -> None:

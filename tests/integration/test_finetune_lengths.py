@@ -15,7 +15,7 @@ from tests.fakes.chat_templates import FAMILIES, make_tokenizer
 
 from sage.tools.finetune.base_models import SMOLLM2
 from sage.tools.finetune.data import RowError, load_conversations, validate_file
-from sage.tools.finetune.data.conversation import CALLS_LEFT_OUT
+from sage.tools.finetune.data.conversation import CALLS_LEFT_OUT, THOUGHTS_LEFT_OUT
 from sage.tools.finetune.data.tokenizer_files import learnable_rows, length_counter
 from sage.tools.finetune.rendering import ChatRenderer
 from sage_cli.jobs.validate import validate_command
@@ -132,6 +132,15 @@ def test_a_template_that_refuses_by_content_is_asked_about_every_row(tmp_path: P
     report = validate_file(path, lengths=length_counter(str(tmp_path / "model"), tmp_path, 100))
     assert [bad.row for bad in report.bad] == [2, 3]
     assert "the chat template refuses it (No text in the turn of the user)" in report.bad[0].reason
+
+
+def test_rows_whose_thoughts_the_template_cuts_out_are_bad_rows_for_the_chosen_model(tmp_path: Path) -> None:
+    make_tokenizer(FAMILIES["r1"]).save_pretrained(tmp_path / "model")
+    said = ("Plain.", "<think>hm</think>Yes.", "Plain too.")
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"question": "Q?", "answer": answer}) for answer in said))
+    report = validate_file(path, lengths=length_counter(str(tmp_path / "model"), tmp_path, 100))
+    assert [(bad.row, THOUGHTS_LEFT_OUT in bad.reason) for bad in report.bad] == [(2, True)]
 
 
 def test_what_a_template_does_with_thoughts_is_done_before_they_are_counted(tmp_path: Path) -> None:

@@ -130,6 +130,33 @@ def test_what_does_not_fit_is_told_with_what_would(tiny_base: Path, data: Path, 
     assert without.checkpoints_bytes == 30 * (3 + 1 + 1)  # the best evaluation's
 
 
+def test_evaluations_between_steps_are_in_the_time_and_on_the_disk(
+    tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    def planned(**fields: Any) -> Plan:
+        config = settings(tiny_base, data, **{"save_steps": 1000, **fields})
+        return plan(config, home=tmp_path, measure=Memory(1000))
+
+    def seconds(**fields: Any) -> float:
+        found = planned(**fields)
+        assert found.run_s is not None
+        return found.run_s[0]
+
+    rare = planned()
+    assert (rare.steps, rare.checkpoints_bytes) == (18, 30)
+    each = (seconds(eval_steps=1) - seconds()) / 17  # the last step's is the result's
+    assert each > 0
+    assert seconds(eval_steps=18) == pytest.approx(seconds())
+    assert seconds(eval_steps=4) == pytest.approx(seconds() + 4 * each)
+    # Each evaluation may be the best so far, whose checkpoint is written: four, and the last step's.
+    assert planned(eval_steps=4).checkpoints_bytes == 30 * 5
+    assert planned(eval_steps=4, save_steps=4).checkpoints_bytes == 30 * 5
+    assert planned(eval_steps=4, save_steps=6).checkpoints_bytes == 30 * 6
+    assert planned(eval_steps=1).checkpoints_bytes == 30 * (3 + 1 + 2 + 1)
+    assert planned(eval_steps=1, keep_best=False).checkpoints_bytes == 30
+    assert planned(eval_steps=1, validation_fraction=0).checkpoints_bytes == 30
+
+
 def test_a_run_of_every_weight_is_told_what_it_can_take(tiny_base: Path, data: Path, tmp_path: Path) -> None:
     config = settings(
         tiny_base, data, tuning="full", oom_ladder="published", oom_may_truncate=True, max_length=512,

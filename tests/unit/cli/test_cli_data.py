@@ -109,11 +109,42 @@ def test_what_the_server_cannot_read_is_sent_as_json_lines(tmp_path: Path) -> No
         assert not file.path.exists()
 
 
+def test_a_number_of_any_size_beside_a_call_is_sent_as_it_is(tmp_path: Path) -> None:
+    call = {"function": {"name": "now", "arguments": {"zone": "UTC"}}}
+    turns = [{"role": "user", "content": "When?"}, {"role": "assistant", "tool_calls": [call]}]
+    row = {"messages": turns, "id": 10**30}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    data.check(tmp_path, Task.QA)
+    with data.packed(tmp_path, Task.QA) as file:
+        assert json.loads(file.path.read_text()) == row
+
+
 def test_a_source_tree_with_json_in_it_is_still_one(tree: Path) -> None:
     (tree / "package.json").write_text("{}")
     data.check(tree, Task.CODE)
     with data.packed(tree, Task.CODE) as file:
         assert file.filename == "project.zip"
+
+
+def test_rows_that_a_script_beside_them_hides_are_named(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(FUNCTION)
+    (tmp_path / "package.json").write_text('{"name": "no row"}')
+    (tmp_path / "broken.csv").write_text("")
+    assert data.check(tmp_path, Task.CODE) == []
+    for name in ("data/train.jsonl", "node_modules/x.jsonl", ".cache/y.jsonl"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text('{"question": "a?", "answer": "b"}\n')
+    (note,) = data.check(tmp_path, Task.CODE)
+    assert "source code" in note
+    assert "rows in data/train.jsonl are left out" in note
+    assert note.endswith("; give that file or a folder without code to train on rows")
+    assert data.check(tmp_path / "data", Task.CODE) == [
+        "1 file of the folder data, in the order of their names"
+    ]
+    for number in range(5):
+        (tmp_path / f"{number}.csv").write_text("question,answer\nQ?,A\n")
+    (note,) = data.check(tmp_path, Task.CODE)
+    assert "rows in 0.csv, 1.csv, 2.csv and more are left out" in note
 
 
 def test_rows_are_checked_for_the_method(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sage.tools.finetune.code_data import CodePair, build_code_pairs, split_by_module
+from sage.tools.finetune.code_data.functions import holds_placeholder
 from sage_contracts.config import CodeKind
 from sage_contracts.errors import InvalidDataError
 
@@ -68,6 +69,33 @@ def test_what_teaches_nothing_is_left_out(tmp_path: Path) -> None:
     write_module(tmp_path / "tests", "skipped", 2)
     with pytest.raises(InvalidDataError, match=r"holds 2 source files and no function"):
         build_code_pairs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "is_placeholder"),
+    [
+        ("todo = [item for item in items if not item.done]", False),
+        ("return total // todo", False),
+        ("# Each todo has a title", False),
+        ("this.#todo = this.#todo.concat(fixme);", False),
+        ("if (todo!=null) { $('#todo').text(todo!.title); }", False),
+        ("fetch('https://todo.example/xxx')", False),
+        ("#todo = [];", False),
+        ("return joined(first, *todo, **xxx)", False),
+        ("*todo = 1;", False),
+        ("raise ValueError('TODO')", True),
+        ("x = 1  # FIXME", True),
+        ("# todo think of something", True),
+        ("x = 1  #todo: think", True),
+        ("// Todo(ann) think", True),
+        ("f(); /* fixme later */", True),
+        ("/**\n * xxx: later\n */", True),
+        ("todo!()", True),
+        ("unimplemented!{}", True),
+    ],
+)
+def test_a_variable_called_todo_is_no_remark(line: str, is_placeholder: bool) -> None:
+    assert holds_placeholder(f"    {line}\n    return 1") == is_placeholder
 
 
 def test_the_same_body_counts_once(tmp_path: Path) -> None:

@@ -52,6 +52,30 @@ def calling(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     return {"messages": turns, "tools": [{"type": "function", "function": tool}]}
 
 
+def called_with(pairs: list[tuple[str, Any]]) -> Any:
+    """A column of rows that call with a map, as Spark and DuckDB write objects whose fields differ."""
+    import pyarrow as pa
+
+    inner = pa.map_(pa.string(), pa.list_(pa.map_(pa.string(), pa.string())))
+    function = pa.struct([("name", pa.string()), ("arguments", inner)])
+    call = pa.struct([("type", pa.string()), ("function", function)])
+    turn = pa.struct([("role", pa.string()), ("content", pa.string()), ("tool_calls", pa.list_(call))])
+    calls = [{"type": "function", "function": {"name": "pay", "arguments": pairs}}]
+    turns = [{"role": "user", "content": "Pay"}, {"role": "assistant", "content": "", "tool_calls": calls}]
+    return pa.array([turns], pa.list_(turn))
+
+
+def test_a_map_is_an_object_however_deep_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    write_parquet(path, messages=called_with([("to", [[("name", "Ann"), ("city", "Oslo")], []]), ("by", [])]))
+    (row,) = load_conversations(path)
+    function = row.messages[1]["tool_calls"][0]["function"]
+    assert function["arguments"] == {"to": [{"name": "Ann", "city": "Oslo"}, {}], "by": []}
+    write_parquet(path, messages=called_with([("to", []), ("to", [])]))
+    (bad,) = validate_file(path).bad
+    assert (bad.field, "duplicate" in bad.reason) == ("messages", True)
+
+
 def write_parquet(path: Path, **columns: Any) -> None:
     from pyarrow import parquet, table
 

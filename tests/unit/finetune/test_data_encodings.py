@@ -9,6 +9,7 @@ import pytest
 import zstandard
 
 from sage.tools.finetune.data import load_conversations, validate_file
+from sage.tools.finetune.data.opening import open_plain
 from sage_contracts.errors import InvalidDataError
 
 TEXTS = {
@@ -40,6 +41,51 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, compress: object) ->
     path = tmp_path / "rows"
     content = compress(b"".join(b'{"question": "Q%d", "answer": "A"}\n' % n for n in range(5000)))  # type: ignore[operator]
     path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InvalidDataError, match="damaged or was cut off"):
+        validate_file(path)
+
+
+ROWS = b"".join(b'{"question": "Q%d", "answer": "A"}\n' % n for n in range(5000))
+
+
+def packed(window_log: int) -> bytes:
+    """As `zstd --long=<window_log>` packs."""
+    parameters = zstandard.ZstdCompressionParameters(window_log=window_log, enable_ldm=True)
+    frame = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    return bytes(frame.compress(ROWS) + frame.flush())
+
+
+def skippable(number: int, content: bytes) -> bytes:
+    return (0x184D2A50 + number).to_bytes(4, "little") + len(content).to_bytes(4, "little") + content
+
+
+def test_a_file_packed_with_a_large_window_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.zst"
+    path.write_bytes(packed(28))
+    assert validate_file(path).good == 5000
+
+
+def test_a_file_that_takes_more_memory_to_unpack_than_there_is_is_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.zst"
+    path.write_bytes(packed(28))
+    refused = pytest.raises(InvalidDataError, match=r"rows\.jsonl\.zst takes more memory .* without --long")
+    with refused, open_plain(path, path.name, max_window_bytes=1 << 27) as stream:
+        stream.read()
+
+
+@pytest.mark.parametrize("number", [0, 15])
+def test_frames_that_hold_no_data_are_passed_over(tmp_path: Path, number: int) -> None:
+    path = tmp_path / "rows"
+    half = len(ROWS) // 2
+    path.write_bytes(
+        skippable(number, b"\0" * 4)  # as pzstd begins
+        + zstandard.compress(ROWS[:half])
+        + skippable(number, b"x" * 300_000)
+        + zstandard.compress(ROWS[half:])
+        + skippable(number, b"")
+    )
+    assert validate_file(path).good == 5000
+    path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(InvalidDataError, match="damaged or was cut off"):
         validate_file(path)
 

@@ -120,6 +120,33 @@ def test_integers_of_any_size_are_the_same_in_lists_and_in_lines(tmp_path: Path,
     assert orjson.dumps(lines) == orjson.dumps(listed)
 
 
+@pytest.mark.parametrize("is_text", [True, False])
+@pytest.mark.parametrize("digits", [str(2**64 - 1), str(2**64), str(-(2**63)), str(-(2**63) - 1), "9" * 30])
+def test_a_number_in_a_call_is_learned_to_its_last_digit_or_refused(
+    tmp_path: Path, digits: str, is_text: bool
+) -> None:
+    arguments: Any = {"amount": int(digits), "mass_kg": 1.989e30}
+    call = {"function": {"name": "pay", "arguments": json.dumps(arguments) if is_text else arguments}}
+    turns = [{"role": "user", "content": "Pay."}, {"role": "assistant", "tool_calls": [call]}]
+    row = {"messages": turns, "id": 10**20}
+    for name, text in (
+        ("lines.jsonl", f"{json.dumps(row)}\n{json.dumps(row)}"),
+        ("list.json", json.dumps([row, row])),
+        ("one.json", json.dumps(row, indent=1)),
+        ("rows.csv", 'messages\n"' + json.dumps(turns).replace('"', '""') + '"\n'),
+        ("utf16.jsonl", f"{json.dumps(row)}\n{json.dumps(row)}"),
+    ):
+        (tmp_path / name).write_text(text, encoding="utf-16" if "utf16" in name else "utf-8")
+        report = validate_file(tmp_path / name)
+        if -(2**63) <= int(digits) < 2**64:
+            read = load_conversations(tmp_path / name)[0].messages[1]["tool_calls"][0]["function"]
+            assert (report.bad, read["arguments"]) == ([], arguments)
+        else:
+            assert report.good == 0
+            assert report.bad[0].field == "messages[1].tool_calls[0].function.arguments"
+            assert "whole number beyond 64 bits" in report.bad[0].reason
+
+
 NO_NUMBERS = {
     "NaN": "NaN is no JSON",
     "Infinity": "Infinity is no JSON",

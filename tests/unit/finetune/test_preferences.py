@@ -110,6 +110,33 @@ def test_a_single_prompt_is_trained_on_whatever_share_is_held_out(method: Any, t
     assert (len(splits.train), len(splits.validation)) == (4 if method == "kto" else 2, 0)
 
 
+def rated_rows(count: int, unwanted: int) -> list[dict[str, Any]]:
+    return [{"prompt": f"{n}?", "completion": "A", "label": n != unwanted} for n in range(count)]
+
+
+@pytest.mark.parametrize("unwanted", range(12))
+def test_the_only_unwanted_answer_is_trained_on_whichever_it_is(unwanted: int, tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", rated_rows(12, unwanted))
+    splits = prepare_preferences(TrainingConfig(method="kto", data_path=str(path), validation_fraction=0.25))
+    assert (len(splits.train), len(splits.validation)) == (9, 3)
+    assert f"{unwanted}?" in {row.prompt_messages[0]["content"] for row in splits.train}
+
+
+def test_of_a_missing_kind_of_answer_it_is_said_where_it_went(tmp_path: Path) -> None:
+    config = TrainingConfig(method="kto")
+    rows, held = rated_rows(12, 5), write(tmp_path / "held.jsonl", rated_rows(6, 5)[5:])
+    path = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(InvalidDataError, match=r"no unwanted answer whose prompt is not also in held\.jsonl"):
+        prepare_preferences(config, training_path=path, validation_path=held)
+    with pytest.raises(InvalidDataError, match=r"no unwanted answer among the 2 rows that max_train_rows"):
+        for seed in range(12):
+            prepare_preferences(
+                config.model_copy(update={"max_train_rows": 2, "seed": seed}), training_path=path
+            )
+    with pytest.raises(InvalidDataError, match="There is no unwanted answer among the rows"):
+        prepare_preferences(config, training_path=write(path, rated_rows(12, 99)))
+
+
 def test_limits_are_kept() -> None:
     config = TrainingConfig(method="dpo", max_train_rows=5, max_eval_rows=2)
     splits = prepare_preferences(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,11 @@ def test_code_learns_from_a_tree(tmp_path: Path) -> None:
     (tmp_path / "only.py").write_text("\n\n".join(functions))
     splits = prepare(TrainingConfig(task=Task.CODE, data_path=str(tmp_path)))
     assert (len(splits.train), len(splits.validation)) == (9, 1)
-    assert "one module" in splits.description
+    assert splits.description.endswith("(one module, split by function): 9 rows, 1 held out")
+    write_rows(tmp_path / "rows.json", range(5))
+    splits = prepare(TrainingConfig(task=Task.CODE, data_path=str(tmp_path)))
+    assert (len(splits.train), len(splits.validation)) == (9, 1)
+    assert "rows in rows.json are left out" in splits.description
 
 
 def test_custom_needs_data_of_its_own(tmp_path: Path) -> None:
@@ -99,6 +104,29 @@ def test_which_rows_a_limit_leaves_beside_a_validation_file_is_the_seeds_choice(
         for seed in (0, 0, 1)
     ]
     assert seen[0] == seen[1] != seen[2]
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_a_sorted_validation_file_is_not_judged_by_its_head(tmp_path: Path, method: Any) -> None:
+    train, held = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    for path, numbers in ((train, range(100, 110)), (held, range(40))):
+        rows = ({"prompt": f"{n:03}", "chosen": f"A{n}", "rejected": f"B{n}"} for n in numbers)
+        text = "\n".join(map(json.dumps, rows))
+        path.write_text(text if method == "dpo" else text.replace("chosen", "completion"))
+        if method == "sft":
+            path.write_text(re.sub(', "rejected": "B[0-9]+"', "", path.read_text()))
+    load: Any = prepare if method == "sft" else prepare_preferences
+
+    def judged(**fields: Any) -> list[str]:
+        config = TrainingConfig(method=method, **fields)
+        rows = load(config, training_path=train, validation_path=held).validation
+        return [(row.messages if method == "sft" else row.prompt_messages)[0]["content"] for row in rows]
+
+    seeds = [judged(max_eval_rows=10, seed=seed) for seed in (0, 0, 1)]
+    assert [len(seen) for seen in seeds] == [10] * 3
+    assert seeds[0] == seeds[1] != seeds[2]
+    assert any(int(question) >= 20 for question in seeds[0])
+    assert judged(max_eval_rows=40) == [f"{n:03}" for n in range(40)], "a file that fits keeps its order"
 
 
 def talk(question: str, answer: str, **more: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import zipfile
@@ -17,7 +18,7 @@ from sage.tools.finetune.code_data.archives import check_archive, is_archive_nam
 from sage.tools.finetune.data.hub import is_hub_id
 from sage.tools.finetune.data.opening import is_columnar
 from sage.tools.finetune.storage import temporary_folder_errors
-from sage.tools.finetune.task_data import is_source_tree
+from sage.tools.finetune.task_data import is_source_tree, left_out_rows
 from sage_contracts.config import Task
 from sage_contracts.errors import InvalidDataError
 
@@ -116,7 +117,7 @@ def _check_folder(path: Path, task: Task, method: str) -> list[str]:
             " code in it, or leave it out to learn from Python's own library."
         )
     _check_sources(path, sources)
-    return []
+    return left_out_rows(path)
 
 
 def _check_sources(path: Path, sources: list[Path]) -> None:
@@ -140,7 +141,11 @@ def _write_rows(path: Path, lines: Path) -> None:
 
     with lines.open("wb") as stream:
         for row in load_rows(path):
-            stream.write(orjson.dumps(row.content(), default=str, option=orjson.OPT_APPEND_NEWLINE))
+            content = row.content()
+            try:
+                stream.write(orjson.dumps(content, default=str, option=orjson.OPT_APPEND_NEWLINE))
+            except orjson.JSONEncodeError:  # it has no whole numbers beyond 64 bits
+                stream.write(json.dumps(content, default=str).encode() + b"\n")
 
 
 def _listed_by_git(folder: Path) -> set[Path]:

@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
 from sage.tools.finetune.data import Conversation, Message
-from sage.tools.finetune.data.conversation import CALLS_LEFT_OUT, functions_called
+from sage.tools.finetune.data.conversation import (
+    CALLS_LEFT_OUT,
+    THOUGHTS_LEFT_OUT,
+    functions_called,
+    other_spellings,
+    thoughts_in,
+)
 from sage_contracts.errors import InvalidDataError
 
 Span = tuple[int, int]
@@ -73,9 +80,18 @@ class ChatTemplate:
         """One text with all learned turns; one more for each turn that the template shows differently later.
 
         Each text is what `apply_chat_template(messages[: k + 1])` gives, for its last learned turn k, up to
-        and with the token that ends that turn. Raises: InvalidDataError naming the row.
+        and with the token that ends that turn. Calls are spelt as the template wants them.
+        Raises: InvalidDataError naming the row.
         """
-        return _Row(self, conversation).rendered()
+        try:
+            return _Row(self, conversation, conversation.messages).rendered()
+        except UnlearnableRowError:
+            for messages in other_spellings(conversation.messages):
+                with suppress(UnlearnableRowError):
+                    return _Row(
+                        self, replace(conversation, messages=messages), conversation.messages
+                    ).rendered()
+            raise
 
     def text(self, row: Conversation, upto: int, *, add_generation_prompt: bool = False) -> str:
         """The template's text for the first `upto` messages."""
@@ -105,6 +121,11 @@ class ChatTemplate:
         )
         return [(start, end) for start, end in spans[0]]
 
+    def probed(self, row: Conversation, turn: int) -> str:
+        """The template's text up to the turn, with known words in its place."""
+        probe = {"role": "assistant", "content": _PROBE}
+        return self._apply([*map(_for_template, row.messages[:turn]), probe], row)
+
     def turn_end(self, row: Conversation, turn: int, upto: str, start: int) -> Span:
         """Where the token stands that ends the last turn of `upto`, whose words begin at `start`."""
         tail = self._known_tail(upto, start)
@@ -127,10 +148,8 @@ class ChatTemplate:
         return max(fitting, key=lambda tail: len(tail.text), default=None)
 
     def _probed_tail(self, row: Conversation, turn: int) -> _Tail:
-        """Rendered with known words in the turn's place: what follows them is the template's own."""
-        probe = {"role": "assistant", "content": _PROBE}
-        upto = self._apply([*map(_for_template, row.messages[:turn]), probe], row)
-        _, found, tail = upto.rpartition(_PROBE)
+        """What follows the known words is the template's own."""
+        _, found, tail = self.probed(row, turn).rpartition(_PROBE)
         if not found:
             raise refused(row.origin, "the chat template does not repeat the assistant's text as it is")
         end = self._added_token.search(tail)
@@ -150,12 +169,14 @@ class ChatTemplate:
 class _Row:
     """One conversation on its way through the template."""
 
-    def __init__(self, template: ChatTemplate, conversation: Conversation) -> None:
+    def __init__(self, template: ChatTemplate, shown: Conversation, messages: Sequence[Message]) -> None:
+        """`messages` are those of `shown` as they are spelt here."""
         self._template = template
-        self._row = conversation
+        self._row = shown
+        self._messages = messages
 
     def rendered(self) -> list[RenderedText]:
-        messages = self._row.messages
+        messages = self._messages
         turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("weight", 1)]
         if not turns:
             return []
@@ -166,9 +187,7 @@ class _Row:
             upto = whole if turn == turns[-1] else self._template.text(self._row, turn + 1)
             start = self._turn_start(turn, upto)
             end = self._template.turn_end(self._row, turn, upto, start)
-            names = functions_called(messages[turn])
-            if names and not any(name in upto[start : end[0]] for name in names):
-                raise refused(self._row.origin, CALLS_LEFT_OUT)
+            self._require_whole(messages[turn], upto[start : end[0]])
             if whole.startswith(upto[: end[1]]):
                 shared.append(((start, end[1]), end))
             else:
@@ -177,12 +196,21 @@ class _Row:
                 alone.append(self._text(upto, turn, [((start, end[1]), end)]))
         return [self._text(whole, turns[-1], shared), *alone]
 
+    def _require_whole(self, message: Message, learned: str) -> None:
+        """Templates may re-space what is said, but what they leave out would be unlearned."""
+        names = functions_called(message)
+        if names and not any(name in learned for name in names):
+            raise refused(self._row.origin, CALLS_LEFT_OUT)
+        if not all(thought in learned for thought in thoughts_in(message)):
+            raise refused(self._row.origin, THOUGHTS_LEFT_OUT)
+
     def _turn_start(self, turn: int, upto: str) -> int:
         asked = self._template.text(self._row, turn, add_generation_prompt=True)
         if upto.startswith(asked):
             return len(asked)
-        # A generation prompt with something extra (an opened thought): learn from where they part.
-        start = _common_prefix(asked, upto)
+        # A generation prompt with something extra (an opened thought): learn from where they part. An answer
+        # that happens to begin as the extra does (`<html>`, a call) parts later; known words do not.
+        start = min(_common_prefix(asked, upto), _common_prefix(self._template.probed(self._row, turn), upto))
         if start < len(self._template.text(self._row, turn)):
             raise refused(self._row.origin, "the chat template changes its turns when an answer follows")
         return start

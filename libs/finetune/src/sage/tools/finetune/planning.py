@@ -106,17 +106,31 @@ def _estimate(found: Plan, trial: Trial, tokens_per_row: float) -> None:
     rates = sorted(tokens / seconds for tokens, seconds in trial.passes)
     overall = sum(tokens for tokens, _ in trial.passes) / sum(seconds for _, seconds in trial.passes)
     fixed_s = trial.load_s + found.steps * trial.update_s
-    # An evaluation is the forward third of a pass, before and after the run.
-    held_out = 2 / 3 * found.held_out_rows * tokens_per_row
+    # An evaluation is the forward third of a pass.
+    evaluations = _evaluations(found.steps, found.config.eval_steps)
+    held_out = evaluations / 3 * found.held_out_rows * tokens_per_row
     tokens = found.tokens_in_all + held_out
     found.step_s = found.tokens_in_all / overall / found.steps + trial.update_s
     found.run_s = (
         (fixed_s + tokens / min(rates[-1], overall * (1 + _TIME_MARGIN))) * (1 - _TIME_MARGIN),
         (fixed_s + tokens / max(rates[0], overall / (1 + 2 * _TIME_MARGIN))) * (1 + _TIME_MARGIN),
     )
-    saved = ceil(found.steps / found.config.save_steps)
-    found.checkpoints_bytes = trial.checkpoint_bytes * min(saved, _most_checkpoints(found.config))
+    found.checkpoints_bytes = trial.checkpoint_bytes * min(_saves(found), _most_checkpoints(found.config))
     found.adapter_bytes = trial.adapter_bytes
+
+
+def _evaluations(steps: int, eval_steps: int) -> int:
+    """The base's, those between steps, and the result's, which the last step's may be."""
+    return 1 + (ceil(steps / eval_steps) if eval_steps else 1)
+
+
+def _saves(found: Plan) -> int:
+    """Steps after which a checkpoint is written; an evaluation's is where it is the best so far."""
+    config, steps = found.config, found.steps
+    saved = {*range(config.save_steps, steps, config.save_steps), steps}
+    if config.eval_steps and config.keep_best and found.held_out_rows:
+        saved |= {*range(config.eval_steps, steps, config.eval_steps)}
+    return len(saved)
 
 
 def _most_checkpoints(config: TrainingConfig) -> int:

@@ -7,13 +7,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any, Generic, TypeVar
 
 from sage.tools.finetune.code_data import SOURCE_SUFFIXES, CodePair, build_code_pairs, split_by_module
-from sage.tools.finetune.code_data.source_files import source_files
-from sage.tools.finetune.data import Conversation, load_conversations
+from sage.tools.finetune.code_data.source_files import own_files, source_files
+from sage.tools.finetune.data import Conversation, RowError, load_conversations, load_rows
+from sage.tools.finetune.data.formats import match
+from sage.tools.finetune.data.layout import is_data_name
 from sage.tools.finetune.data.report import conversation_key, row_key, with_notes
 from sage.tools.finetune.data.sources import data_files
 from sage.tools.finetune.registry import Registry
@@ -21,7 +24,8 @@ from sage_contracts.config import TASKS_GROUP, Task, TrainingConfig
 from sage_contracts.errors import InvalidDataError
 
 SAMPLES_DIR = Path(__file__).parent / "samples"
-
+_PROBED_FILES = 200
+_NAMED_FILES = 3
 
 Row = TypeVar("Row")
 
@@ -93,6 +97,7 @@ def prepare(
         splits = _split_code(
             build_code_pairs(path, config.code_kinds), config, f"functions of {path.absolute().name}"
         )
+        splits.description = with_notes(splits.description, left_out_rows(path))
     else:
         splits = _from_files(config, path, validation_path)
     return _limited(splits, config)
@@ -106,6 +111,29 @@ def is_source_tree(task: Task, path: Path) -> bool:
     if path.is_dir():
         return next(source_files(path), None) is not None or not data_files(path)
     return path.suffix in SOURCE_SUFFIXES
+
+
+def left_out_rows(tree: Path) -> list[str]:
+    """What to know of a source tree with files of rows in it, which are not read beside code."""
+    files = (file for file in own_files(tree) if is_data_name(file.name) and not file.name.startswith("."))
+    named = sorted(file for file in files if file.is_file())
+    # A tree may hold any number of JSON files; most have nothing to do with training.
+    found = list(islice(filter(_holds_rows, named[:_PROBED_FILES]), _NAMED_FILES + 1))
+    if not found:
+        return []
+    names = ", ".join(file.relative_to(tree).as_posix() for file in found[:_NAMED_FILES])
+    more = " and more" if len(found) > _NAMED_FILES else ""
+    return [
+        f"the folder holds source code, which is learned: rows in {names}{more} are left out; give that file "
+        "or a folder without code to train on rows"
+    ]
+
+
+def _holds_rows(file: Path) -> bool:
+    try:
+        return any(match(row.content()) for row in islice(load_rows(file), 1))
+    except (InvalidDataError, RowError, OSError):
+        return False
 
 
 def _from_files(config: TrainingConfig, path: Path, validation_path: Path | None) -> Splits:
@@ -123,7 +151,15 @@ def _from_files(config: TrainingConfig, path: Path, validation_path: Path | None
             f"Every row of {path.name} is also in {validation_path.name}: nothing to train on."
         )
     description = f"{path.name}: {len(train)} rows; held out: {len(held)} of {validation_path.name}"
-    return Splits(train, held, with_notes(description, notes))
+    return Splits(train, judged(held, config), with_notes(description, notes))
+
+
+def judged(held: list[Row], config: TrainingConfig) -> list[Row]:
+    """Those of a validation file that are evaluated. Of too many it is the seed's choice: a file may be
+    sorted."""
+    if len(held) <= config.max_eval_rows:
+        return held
+    return Random(config.seed).sample(held, config.max_eval_rows)
 
 
 def held_out_count(count: int, fraction: float) -> int:

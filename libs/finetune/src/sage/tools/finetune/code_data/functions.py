@@ -12,11 +12,15 @@ Lines = tuple[int, int]
 MIN_GAP_CHARS = 20
 MAX_GAP_CHARS = 600
 
+_REMARK = r"(?:todo|fixme|xxx)\b"
 _PLACEHOLDER = re.compile(
-    r"\b(?:TODO|FIXME|XXX)\b"
+    r"(?-i:\b(?:TODO|FIXME|XXX)\b)"
+    # In small letters it may be a variable's name: only as the first word of a comment, which `a // todo` and
+    # the private field `#todo` are not.
+    rf"|#\s+{_REMARK}|#{_REMARK}:|(?:^|[;{{}},])\s*(?://+|/\*+)\s*{_REMARK}|^\s*\*\s+{_REMARK}"
     r"|^\s*\.\.\.\s*(?:#.*)?$"
     r"|raise\s+NotImplementedError\b|return\s+NotImplemented\b"
-    r"|(?:todo|unimplemented)!|UnsupportedOperationException"
+    r"|\b(?:todo|unimplemented)!\s*[({]|UnsupportedOperationException"
     r"|[\"'`](?:method |function )?(?:is )?(?:not|un)[ -]?(?:yet )?implemented",
     re.MULTILINE | re.IGNORECASE,
 )

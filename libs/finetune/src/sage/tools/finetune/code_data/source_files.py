@@ -41,13 +41,18 @@ def source_files(source: Path) -> Iterator[Path]:
         if _is_source_name(source.name):
             yield source
         return
-    for root, folders, names in os.walk(source):
+    yield from (path for path in own_files(source) if _is_source_name(path.name) and _is_own_file(path))
+
+
+def own_files(tree: Path) -> Iterator[Path]:
+    """All files of a tree but for what was installed, vendored or built in it. In no order."""
+    for root, folders, names in os.walk(tree):
         folder = Path(root)
-        if "pyvenv.cfg" in names and folder != source:
+        if "pyvenv.cfg" in names and folder != tree:
             folders.clear()  # a virtual environment, whatever it is called
             continue
         folders[:] = [name for name in folders if not _is_skipped(name)]
-        yield from (path for name in names if _is_source_name(name) and _is_own_file(path := folder / name))
+        yield from (folder / name for name in names)
 
 
 def is_source_path(inside: PurePath) -> bool:

@@ -17,9 +17,11 @@ from sage.tools.finetune.storage import temporary_folder_errors
 from sage_contracts.errors import InvalidDataError
 
 _BATCH_ROWS = 1024
+_AS_OBJECTS: dict[str, Any] = {"maps_as_pydicts": "strict"}
+"""How maps are read, at any depth; by default they become lists of pairs."""
 _PIECE_BYTES = 1 << 16
-_UNREADABLE = (ValueError, OverflowError, OSError)
-"""Of a value that is no UTF-8 or out of Python's range, and of a damaged page."""
+_UNREADABLE = (ValueError, OverflowError, OSError, KeyError)
+"""Of a value that is no UTF-8 or out of Python's range, a damaged page, and a map that has a key twice."""
 
 
 def columnar_rows(path: Path, name: str, kind: str) -> Iterator[Found]:
@@ -66,7 +68,7 @@ def _arrow_batches(stream: IO[bytes], name: str) -> Iterator[Any]:
 def _values(batch: Any) -> list[Found]:
     """A batch's rows; those with a value that Python cannot hold, such as the year 10000, as errors."""
     try:
-        rows: list[Found] = batch.to_pylist()
+        rows: list[Found] = batch.to_pylist(**_AS_OBJECTS)
     except _UNREADABLE:
         rows = [_value(batch.slice(row, 1)) for row in range(batch.num_rows)]
     nested = [column.name for column in batch.schema if column.type.num_fields]
@@ -90,10 +92,10 @@ def _own_fields(value: Any) -> Any:
 def _value(single: Any) -> Found:
     for field, column in zip(single.schema.names, single.columns, strict=True):
         try:
-            column.to_pylist()
+            column.to_pylist(**_AS_OBJECTS)
         except _UNREADABLE as error:
             return RowError(field, f"cannot be read ({error})")
-    return single.to_pylist()[0]
+    return single.to_pylist(**_AS_OBJECTS)[0]
 
 
 @contextmanager

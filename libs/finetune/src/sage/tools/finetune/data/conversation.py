@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 
 class Message(TypedDict):
@@ -28,12 +31,50 @@ CALLS_LEFT_OUT = (
     "another base model or leave such rows out"
 )
 
+THOUGHTS_LEFT_OUT = (
+    "this model's chat template leaves out what stands before </think>, so that the model would learn not to "
+    "think: choose another base model, or take the thoughts out of the rows if that is wanted"
+)
+_THINK_MARK = re.compile(r"</?think>")
+
 
 def functions_called(message: Message) -> list[str]:
     """The functions' names of a learned turn that only calls; of any other none."""
     if message["role"] != "assistant" or not message.get("weight", 1) or message["content"].strip():
         return []
     return [call["function"]["name"] for call in message.get("tool_calls") or ()]
+
+
+def other_spellings(messages: Sequence[Message]) -> Iterator[list[Message]]:
+    """The same turns, their calls as some chat templates want them; of turns without calls there are none.
+
+    Turns that only call have no content at all then, or arguments are JSON text, as OpenAI's API has both.
+    """
+    if not any(message.get("tool_calls") for message in messages):
+        return
+    for is_text, is_empty in ((False, True), (True, False), (True, True)):
+        yield [_spelt(m, is_text, is_empty) if m.get("tool_calls") else m for m in messages]
+
+
+def _spelt(message: Message, is_text: bool, is_empty: bool) -> Message:
+    spelt: Any = dict(message)
+    if is_empty and not message["content"].strip():
+        spelt["content"] = None
+    if is_text:
+        spelt["tool_calls"] = [_with_text(call) for call in message["tool_calls"]]
+    return cast(Message, spelt)
+
+
+def _with_text(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    arguments = json.dumps(function["arguments"], ensure_ascii=False, default=str)
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def thoughts_in(message: Message) -> list[str]:
+    """What the content says before its last `</think>`, in pieces without marks and without space around."""
+    before, _, _ = message["content"].rpartition("</think>")
+    return [piece.strip() for piece in _THINK_MARK.split(before)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from sage.tools.finetune.data.conversation import RowError
+from sage.tools.finetune.data.json_rows import with_all_digits
 
 NO_ANSWER = ": the row has no answer to learn"
 
@@ -83,16 +84,23 @@ def tools_of(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def require_shallow(value: Any, field: str) -> None:
-    """Raises: RowError where something is nested deeper than can be written again (254 times)."""
+    """Raises: RowError where something is nested deeper than can be written again (254 times), or is a whole
+    number that readers of JSON take for one nearby."""
     try:
         orjson.dumps(value, default=str)
     except orjson.JSONEncodeError as error:
+        if "64-bit" in str(error):
+            raise RowError(
+                field,
+                "holds a whole number beyond 64 bits, of which most programs lose digits: write it as text",
+            ) from error
         raise RowError(field, f"cannot be written as JSON ({error})") from error
 
 
 def json_in(text: str, field: str) -> Any:
     """JSON inside a text field. Raises: RowError."""
     try:
-        return orjson.loads(text)
+        value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise RowError(field, f"is not valid JSON ({error.msg} at character {error.pos + 1})") from error
+    return with_all_digits(text, value)

@@ -6,10 +6,11 @@ For counting only; what a model is trained on is rendered by the engine, from th
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from itertools import accumulate
+from contextlib import suppress
+from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
-from sage.tools.finetune.data.conversation import Conversation, Message
+from sage.tools.finetune.data.conversation import Conversation, Message, other_spellings
 
 Span = tuple[int, int]
 """First character, and one past the last."""
@@ -148,10 +149,10 @@ class Frames:
         return Frame(slots, rest) if is_plain else None
 
     def _render_whole(self, messages: Sequence[Message], tools: Any) -> str:
-        try:
-            return self._template(messages, tools)
-        except Exception:
-            return plain_frame(messages, tools) + str(tools or "")
+        for spelt in chain([messages], other_spellings(messages)):
+            with suppress(Exception):  # a template raises what its author liked
+                return self._template(spelt, tools)
+        return plain_frame(messages, tools) + str(tools or "")
 
 
 def _pieces(frame: Frame, messages: Sequence[Message]) -> list[str]:

@@ -19,6 +19,9 @@ MAX_ROW_BYTES = 256 << 20
 _CHUNK_CHARS = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
 _LONGEST_INTEGER = len(str(2**64))
+_MAYBE_ROUNDED = re.compile("[0-9]{19}")
+_OF_CALLS = ("arguments", "parameters")
+_BYTES_OF_CALLS = (b"arguments", b"parameters")
 _NO_NUMBER = re.compile("NaN|Infinity")
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -32,7 +35,7 @@ def line_rows(lines: BinaryIO | TextIO) -> Iterator[Found]:
             yield _too_large()
             return
         try:
-            yield orjson.loads(line)
+            yield _with_exact_calls(line, orjson.loads(line))
         except orjson.JSONDecodeError as error:
             if line.strip():
                 where = f"in line {line_number}, column {error.colno}"
@@ -60,6 +63,21 @@ def document_rows(text: TextIO) -> Iterator[Found]:
             return
 
 
+def with_all_digits(text: str, value: Any) -> Any:
+    """What orjson has read from the text, but with whole numbers beyond 64 bits, of which it makes floats."""
+    try:
+        return json.loads(text) if _MAYBE_ROUNDED.search(text) else value
+    except RecursionError:
+        return value  # which is refused for its depth
+
+
+def _with_exact_calls(raw: bytes | str, value: Any) -> Any:
+    """In rows without calls or tools numbers are not learned, and looking for long ones takes its time."""
+    if isinstance(raw, bytes):
+        return with_all_digits(raw.decode(), value) if any(word in raw for word in _BYTES_OF_CALLS) else value
+    return with_all_digits(raw, value) if any(word in raw for word in _OF_CALLS) else value
+
+
 class Scanner:
     """Reads JSON values from a text piece by piece; what a piece's end cuts is tried again with more."""
 
@@ -73,7 +91,7 @@ class Scanner:
         self._line = 1
         self._left_chars = 0  # of the buffer's first line, those that were let go
         self._is_ended = False
-        self._is_beyond = False
+        self._is_beyond = self._is_rounded = False
         self.is_lost = False
         """Whether the last value's end, or the sign after it, was not found: nothing more can be read."""
 
@@ -92,7 +110,7 @@ class Scanner:
         self.peek()
         self.is_lost = True
         while True:
-            self._is_beyond = False
+            self._is_beyond = self._is_rounded = False
             try:
                 value, end = self._decoder.raw_decode(self._buffer, self._at)
             except json.JSONDecodeError as error:
@@ -114,7 +132,7 @@ class Scanner:
                 except orjson.JSONDecodeError as error:
                     where = self._place(start + error.pos)
                     return RowError("row", f"is not valid JSON: {_in_words(error)} {where}")
-            return value
+            return _with_exact_calls(raw, value) if self._is_rounded else value
 
     def elements(self) -> Iterator[Found]:
         """Of the list that comes next, without holding it. A broken one ends the reading."""
@@ -156,7 +174,10 @@ class Scanner:
         """As orjson reads it: one of more than 64 bits as a float, one beyond every float not at all."""
         number = int(digits) if len(digits) <= _LONGEST_INTEGER else float(digits)
         self._is_beyond |= math.isinf(number)
-        return number if -(2**63) <= number < 2**64 else float(number)
+        if -(2**63) <= number < 2**64:
+            return number
+        self._is_rounded = True
+        return float(number)
 
     def _number(self, text: str) -> float:
         """Also of the words for what is no number: orjson knows none of them."""

@@ -12,12 +12,17 @@ from typing import IO, BinaryIO, cast
 
 import zstandard
 
+from sage.tools.finetune.hardware import device_memory_bytes
 from sage_contracts.errors import InvalidDataError
 
 HEAD_BYTES = 1 << 20
+_TOO_LARGE_WINDOW = "too much memory"
 _READ_BYTES = 1 << 18
 _GZIP = b"\x1f\x8b"
-_ZSTD = b"\x28\xb5\x2f\xfd"
+_ZSTD = frozenset(magic.to_bytes(4, "little") for magic in (0xFD2FB528, *range(0x184D2A50, 0x184D2A60)))
+"""Of a frame, and of those that hold no data, with which pzstd begins. Source: RFC 8878."""
+_SURE_WINDOW_BYTES = 1 << 27  # what every reader of zstd has to take, as the program itself does
+_LARGEST_WINDOW_BYTES = 1 << 31
 MAGIC_BYTES = 8
 _COLUMNAR = {b"PAR1": "Parquet", b"ARROW1": "Arrow", b"\xff\xff\xff\xff": "Arrow"}
 """Arrow's streams have no name in them, only the sign before each of their parts."""
@@ -43,12 +48,20 @@ _FOREIGN_BYTES = 64
 
 
 @contextmanager
-def open_plain(path: Path, name: str) -> Iterator[BinaryIO]:
-    """The file's content, uncompressed. Raises: InvalidDataError where the compressed data is damaged."""
+def open_plain(path: Path, name: str, max_window_bytes: int | None = None) -> Iterator[BinaryIO]:
+    """The file's content, uncompressed. Raises: InvalidDataError where the compressed data is damaged.
+
+    `max_window_bytes` is how much memory a zstd file may ask for; by default a quarter of all there is.
+    """
     try:
         with path.open("rb") as raw:
-            yield _plain(raw)
+            yield _plain(raw, max_window_bytes)
     except (zlib.error, EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        if _TOO_LARGE_WINDOW in str(error):
+            raise InvalidDataError(
+                f"{name} takes more memory to unpack than can be spared here: it was packed with a large "
+                "window. Unpack it with `zstd -d --long=31` and pack it again without --long."
+            ) from error
         raise InvalidDataError(
             f"{name} is damaged or was cut off ({error}). Make or download it anew."
         ) from error
@@ -78,22 +91,29 @@ def is_columnar(path: Path, name: str) -> bool:
         return columnar_kind(stream.read(MAGIC_BYTES)) is not None
 
 
-def _plain(raw: IO[bytes]) -> BinaryIO:
+def _plain(raw: IO[bytes], max_window_bytes: int | None) -> BinaryIO:
     magic = raw.read(4)
     raw.seek(0)
     if magic.startswith(_GZIP):
         return cast(BinaryIO, io.BufferedReader(gzip.GzipFile(fileobj=raw), _READ_BYTES))
-    if magic == _ZSTD:
-        return cast(BinaryIO, io.BufferedReader(_ZstdStream(raw), _READ_BYTES))
+    if magic in _ZSTD:
+        stream = _ZstdStream(raw, max_window_bytes or _affordable_window_bytes())
+        return cast(BinaryIO, io.BufferedReader(stream, _READ_BYTES))
     return cast(BinaryIO, raw)
+
+
+def _affordable_window_bytes() -> int:
+    """A file may ask for 2 GiB, which would end a server that has less."""
+    return max(_SURE_WINDOW_BYTES, min(_LARGEST_WINDOW_BYTES, device_memory_bytes("cpu") // 4))
 
 
 class _ZstdStream(io.RawIOBase):
     """Frames one after another, like gzip's members. The library's reader takes a cut frame for the end."""
 
-    def __init__(self, raw: IO[bytes]) -> None:
+    def __init__(self, raw: IO[bytes], max_window_bytes: int) -> None:
         self._raw = raw
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=max_window_bytes)
+        self._frame = self._decompressor.decompressobj()
         self._plain = memoryview(b"")
 
     def readable(self) -> bool:
@@ -108,7 +128,7 @@ class _ZstdStream(io.RawIOBase):
                     raise EOFError("the last frame has no end")
                 return 0
             if self._frame.eof:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
+                self._frame = self._decompressor.decompressobj()
             self._plain = memoryview(self._frame.decompress(block))
         size = min(len(target), len(self._plain))
         target[:size] = self._plain[:size]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from sage.tools.finetune.modeling import load_tokenizer
@@ -22,6 +24,9 @@ _CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
     (("system", "Be brief."), ("user", "Why?"), ("assistant", "So."), ("user", "Really?")),
     tuple((("user", "assistant")[number % 2], f"Turn {number}.") for number in range(7)),
 )
+
+_DAYS = (datetime(1999, 1, 2, 3, 4, 5), datetime(2010, 11, 12, 16, 17, 18))
+"""Different in every part that `strftime` can name."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ class TurnTexts:
 def turn_texts(render: Render) -> TurnTexts | None:
     """Read the pieces off a few rendered conversations; None when they do not explain all of them.
 
-    Templates that date, trim, or fold the system message into the first turn are such.
+    Templates that fold the system message into the first turn are such. One that trims contents is not: no
+    conversation tried here has white space at the ends of its contents.
     """
     try:
         pieces = _guess(render)
@@ -121,11 +127,17 @@ def chat_turns(folder: Path) -> tuple[TurnTexts | None, list[str]]:
     if not tokenizer.chat_template:
         return None, []
 
-    def render(messages: Sequence[Message], with_answer: bool) -> str:
+    def render(messages: Sequence[Message], with_answer: bool, day: datetime) -> str:
         rows = [{"role": role, "content": content} for role, content in messages]
-        return str(tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=with_answer))
+        return str(
+            tokenizer.apply_chat_template(
+                rows, tokenize=False, add_generation_prompt=with_answer, strftime_now=day.strftime
+            )
+        )
 
-    turns = turn_texts(render)
+    turns, other_days = (turn_texts(partial(render, day=day)) for day in _DAYS)
+    if turns != other_days:  # it tells the date, which would stay that of the export
+        turns = None
     stops = [tokenizer.eos_token] if tokenizer.eos_token else []
     if turns is not None:
         special = [token for token in tokenizer.all_special_tokens if token in turns.after["assistant"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +16,7 @@ from sage.tools.finetune.data.preferences import (
     load_rated_answers,
 )
 from sage.tools.finetune.data.report import conversation_key, with_notes
-from sage.tools.finetune.task_data import SAMPLES_DIR, RowSplits, content_bytes, held_out_count
+from sage.tools.finetune.task_data import SAMPLES_DIR, RowSplits, content_bytes, held_out_count, judged
 from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import InvalidDataError
 
@@ -39,9 +40,7 @@ def prepare_preferences(
     """
     path = training_path or (Path(config.data_path).expanduser() if config.data_path else None)
     if config.method == "kto":
-        splits = _split(load_rated_answers, config, path, validation_path)
-        _require_both_kinds(splits.train)
-        return splits
+        return _split(load_rated_answers, config, path, validation_path)
     return _split(load_preferences, config, path, validation_path)
 
 
@@ -53,6 +52,9 @@ def _split(
     loaded = load(path or SAMPLE_SET, notes=notes)
     rows = _unique(loaded)
     dropped = len(loaded) - len(rows)
+    is_rated = config.method == "kto"
+    if is_rated:
+        _require_both_kinds(rows, "among the rows")
     if validation_path is None:
         train, held = _by_prompt(rows, config)
     else:
@@ -64,11 +66,16 @@ def _split(
             raise InvalidDataError(
                 f"Every prompt of {source} is also in {validation_path.name}: nothing to train on."
             )
+        if is_rated:
+            _require_both_kinds(train, f"whose prompt is not also in {validation_path.name}")
     note = f", {dropped} duplicates removed" if dropped else ""
     description = f"{source}: {len(train)} preferences, {len(held)} held out{note}"
     if config.max_train_rows:
         train = train[: config.max_train_rows]
-    return PreferenceSplits(train, held[: config.max_eval_rows], with_notes(description, notes))
+        if is_rated:
+            _require_both_kinds(train, f"among the {len(train)} rows that max_train_rows leaves")
+    held = judged(held, config) if validation_path else held[: config.max_eval_rows]
+    return PreferenceSplits(train, held, with_notes(description, notes))
 
 
 def _by_prompt(rows: Sequence[Row], config: TrainingConfig) -> tuple[list[Row], list[Row]]:
@@ -79,16 +86,31 @@ def _by_prompt(rows: Sequence[Row], config: TrainingConfig) -> tuple[list[Row], 
     prompts = list(groups)
     Random(config.seed).shuffle(prompts)
     wanted = held_out_count(len(prompts), config.validation_fraction)
-    held = [row for prompt in prompts[:wanted] for row in groups[prompt]]
-    train = [row for prompt in prompts[wanted:] for row in groups[prompt]]
+    left = Counter(kind for group in groups.values() for kind in _kinds(group))
+    train: list[Row] = []
+    held: list[Row] = []
+    for prompt in prompts:
+        kinds = _kinds(groups[prompt])
+        # The last answer of its kind is for training: kto learns nothing without.
+        if wanted and all(left[kind] > 1 for kind in kinds):
+            wanted -= 1
+            left.subtract(kinds)
+            held += groups[prompt]
+        else:
+            train += groups[prompt]
     return train, held
 
 
-def _require_both_kinds(rows: Sequence[RatedAnswer]) -> None:
-    missing = {True, False} - {row.is_desirable for row in rows}
+def _kinds(rows: Sequence[PreferencePair | RatedAnswer]) -> set[bool]:
+    """Whether there are wanted and unwanted answers; a pair has always both."""
+    return {row.is_desirable for row in rows if isinstance(row, RatedAnswer)}
+
+
+def _require_both_kinds(rows: Sequence[PreferencePair | RatedAnswer], where: str) -> None:
+    missing = {True, False} - _kinds(rows)
     if missing:
         kind = "wanted" if True in missing else "unwanted"
-        raise InvalidDataError(f"There is no {kind} answer among the rows, and kto learns from both kinds.")
+        raise InvalidDataError(f"There is no {kind} answer {where}, and kto learns from both kinds.")
 
 
 def _unique(rows: Sequence[Row]) -> list[Row]:
