@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from tests.integration.test_finetune_losses_exact import adapted, lora, rows, rows_that_begin_alike
@@ -246,6 +246,103 @@ def test_a_model_that_does_more_than_its_head_falls_back_to_plain(tiny_base: Pat
     samples = rows(2)
     expected, _ = plain_gradients_of_capped(model, samples)
     assert loss(samples).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("family", ["lfm2", "qwen3_5_text", "granitemoehybrid"])
+def test_rows_that_hand_on_a_state_to_their_neighbours_are_trained_row_by_row(
+    tmp_path: Path, family: str, precision: Literal["fp32", "bf16"]
+) -> None:
+    kinds = {
+        "lfm2": {"layer_types": ["conv", "full_attention"]},
+        "qwen3_5_text": {
+            "layer_types": ["linear_attention", "full_attention"], "head_dim": 16,
+            "linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+        },
+        "granitemoehybrid": {
+            "layer_types": ["mamba", "attention"], "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_expand": 2,
+            "mamba_d_state": 16, "mamba_n_groups": 1, "num_local_experts": 0, "shared_intermediate_size": 64,
+        },
+    }  # fmt: skip
+    said: list[str] = []
+    model = adapted(
+        tiny(tmp_path, family, **kinds[family]), precision, lora=lora(target_modules="all-linear")
+    )
+    assert choose_loss(model, rows_that_begin_alike(), said.append).name == "plain"
+    assert "what precedes a row changes it by" in said[0]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "olmo3", "gemma3_text"])
+def test_families_whose_rows_stay_apart_are_packed(
+    tmp_path: Path, family: str, precision: Literal["fp32", "bf16"]
+) -> None:
+    kinds = {
+        "qwen3_moe": {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "head_dim": 16,
+        },
+        "olmo3": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16},
+        "gemma3_text": {"head_dim": 16, "sliding_window": 16},
+    }
+    said: list[str] = []
+    model = adapted(tiny(tmp_path, family, **kinds[family]), precision)
+    assert choose_loss(model, rows_that_begin_alike(), said.append).name == "packed"
+    assert said == []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_cap_on_logits_is_seen_however_small_they_are(
+    tmp_path: Path, precision: Literal["fp32", "bf16"]
+) -> None:
+    model = adapted(tiny(tmp_path, "nanochat"), precision)
+    said: list[str] = []
+    assert choose_loss(model, rows(), said.append).name == "plain"
+    assert "its logits are more than its output layer gives" in said[0]
+
+
+def test_layers_that_do_not_say_where_rows_end_never_see_what_follows(tmp_path: Path) -> None:
+    model = adapted(tiny(tmp_path, "stablelm"))
+    said: list[str] = []
+    assert choose_loss(model, rows(), said.append).name == "plain"
+    assert "do not hand on to attention where rows end" in said[0]
+
+
+@pytest.mark.parametrize("length", [64, 65])
+def test_rows_beyond_which_rotations_change_are_trained_by_themselves(tmp_path: Path, length: int) -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    model = adapted(tiny(tmp_path, "llama", rope_parameters=rope, max_position_embeddings=64))
+    said: list[str] = []
+    long = [2 + place % 200 for place in range(length)]
+    chosen = choose_loss(model, [*rows(), Sample(long, [IGNORED, *long[1:]])], said.append)
+    assert (chosen.name, len(said)) == (("fused", 0) if length == 64 else ("plain", 1))
+    assert all("its rotations change beyond 64 tokens, and a row has 65" in line for line in said)
+
+
+def test_attention_that_drops_out_is_not_left_out(tmp_path: Path) -> None:
+    model = adapted(tiny(tmp_path, "llama", attention_dropout=0.5))
+    model.train()
+    loss = choose_loss(model, rows(), print)
+    assert len({loss(rows()).item() for _ in range(4)}) == 4
+
+
+def tiny(folder: Path, family: str, **settings: Any) -> Path:
+    """A random model of that family."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(2)
+    sizes = {
+        "vocab_size": 256, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 128,
+        "initializer_range": 0.2, "pad_token_id": 0,
+    }  # fmt: skip
+    config = AutoConfig.for_model(family, **{**sizes, **settings})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
 
 
 def plain_gradients_of_capped(model: Any, samples: list[Sample]) -> tuple[float, None]:

@@ -163,15 +163,19 @@ def test_fused_layers_with_biases_and_one_layer_without_adapters_are_exact(tmp_p
 
 
 @pytest.mark.parametrize("head_dim", [8, 32])
+@pytest.mark.parametrize("heads", [(4, 2), (4, 1), (1, 1)])
 @pytest.mark.parametrize("make_rows", [rows, rows_that_begin_alike])
-def test_fused_layers_that_norm_their_heads_are_exact(tmp_path: Path, make_rows: Any, head_dim: int) -> None:
+def test_fused_layers_that_norm_their_heads_are_exact(
+    tmp_path: Path, make_rows: Any, heads: tuple[int, int], head_dim: int
+) -> None:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(1)
     config = Qwen3Config(
-        vocab_size=256, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=head_dim, max_position_embeddings=64, initializer_range=0.2,
+        vocab_size=256, hidden_size=48, intermediate_size=80, num_hidden_layers=2,
+        num_attention_heads=heads[0], num_key_value_heads=heads[1], head_dim=head_dim,
+        max_position_embeddings=64, initializer_range=0.2,
     )  # fmt: skip
     base = Qwen3ForCausalLM(config)
     for name, parameter in base.named_parameters():

@@ -61,6 +61,9 @@ def packed_attention(
     Without `row_lengths` (somebody generates with the model meanwhile) it is transformers' own attention.
     Raises: NotImplementedError for what this attention cannot do (the caller then trains row by row).
     """
+    if row_lengths is None and attention_mask is not None and attention_mask.numel() == 1 < query.shape[2]:
+        # The mask of `no_mask`, which hides nothing: every token would see those behind it.
+        raise NotImplementedError("layers that do not hand on to attention where rows end")
     if row_lengths is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

@@ -113,7 +113,8 @@ def _require_plain(layer: Any) -> None:
         attention = layer.self_attn
         # Where the layer does not say, transformers takes the model's window for every layer.
         window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
-        if window is None and not any(map(_is_altered, layer.modules())):
+        drops = getattr(attention, "attention_dropout", 0.0)
+        if window is None and not drops and not any(map(_is_altered, layer.modules())):
             return
     raise NotFusableError(f"{type(layer).__name__} is not a plain layer of the llama family")
 
@@ -166,7 +167,7 @@ def _function() -> Callable[..., Any]:
         """(a copy of the queries or keys, one head a row, the weight of their norm, epsilon)."""
         parts = split(layer, heads)[: len(layer.head_norms)]
         return [
-            (part.reshape(-1, layer.head_dim), *norm)
+            (part.reshape(-1, layer.head_dim).contiguous(), *norm)
             for part, norm in zip(parts, layer.head_norms, strict=True)
         ]
 
@@ -233,7 +234,7 @@ def _function() -> Callable[..., Any]:
             )
             of_qkv = kernels.rotate_back(of_heads, cos, sin, layer.heads + layer.kv_heads, x.dtype)
             for part, norm in zip(split(layer, of_qkv), normed_heads(layer, given), strict=False):
-                of_part = part.reshape(-1, layer.head_dim)
+                of_part = part.reshape(-1, layer.head_dim).contiguous()
                 part.copy_(kernels.norm_backward(of_part, *norm, torch.zeros_like(of_part)).view_as(part))
             qkv_input = kernels.norm(x, *layer.first_norm) if layer.qkv.adapters else None
             of_input, of_adapters = layer.qkv.backward(

@@ -13,6 +13,7 @@ from sage.tools.finetune.head_loss import IGNORED
 from sage.tools.finetune.kernels import VarlenAttention
 from sage.tools.finetune.losses import FusedLoss, LossFunction, PackedLoss, PlainLoss
 from sage.tools.finetune.modeling import is_quantised
+from sage.tools.finetune.packable import require_own_angles, require_plain_head, require_rows_apart
 from sage.tools.finetune.prefix_tree import SHORTEST_SHARED
 from sage.tools.finetune.projections import NotFusableError
 from sage.tools.finetune.rendering import Sample
@@ -30,15 +31,17 @@ class Tolerance(NamedTuple):
 
     loss: float
     gradient: float
+    neighbour: float
+    """What one row may change of another: nothing, but where rows choose each other's kernels (experts)."""
 
 
-EXACT = Tolerance(1e-3, 5e-3)
+EXACT = Tolerance(1e-3, 5e-3, 1e-3)
 # Half precision rounds each path differently, either as near to fp32.
-HALF = Tolerance(0.02, 0.12)
+HALF = Tolerance(0.02, 0.12, 0.01)
 # Two short rows, a dozen labels, were 4 % apart. The fused path has its gradients compared as well.
 HALF_FUSED_LOSS = 0.05
 # These layers quantise activations by what else is in the batch.
-QUANTISED = Tolerance(0.05, 0.25)
+QUANTISED = Tolerance(0.05, 0.25, 0.03)
 _BROKEN = (AttributeError, TypeError, ValueError, ImportError, RuntimeError)
 """What a strange model or a broken kernel may raise."""
 
@@ -59,6 +62,7 @@ def choose_loss(
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     usual_attention = causal.config._attn_implementation
     try:
+        require_own_angles(causal.config, rows)
         return _proven_loss(model, causal, _probes(rows[:2]), report, kernels or {})
     except _BROKEN as error:
         reason = _reason(error)
@@ -98,6 +102,7 @@ def _proven_loss(
             return fused
     except NotFusableError:
         pass  # the usual case for other families and on GPUs
+    require_plain_head(causal, probes[0])
     plain = _Measured.of(PlainLoss(model, is_batched=True), model, probes)
     # Of a whole model no gradients are compared (see `_Measured`), so that no kernel would be proven.
     provable = kernels if plain.gradient is not None else {}
@@ -147,6 +152,7 @@ def _proven_packed(
     """With the first of the kernels that works; without one where none does. Raises: as `_proven_loss`."""
     import torch
 
+    require_rows_apart(PackedLoss(model), probes, tolerance.neighbour)
     failures: list[str] = []
     for name, varlen in kernels.items():
         packed = PackedLoss(model, varlen=varlen)

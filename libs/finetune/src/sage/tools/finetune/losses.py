@@ -119,13 +119,13 @@ class PackedLoss(LossFunction):
             self._head_chunk //= 2  # more at once are no faster there
 
     def with_hits(self, rows: Sequence[Sample]) -> tuple[Any, Any]:
-        hidden, wanted = self._at_labels(rows)
+        hidden, wanted = self.at_labels(rows)
         return head_loss(hidden, self._head, wanted, self._head_chunk)
 
     def computed_tokens(self, rows: Sequence[Sample]) -> int:
         return distinct_tokens([row.ids for row in rows])
 
-    def _at_labels(self, rows: Sequence[Sample]) -> tuple[Any, Any]:
+    def at_labels(self, rows: Sequence[Sample]) -> tuple[Any, Any]:
         """(hidden states (labels, width) of positions with a label, those labels)."""
         import torch
 
