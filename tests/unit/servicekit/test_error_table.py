@@ -218,6 +218,15 @@ def test_health_metrics_and_request_ids(client: TestClient) -> None:
     )
 
 
+def test_health_says_which_embedded_stack_it_is_and_not_where(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SAGE_HOME", str(tmp_path))
+    monkeypatch.setenv("SAGE_STACK_ID", "5eed")
+    said = TestClient(create_app("probe", ServiceSettings())).get("/healthz")
+    assert said.json() == {"status": "ok", "service": "probe", "stack": "5eed"}
+
+
 @pytest.mark.parametrize(("token", "given", "status"), [
     (None, None, 200),
     ("s3cret", "s3cret", 200),

@@ -38,7 +38,9 @@ def create_app(
 
     @app.get("/healthz", include_in_schema=False)
     async def healthz() -> dict[str, str]:
-        return {"status": "ok", "service": name}
+        # A command of another home on this machine has to know that this is not its stack.
+        stack = {"stack": settings.stack_id} if settings.stack_id else {}
+        return {"status": "ok", "service": name} | stack
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:

@@ -27,6 +27,8 @@ class ServiceSettings(BaseSettings):
     gateway_url: str = "http://127.0.0.1:8080"
     inference_url: str = "http://127.0.0.1:8000"
     broker_url: str = "filesystem://"
+    stack_id: str = ""
+    """Of the embedded stack that this process belongs to, random at each start; set by `sage up`."""
     internal_token: SecretStr | None = None
     """Shared by the services for /internal/*; None leaves that open (embedded, on loopback)."""
     max_body_bytes: int = 32 * 1024 * 1024
