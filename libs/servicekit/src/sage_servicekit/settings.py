@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 
@@ -42,6 +43,14 @@ class ServiceSettings(BaseSettings):
     @property
     def home(self) -> Home:
         return Home(self.home_dir)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the service is for its own machine alone, by the address that it listens on."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host.lower() == "localhost"
 
     @property
     def internal_headers(self) -> dict[str, str]:
