@@ -58,7 +58,7 @@ async def answer(model: str, question: str) -> AsyncIterator[str]:
     yield "data: [DONE]\n\n"
 
 
-def build_app() -> FastAPI:
+def build_app(stack_id: str | None = None) -> FastAPI:
     app = FastAPI()
     state = State()
     errors.install(app, "fake")
@@ -80,8 +80,8 @@ def build_app() -> FastAPI:
         return response
 
     @app.get("/healthz")
-    def healthz() -> dict[str, str]:
-        return {"status": "ok", "service": "gateway"}
+    def healthz() -> dict[str, str | None]:
+        return {"status": "ok", "service": "gateway", "stack": stack_id}
 
     @app.post("/reset")
     def reset() -> None:

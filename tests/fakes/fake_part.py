@@ -13,6 +13,8 @@ that port still listened.
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import signal
 import socket
 import subprocess
@@ -34,7 +36,8 @@ threading.Event().wait(120)
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        body = b'{"status": "ok", "service": "gateway"}'
+        said = {"status": "ok", "service": "gateway", "stack": os.environ.get("SAGE_STACK_ID")}
+        body = json.dumps(said).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
         self.end_headers()

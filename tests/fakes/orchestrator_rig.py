@@ -206,7 +206,7 @@ def open_rig(home: Path, *, now: float = HandClock.now, **settings: Any) -> Iter
     parts: Orchestrator = app.state.orchestrator
     parts.prepare()
     # Without `with`, the client runs no lifespan: no thread, no upgrade, nothing but requests.
-    client = TestClient(app, raise_server_exceptions=False)
+    client = TestClient(app, "http://127.0.0.1", raise_server_exceptions=False)
     try:
         yield Rig(app, client, clock, bell, home)
     finally:

@@ -19,6 +19,7 @@ from sage_cli import locate
 from sage_cli.failures import StackError
 from sage_cli.stack import embedded
 from sage_cli.stack.daemon import Daemon
+from sage_cli.stack.gateway import find_own_gateway
 from sage_cli.stack.lock import stack_lock
 from sage_cli.stack.parts import Part
 from sage_cli.stack.processes import is_alive, marked
@@ -102,6 +103,20 @@ def test_up_twice_is_one_stack_and_down_leaves_no_process(
     assert not is_alive(orphan_pid)
     assert locate.read_record() is None
     assert list(home.run.iterdir()) == []
+
+
+def test_only_its_own_home_takes_it_for_its_stack(
+    home: Home, ports: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = up(home, parts(home, ports), ports)
+    monkeypatch.setenv("SAGE_GATEWAY_PORT", str(ports["gateway"]))
+    gateway = find_own_gateway()
+    assert gateway is not None
+    assert gateway.record == record
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("SAGE_HOME", str(tmp_path / "another"))
+        with pytest.raises(ConflictError, match="a stack of another home"):
+            find_own_gateway()
 
 
 def test_a_part_that_dies_comes_back(home: Home, ports: dict[str, int]) -> None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from sage_cli import locate
 from sage_cli.connection import connect
 from sage_cli.sse import ChatItem, lines_of, read_chat
+from sage_cli.stack.gateway import find_own_gateway
 from sage_contracts.devices import DeviceState
 from sage_contracts.errors import ServiceUnavailableError, UpstreamError, from_response
 from sage_contracts.files import FileObject
@@ -64,7 +65,12 @@ class Client:
 
     @classmethod
     def from_env(cls) -> Self:
-        """A client of the stack that the environment, or the last `sage up`, points at."""
+        """A client of the stack that the environment, or the last `sage up`, points at.
+
+        Raises: ConflictError: what answers there is another home's.
+        """
+        if not locate.explicit_gateway_url():
+            find_own_gateway()
         return cls(locate.gateway_url(), locate.orchestrator_url(), locate.api_key())
 
     def __enter__(self) -> Self:

@@ -22,8 +22,9 @@ from sage.tools.finetune.native.build import lacks_compiler
 from sage_cli import locate, render
 from sage_cli.failures import YOUR_INPUT
 from sage_cli.stack import compose, ports
+from sage_cli.stack.gateway import find_gateway
 from sage_cli.stack.parts import missing_parts
-from sage_cli.stack.updown import gateway_answers, require_home
+from sage_cli.stack.updown import require_home
 from sage_contracts.errors import SageError
 from sage_contracts.home import Home
 
@@ -157,8 +158,8 @@ def check_docker() -> Finding:
 
 
 def check_ports() -> Finding:
-    if gateway_answers():
-        return Finding("ok", "ports", f"the stack answers at {locate.gateway_url()}")
+    if (gateway := find_gateway()) and gateway.is_usable:
+        return Finding("ok", "ports", f"the stack answers at {gateway.url}")
     wanted = locate.wanted_ports()
     taken = {part: port for part, port in wanted.items() if not ports.is_free(locate.bind_host(), port)}
     if taken:
@@ -219,13 +220,9 @@ def check_hub() -> Finding:
 
 
 def check_stack() -> Finding:
-    record = locate.read_record()
-    if gateway_answers():
-        kind = {"embedded": "local processes", "compose": "containers"}.get(
-            record.kind if record else "", "a stack"
-        )
-        return Finding("ok", "stack", f"{kind} at {locate.gateway_url()}")
-    if record:
+    if (gateway := find_gateway()) and gateway.is_usable:
+        return Finding("ok", "stack", f"{gateway.kind_text} at {gateway.url}")
+    if locate.read_record():
         return Finding(
             "warn", "stack", "was started but its gateway does not answer", "`sage status`, then `sage up`."
         )

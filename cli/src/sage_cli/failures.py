@@ -17,6 +17,7 @@ _EXIT_CODES: dict[type[errors.SageError], int] = {
     errors.NotFoundError: YOUR_INPUT,
     errors.ConflictError: YOUR_INPUT,
     errors.AuthenticationError: YOUR_INPUT,
+    errors.ForbiddenError: YOUR_INPUT,
     errors.PayloadTooLargeError: YOUR_INPUT,
     errors.StorageFullError: YOUR_INPUT,
     errors.TrainingFailedError: JOB_FAILED,

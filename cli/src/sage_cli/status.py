@@ -13,6 +13,7 @@ from sage_cli.client import Client
 from sage_cli.failures import UNREACHABLE, print_json
 from sage_cli.jobs.show import show_jobs
 from sage_cli.stack.daemon import Daemon, ProcessState
+from sage_cli.stack.gateway import find_gateway
 from sage_contracts.devices import DeviceState
 from sage_contracts.errors import SageError, ServiceUnavailableError
 from sage_contracts.home import Home
@@ -44,14 +45,10 @@ def status_command(*, as_json: bool) -> None:
         )
     else:
         console = render.output()
-        record = locate.read_record()
-        kind = {"embedded": "local processes", "compose": "containers"}.get(
-            record.kind if record else "", "a stack"
-        )
-        console.print(
-            Text.assemble((kind, "bold"), f" at {client.gateway_url}, home {locate.home_root()}"),
-            soft_wrap=True,
-        )
+        gateway = find_gateway()
+        home = f", home {locate.home_root()}" if gateway and gateway.record else ""
+        kind = gateway.kind_text if gateway else "a stack"
+        console.print(Text.assemble((kind, "bold"), f" at {client.gateway_url}{home}"), soft_wrap=True)
         _show_parts(console, status)
         _show_engines(console, engines)
         _show_devices(console, devices)

@@ -45,7 +45,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 async def client_of(given: GatewaySettings) -> AsyncIterator[httpx.AsyncClient]:
     app = build_app(given)
     transport = httpx.ASGITransport(app)
-    client = httpx.AsyncClient(transport=transport, base_url="http://gateway")
+    client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
     async with app.router.lifespan_context(app), client:
         yield client
 
@@ -230,6 +230,27 @@ async def test_a_locked_gateway_wants_a_key(locked: httpx.AsyncClient, header: s
         assert response.status_code == 401
         assert response.json()["error"]["type"] == "authentication_error"
     assert (await locked.post("/v1/chat/completions", json=QUESTION, headers=headers)).status_code == 401
+
+
+async def test_pages_of_other_sites_are_refused_by_an_open_gateway(gateway: httpx.AsyncClient) -> None:
+    rebound = await gateway.post("/v1/chat/completions", json=QUESTION, headers={"host": "evil.example:8080"})
+    posted = await gateway.post(
+        "/v1/chat/completions",
+        content=json.dumps(QUESTION),
+        headers={
+            "content-type": "text/plain",
+            "sec-fetch-site": "cross-site",
+            "origin": "https://evil.example",
+        },
+    )
+    assert (rebound.status_code, posted.status_code) == (403, 403)
+
+
+async def test_a_locked_gateway_answers_to_the_name_that_a_proxy_sends(locked: httpx.AsyncClient) -> None:
+    headers = {"host": "sage.example", "authorization": "Bearer first"}
+    assert (await locked.get("/v1/models", headers=headers)).status_code == 200
+    del headers["authorization"]
+    assert (await locked.get("/v1/models", headers=headers)).status_code == 401
 
 
 @pytest.mark.parametrize("key", ["first", "second"])

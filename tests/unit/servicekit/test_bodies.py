@@ -26,7 +26,7 @@ def client(tmp_path: Path) -> TestClient:
     async def echo(request: Request) -> dict[str, int]:
         return {"bytes": len(await request.body())}
 
-    return TestClient(app)
+    return TestClient(app, base_url="http://127.0.0.1")
 
 
 @pytest.mark.parametrize("text", ["\\ud83d", "\\uDE00", "\\ude00\\ud83d", "a\\ud83d b\\ude00", "\\\\\\ud83d"])

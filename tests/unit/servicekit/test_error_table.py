@@ -18,6 +18,7 @@ from sage_servicekit.app import create_app, require_internal
 from sage_servicekit.errors import STATUS, status_of
 from sage_servicekit.settings import ServiceSettings
 
+URL = "http://127.0.0.1"
 TREE = errors.all_errors()
 EXPECTED = {
     "internal_error": 500,
@@ -29,6 +30,7 @@ EXPECTED = {
     "conflict": 409,
     "not_yours": 409,
     "invalid_api_key": 401,
+    "forbidden": 403,
     "rate_limit_exceeded": 429,
     "payload_too_large": 413,
     "service_unavailable": 503,
@@ -87,7 +89,7 @@ def build(token: str | None) -> FastAPI:
 
 @pytest.fixture
 def client() -> Iterator[TestClient]:
-    with TestClient(build(None), raise_server_exceptions=False) as made:
+    with TestClient(build(None), URL, raise_server_exceptions=False) as made:
         yield made
 
 
@@ -135,13 +137,13 @@ def test_a_bug_is_reported_without_its_details(client: TestClient) -> None:
 
 def test_after_a_bug_the_connection_is_good_for_the_next_request() -> None:
     """A server drops the connection of an app that raises, after its answer."""
-    with TestClient(build(None), raise_server_exceptions=True) as strict:
+    with TestClient(build(None), URL, raise_server_exceptions=True) as strict:
         assert strict.get("/bug").status_code == 500
 
 
 def test_an_answer_that_breaks_off_does_not_look_whole() -> None:
     with (
-        TestClient(build(None), raise_server_exceptions=True) as strict,
+        TestClient(build(None), URL, raise_server_exceptions=True) as strict,
         pytest.raises(ZeroDivisionError),
     ):
         strict.get("/breaks-off")
@@ -218,6 +220,15 @@ def test_health_metrics_and_request_ids(client: TestClient) -> None:
     )
 
 
+def test_health_says_which_embedded_stack_it_is_and_not_where(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SAGE_HOME", str(tmp_path))
+    monkeypatch.setenv("SAGE_STACK_ID", "5eed")
+    said = TestClient(create_app("probe", ServiceSettings()), URL).get("/healthz")
+    assert said.json() == {"status": "ok", "service": "probe", "stack": "5eed"}
+
+
 @pytest.mark.parametrize(("token", "given", "status"), [
     (None, None, 200),
     ("s3cret", "s3cret", 200),
@@ -225,7 +236,7 @@ def test_health_metrics_and_request_ids(client: TestClient) -> None:
     ("s3cret", None, 401),
 ])  # fmt: skip
 def test_the_internal_token(token: str | None, given: str | None, status: int) -> None:
-    with TestClient(build(token)) as client:
+    with TestClient(build(token), URL) as client:
         headers = {} if given is None else {INTERNAL_TOKEN_HEADER: given}
         assert client.get("/internal/ping", headers=headers).status_code == status
         assert client.get("/healthz").status_code == 200

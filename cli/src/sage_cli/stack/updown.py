@@ -7,13 +7,12 @@ import shutil
 import time
 from typing import Literal
 
-import httpx
-
 from sage_cli import locate
 from sage_cli.locate import StackRecord
 from sage_cli.render import error_console, line
 from sage_cli.stack import compose, embedded
 from sage_cli.stack.daemon import Daemon
+from sage_cli.stack.gateway import find_own_gateway
 from sage_cli.stack.lock import stack_lock
 from sage_cli.stack.parts import embedded_parts, missing_parts
 from sage_cli.stack.ports import require_free
@@ -57,8 +56,11 @@ def up(wanted: Kind | None, *, timeout_s: float | None = None, is_building: bool
 
 
 def ensure_stack() -> None:
-    """Make sure that a gateway answers, starting the embedded stack where nothing runs. Says so."""
-    if locate.explicit_gateway_url() or gateway_answers() or os.environ.get("SAGE_AUTOSTART") == "0":
+    """Make sure that a gateway answers, starting the embedded stack where nothing runs. Says so.
+
+    Raises: ConflictError: the one that answers is another home's.
+    """
+    if locate.explicit_gateway_url() or find_own_gateway() or os.environ.get("SAGE_AUTOSTART") == "0":
         return
     record = locate.read_record()
     if record and record.kind == "compose" and not compose.docker_problem():
@@ -72,15 +74,6 @@ def ensure_stack() -> None:
 
 def _containers_run() -> bool:
     return not compose.docker_problem() and bool(compose.container_ids(only_running=True))
-
-
-def gateway_answers() -> bool:
-    """True when a SAGE gateway answers where the environment or the last `sage up` points."""
-    try:
-        reply = httpx.get(f"{locate.gateway_url()}/healthz", timeout=5, trust_env=False)
-        return reply.is_success and reply.json().get("service") == "gateway"
-    except (httpx.HTTPError, ValueError, AttributeError):
-        return False
 
 
 def down_command(*, remove_volumes: bool) -> None:

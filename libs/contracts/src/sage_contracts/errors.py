@@ -108,6 +108,13 @@ class AuthenticationError(SageError):
     kind = "authentication_error"
 
 
+class ForbiddenError(SageError):
+    """Whatever the key, this may not be sent from there; the message says from where it may."""
+
+    code = "forbidden"
+    kind = "invalid_request_error"
+
+
 class RateLimitedError(SageError):
     code = "rate_limit_exceeded"
     kind = "rate_limit_error"

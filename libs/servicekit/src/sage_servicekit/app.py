@@ -16,6 +16,7 @@ from sage_contracts.errors import AuthenticationError
 from sage_contracts.workers import INTERNAL_TOKEN_HEADER
 from sage_servicekit import errors
 from sage_servicekit.bodies import CheckedBodies
+from sage_servicekit.origins import CheckedOrigins
 from sage_servicekit.settings import ServiceSettings
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]] | Callable[[FastAPI], AsyncIterator[None]]
@@ -24,7 +25,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]] | Callable[[Fa
 def create_app(
     name: str, settings: ServiceSettings, lifespan: Any = None, *, uploads: Iterable[str] = ()
 ) -> FastAPI:
-    """An app with health, metrics, request ids, the internal token and the error handlers.
+    """An app with health, metrics, request ids, the internal token, the error handlers and checked requests.
 
     `uploads`: the paths of its routes that stream their bodies, however large. Every other body is bounded.
     """
@@ -33,12 +34,15 @@ def create_app(
     registry = CollectorRegistry()
     app.state.metrics_registry = registry
     app.add_middleware(CheckedBodies, source=name, max_bytes=settings.max_body_bytes, uploads=uploads)
+    app.add_middleware(CheckedOrigins, source=name, is_local=settings.is_local)
     errors.install(app, name)
     _measure(app, name, registry)  # outermost: it counts what went wrong as well
 
     @app.get("/healthz", include_in_schema=False)
     async def healthz() -> dict[str, str]:
-        return {"status": "ok", "service": name}
+        # A command of another home on this machine has to know that this is not its stack.
+        stack = {"stack": settings.stack_id} if settings.stack_id else {}
+        return {"status": "ok", "service": name} | stack
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:

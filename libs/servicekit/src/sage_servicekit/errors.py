@@ -23,6 +23,7 @@ STATUS: dict[type[errors.SageError], int] = {
     errors.NotFoundError: 404,
     errors.ConflictError: 409,
     errors.AuthenticationError: 401,
+    errors.ForbiddenError: 403,
     errors.RateLimitedError: 429,
     errors.PayloadTooLargeError: 413,
     errors.ServiceUnavailableError: 503,

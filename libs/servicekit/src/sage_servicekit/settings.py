@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 
@@ -27,6 +28,8 @@ class ServiceSettings(BaseSettings):
     gateway_url: str = "http://127.0.0.1:8080"
     inference_url: str = "http://127.0.0.1:8000"
     broker_url: str = "filesystem://"
+    stack_id: str = ""
+    """Of the embedded stack that this process belongs to, random at each start; set by `sage up`."""
     internal_token: SecretStr | None = None
     """Shared by the services for /internal/*; None leaves that open (embedded, on loopback)."""
     max_body_bytes: int = 32 * 1024 * 1024
@@ -40,6 +43,14 @@ class ServiceSettings(BaseSettings):
     @property
     def home(self) -> Home:
         return Home(self.home_dir)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the service is for its own machine alone, by the address that it listens on."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host.lower() == "localhost"
 
     @property
     def internal_headers(self) -> dict[str, str]:

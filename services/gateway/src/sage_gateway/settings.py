@@ -62,6 +62,11 @@ class GatewaySettings(ServiceSettings):
         return None if value == "" else value
 
     @property
+    def is_local(self) -> bool:
+        # With keys no page gets anywhere, and proxies like to send the name that the world knows.
+        return super().is_local and not self.api_keys
+
+    @property
     def own_url(self) -> str:
         """Where the gateway is reached: as said, else as it listens."""
         is_named = "gateway_url" in self.model_fields_set

@@ -1,0 +1,65 @@
+"""What web pages could make a browser send here, refused before any service reads it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sage_contracts.errors import ForbiddenError
+from sage_servicekit.errors import error_response
+
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::\d*)?")
+
+
+class CheckedOrigins:
+    """Refuses what a page could do, to whoever looks at it, with services that want no key.
+
+    A page of any site can post here; browsers then say `Sec-Fetch-Site: cross-site`, programs never do. And
+    it can make its own name lead here (DNS rebinding), so that the browser takes this service for its site.
+    A service `is_local`, for its machine alone, therefore answers to no name that somebody else could own.
+    """
+
+    def __init__(self, app: ASGIApp, source: str, *, is_local: bool) -> None:
+        self._app = app
+        self._source = source
+        self._is_local = is_local
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        problem = self._problem(scope) if scope["type"] == "http" else None
+        if problem is None:
+            await self._app(scope, receive, send)
+        else:
+            await error_response(ForbiddenError(problem), self._source)(scope, receive, send)
+
+    def _problem(self, scope: Scope) -> str | None:
+        if scope["method"] not in _READING and (b"sec-fetch-site", b"cross-site") in scope["headers"]:
+            return "A web page of another site sent this, which may only read. Send it from a program."
+        for name, value in scope["headers"] if self._is_local else ():
+            host = value.decode("latin-1")
+            if name == b"host" and not is_of_this_machine(host):
+                return (
+                    f"This service is for its own machine and does not answer to {host[:100]!r}: call it"
+                    " 127.0.0.1 or localhost. A proxy in front of it has to send `Host: 127.0.0.1`; a gateway"
+                    " with SAGE_API_KEYS answers to every name."
+                )
+        return None
+
+
+def is_of_this_machine(host: str) -> bool:
+    """Whether a Host header has an address, or a name that leads here by itself, with or without a port."""
+    found = _HOST.fullmatch(host.lower())
+    if found is None:
+        return False
+    name = found[1] or found[2].rstrip(".")
+    own = socket.gethostname().lower()
+    if name == "localhost" or name.endswith(".localhost") or name in (own, own.partition(".")[0]):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
