@@ -44,7 +44,7 @@ def test_a_name_that_somebody_else_could_own_is_refused(client: TestClient, host
 
 @pytest.mark.parametrize("host", [
     "127.0.0.1", "127.0.0.1:8080", "192.168.1.5:8080", "[::1]:8080", "localhost", "LocalHost:8080",
-    "localhost.", "sage.localhost:8080", socket.gethostname(),
+    "localhost.", "sage.localhost:8080", "host.docker.internal:8080", "box.local", socket.gethostname(),
     f"{socket.gethostname().partition('.')[0].upper()}:8080",
 ])  # fmt: skip
 def test_an_address_and_the_machines_own_names_are_answered(client: TestClient, host: str) -> None:

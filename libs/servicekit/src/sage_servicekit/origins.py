@@ -11,6 +11,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sage_contracts.errors import ForbiddenError
 from sage_servicekit.errors import error_response
 
+_PRIVATE = ("localhost", "local", "internal")
+"""Top domains that no public site can have, as of `host.docker.internal`."""
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::\d*)?")
 
@@ -56,7 +58,7 @@ def is_of_this_machine(host: str) -> bool:
         return False
     name = found[1] or found[2].rstrip(".")
     own = socket.gethostname().lower()
-    if name == "localhost" or name.endswith(".localhost") or name in (own, own.partition(".")[0]):
+    if name.rpartition(".")[2] in _PRIVATE or name in (own, own.partition(".")[0]):
         return True
     try:
         ipaddress.ip_address(name)
