@@ -37,15 +37,22 @@ class CurveWriter(TrainingCallback):
         self._step = resumed_step
         self._tell = tell
         self._has_warned = False
-        metrics = self.folder / "metrics.jsonl"
-        if resumed_step and metrics.is_file():
+        self._metrics = self.folder / "metrics.jsonl"
+        if resumed_step:
             with self._despite_a_full_disk():
-                _forget_after(resumed_step, metrics)
-        self._lines = metrics.open("a", encoding="utf-8")
-        self._board = _tensorboard(self.folder, resumed_step) if "tensorboard" in config.report_to else None
+                _forget_after(resumed_step, self._metrics)
+        self._lines = self._metrics.open("a", encoding="utf-8")
+        has_board = "tensorboard" in config.report_to
+        self._board = _tensorboard(self.folder, resumed_step + 1) if has_board else None
         self._wandb = _wandb(self.folder, config, tell) if "wandb" in config.report_to else None
+        if self._wandb is not None:
+            # Its own count of steps takes nothing for one that is past; ours goes back at times.
+            self._wandb.define_metric("step", hidden=True)
+            self._wandb.define_metric("*", step_metric="step")
 
     def on_step(self, metrics: StepMetrics) -> None:
+        if metrics.step <= self._step:
+            self._take_back(metrics.step)
         self._step = metrics.step
         if metrics.step % self._every and metrics.step != metrics.total_steps:
             return
@@ -73,12 +80,13 @@ class CurveWriter(TrainingCallback):
         with self._despite_a_full_disk():
             said = [asdict(answer) for answer in answers]
             print(json.dumps({"step": step, "answers": said}), file=self._lines, flush=True)
-            for index, answer in enumerate(answers):
-                if self._board is not None:
+            if self._board is not None:
+                for index, answer in enumerate(answers):
                     text = f"**{answer.prompt}**\n\n{answer.answer}"
                     self._board.add_text(f"answers/{index}", text, step)
-                if self._wandb is not None:
-                    self._wandb.log({f"answers/{index}": answer.answer}, step=self._step)
+            if self._wandb is not None:
+                texts = {f"answers/{index}": answer.answer for index, answer in enumerate(answers)}
+                self._wandb.log({"step": step, **texts})
 
     def close(self) -> None:
         for closing in (self._lines, self._board):
@@ -96,8 +104,19 @@ class CurveWriter(TrainingCallback):
                     self._board.add_scalar(tag, value, step)
                 self._board.flush()  # people watch while it trains
             if self._wandb is not None:
-                # It takes nothing for a step that is past, such as the base's figures after the first step.
-                self._wandb.log(values, step=max(step, self._step))
+                self._wandb.log({"step": step, **values})
+
+    def _take_back(self, step: int) -> None:
+        """The run went back: `step` and those after it are taken again. Weights & Biases only ever adds."""
+        with self._despite_a_full_disk():
+            _forget_after(step - 1, self._metrics)
+            lines, self._lines = self._lines, self._metrics.open("a", encoding="utf-8")
+            lines.close()
+        if self._board is not None:
+            with self._despite_a_full_disk():
+                self._board.close()
+            with self._despite_a_full_disk():
+                self._board = _tensorboard(self.folder, step)
 
     @contextmanager
     def _despite_a_full_disk(self) -> Iterator[None]:
@@ -124,6 +143,8 @@ def curves(
 
 def _forget_after(step: int, metrics: Path) -> None:
     """Steps that are taken again would be there twice; and a line may be half written, of a killed run."""
+    if not metrics.is_file():
+        return
     kept = []
     for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
         with suppress(ValueError):
@@ -132,10 +153,10 @@ def _forget_after(step: int, metrics: Path) -> None:
     write_whole(metrics, "".join(kept))
 
 
-def _tensorboard(folder: Path, resumed_step: int) -> Any:
+def _tensorboard(folder: Path, next_step: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder), purge_step=resumed_step + 1 if resumed_step else None)
+    return SummaryWriter(str(folder), purge_step=next_step)
 
 
 def _wandb(folder: Path, config: TrainingConfig, tell: TrainingCallback) -> Any:
