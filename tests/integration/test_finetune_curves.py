@@ -173,6 +173,21 @@ def test_a_run_that_goes_back_to_between_two_written_steps_has_each_once(tmp_pat
     assert [json.loads(line)["step"] for line in lines] == [5, 9]
 
 
+@pytest.mark.parametrize("kept", [2, 3, 4])
+def test_the_results_figures_are_told_where_they_were_measured_and_once(tmp_path: Path, kept: int) -> None:
+    curves = CurveWriter(tmp_path, TrainingConfig(report_to=[]), 0, Warned())
+    curves.on_eval(Evaluation("base", 0, 2.5))
+    for step in (1, 2, 3, 4):
+        curves.on_step(at_step(step))
+        if step in (2, 3):
+            curves.on_eval(Evaluation("step", step, float(step)))
+    curves.on_eval(Evaluation("tuned", kept, float(kept)))  # of an earlier step, where that was the best
+    curves.close()
+    lines = [json.loads(line) for line in (curves.folder / "metrics.jsonl").read_text().splitlines()]
+    measured = [(line["step"], line["eval/loss"]) for line in lines if "eval/loss" in line]
+    assert measured == [(0, 2.5), (2, 2.0), (3, 3.0), *([(4, 4.0)] if kept == 4 else [])]
+
+
 def test_a_run_whose_curves_were_deleted_goes_back_all_the_same(tmp_path: Path) -> None:
     warned = Warned()
     curves = CurveWriter(tmp_path, TrainingConfig(report_to=[]), 0, warned)

@@ -35,6 +35,7 @@ class CurveWriter(TrainingCallback):
         self.folder.mkdir(parents=True, exist_ok=True)
         self._every = config.logging_steps
         self._step = resumed_step
+        self._evaluated_step: int | None = None
         self._tell = tell
         self._has_warned = False
         self._metrics = self.folder / "metrics.jsonl"
@@ -67,6 +68,10 @@ class CurveWriter(TrainingCallback):
         self._write(values, metrics.step)
 
     def on_eval(self, evaluation: Evaluation) -> None:
+        is_told = evaluation.step < self._step or evaluation.step == self._evaluated_step
+        if evaluation.name == "tuned" and is_told:
+            return  # when it was measured; TensorBoard drops what is later than a figure that comes again
+        self._evaluated_step = evaluation.step
         # The base's loss is the tuned model's at step 0: one curve shows both.
         values = {"eval/loss": evaluation.loss}
         if evaluation.token_accuracy is not None and evaluation.perplexity is not None:
