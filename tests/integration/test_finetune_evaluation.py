@@ -112,9 +112,7 @@ def test_a_run_ends_early_and_keeps_its_best(
     (run,) = (tmp_path / "logs").iterdir()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert sum("answers" in line for line in lines) == len(names) - 1
-    assert [line["eval/loss"] for line in lines if "eval/loss" in line][1:-1] == [
-        loss for _, loss in measured
-    ]
+    assert [line["eval/loss"] for line in lines if "eval/loss" in line][1:] == [loss for _, loss in measured]
     assert {"eval/perplexity", "eval/token_accuracy"} <= lines[1].keys()
     assert b"Number 1?" in next(run.glob("events.out.tfevents.*")).read_bytes()
 
