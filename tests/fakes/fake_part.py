@@ -13,6 +13,7 @@ that port still listened.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import socket
 import subprocess
@@ -65,7 +66,7 @@ def main() -> None:
     if arguments.orphan:
         subprocess.Popen([sys.executable, "-c", _STUBBORN, str(arguments.orphan)], start_new_session=True)
     if arguments.port:
-        server = ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler)
+        server = ThreadingHTTPServer((os.environ.get("SAGE_HOST", "127.0.0.1"), arguments.port), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
     while not stop.wait(0.2):
         if arguments.alive:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -20,7 +21,7 @@ from sage_cli.failures import StackError
 from sage_cli.stack import embedded
 from sage_cli.stack.daemon import Daemon
 from sage_cli.stack.lock import stack_lock
-from sage_cli.stack.parts import Part
+from sage_cli.stack.parts import Part, embedded_parts
 from sage_cli.stack.processes import is_alive, marked
 from sage_contracts.errors import ConflictError, InvalidRequestError
 from sage_contracts.home import Home
@@ -195,6 +196,30 @@ def test_services_get_their_settings_and_one_secret(home: Home, ports: dict[str,
     assert given["SAGE_CHAT_FINETUNE_PORT"] == str(ports["inference"])
     assert given["SAGE_ORCHESTRATOR_URL"] == f"http://127.0.0.1:{ports['orchestrator']}"
     assert given["SAGE_STACK_ID"] == record.stack_id
+
+
+def test_a_stack_on_a_network_shows_it_the_gateway_alone(home: Home, ports: dict[str, int]) -> None:
+    there = "127.0.0.2"  # this machine's, and yet not where the other parts belong
+    wanted = [
+        replace(part, command=(sys.executable, PROGRAM, "--port", str(part.port)), is_awaited=True)
+        for part in embedded_parts(ports, there, home.finetune_output)
+        if part.port
+    ]
+    embedded.up(home, wanted, ports, there, timeout_s=TIMEOUT_S, say=lambda _: None)
+    heard = {
+        (host, part.name): can_connect(host, port)
+        for host in ("127.0.0.1", there)
+        for part in wanted
+        if (port := part.port)
+    }
+    assert {key for key, is_heard in heard.items() if is_heard} == {
+        (there if part.name == "gateway" else "127.0.0.1", part.name) for part in wanted
+    }
+
+
+def can_connect(host: str, port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex((host, port)) == 0
 
 
 def test_only_one_command_at_a_time(home: Home) -> None:

@@ -191,7 +191,9 @@ class Daemon:
             stopasgroup="true",
             killasgroup="true",
             redirect_stderr="true",
-            environment=f'{PART_MARK}="{part.name}"',
+            environment=",".join(
+                f'{name}="{value}"' for name, value in {PART_MARK: part.name, **part.environment}.items()
+            ),
             # This one field is expanded twice.
             stdout_logfile=str(self.log_of(part.name)).replace("%", "%%"),
             stdout_logfile_maxbytes="10MB",

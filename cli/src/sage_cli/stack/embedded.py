@@ -13,7 +13,7 @@ from sage_cli.locate import PORT_VARIABLES, StackRecord
 from sage_cli.stack.daemon import Daemon
 from sage_cli.stack.health import await_healthy
 from sage_cli.stack.parts import Part, embedded_parts
-from sage_cli.stack.ports import require_free
+from sage_cli.stack.ports import host_of, require_free
 from sage_cli.stack.processes import STACK_MARK, end_marked
 from sage_cli.stack.token import internal_token
 from sage_contracts.home import Home, write_whole
@@ -77,18 +77,21 @@ def _start(
 
 def environment(home: Home, record: StackRecord) -> dict[str, str]:
     """What every process of the stack is given on top of the caller's environment."""
-    host = locate.reachable(record.host)
+
+    def url(part: str) -> str:
+        return f"http://{locate.reachable(host_of(part, record.host))}:{record.ports[part]}"
+
     given = dict(os.environ)
     given.setdefault("SAGE_BROKER_URL", "filesystem://")
     return given | {
         "SAGE_HOME": str(home.root),
         "SAGE_RUN_DIR": str(home.run),
-        "SAGE_HOST": record.host,
+        "SAGE_HOST": "127.0.0.1",  # the gateway has its own
         **{PORT_VARIABLES[part]: str(port) for part, port in record.ports.items()},
-        "SAGE_ORCHESTRATOR_URL": f"http://{host}:{record.ports['orchestrator']}",
-        "SAGE_GATEWAY_URL": f"http://{host}:{record.ports['gateway']}",
-        "SAGE_INFERENCE_URL": f"http://{host}:{record.ports['inference']}",
-        "SAGE_TENSORBOARD_URL": f"http://{host}:{record.ports['tensorboard']}",
+        "SAGE_ORCHESTRATOR_URL": url("orchestrator"),
+        "SAGE_GATEWAY_URL": url("gateway"),
+        "SAGE_INFERENCE_URL": url("inference"),
+        "SAGE_TENSORBOARD_URL": url("tensorboard"),
         "SAGE_INTERNAL_TOKEN": internal_token(home),
         "PYTHONUNBUFFERED": "1",
         STACK_MARK: record.stack_id,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sage_cli.locate import reachable
+from sage_cli.stack.ports import host_of
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,11 @@ class Part:
     """`sage up` waits for it."""
     host: str = "127.0.0.1"
     """Where its port is called."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """On top of what all parts are given."""
 
 
-def embedded_parts(ports: Mapping[str, int], host: str, output_dir: Path) -> list[Part]:
+def embedded_parts(ports: Mapping[str, int], gateway_host: str, output_dir: Path) -> list[Part]:
     """Everything of the stack that is installed here, in the order of starting."""
 
     def module(name: str) -> tuple[str, ...]:
@@ -39,21 +42,26 @@ def embedded_parts(ports: Mapping[str, int], host: str, output_dir: Path) -> lis
     def worker(name: str, *, stop_wait_s: int) -> Part:
         return Part(name, module(f"sage_{name}"), alive_file=f"{name}.alive", stop_wait_s=stop_wait_s)
 
-    here = reachable(host)
     parts = [
-        Part("orchestrator", module("sage_orchestrator"), ports["orchestrator"], "/healthz", host=here),
+        Part("orchestrator", module("sage_orchestrator"), ports["orchestrator"], "/healthz"),
         # A running job writes a checkpoint before the trainer leaves.
         worker("trainer", stop_wait_s=60),
         worker("merger", stop_wait_s=30),
+        Part("inference", module("sage_inference"), ports["inference"], "/healthz", stop_wait_s=30),
         Part(
-            "inference", module("sage_inference"), ports["inference"], "/healthz", stop_wait_s=30, host=here
+            "gateway",
+            module("sage_gateway"),
+            ports["gateway"],
+            "/healthz",
+            host=reachable(gateway_host),
+            environment={"SAGE_HOST": gateway_host},
         ),
-        Part("gateway", module("sage_gateway"), ports["gateway"], "/healthz", host=here),
     ]
     if importlib.util.find_spec("tensorboard"):
-        where = ("--logdir", str(output_dir), "--host", host, "--port", str(ports["tensorboard"]))
-        command = (*module("tensorboard.main"), *where)
-        parts.append(Part("tensorboard", command, ports["tensorboard"], "/", is_awaited=False, host=here))
+        port = ports["tensorboard"]
+        where = ("--host", host_of("tensorboard", gateway_host), "--port", str(port))
+        command = (*module("tensorboard.main"), "--logdir", str(output_dir), *where)
+        parts.append(Part("tensorboard", command, port, "/", is_awaited=False))
     return parts
 
 

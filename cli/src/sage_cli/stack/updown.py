@@ -16,7 +16,7 @@ from sage_cli.stack import compose, embedded
 from sage_cli.stack.daemon import Daemon
 from sage_cli.stack.lock import stack_lock
 from sage_cli.stack.parts import embedded_parts, missing_parts
-from sage_cli.stack.ports import require_free
+from sage_cli.stack.ports import host_of, require_free
 from sage_contracts.errors import ConflictError, InvalidRequestError, StorageFullError
 from sage_contracts.home import Home
 
@@ -36,7 +36,7 @@ def up_command(*, embedded: bool, docker: bool, timeout_s: float | None, is_buil
     say(f"The stack is up ({'local processes' if record.kind == 'embedded' else 'containers'}).", "ok")
     for text in (
         f"  gateway      {record.gateway_url}   (OpenAI's API: {record.gateway_url}/v1)",
-        f"  TensorBoard  http://{locate.reachable(record.host)}:{record.ports['tensorboard']}",
+        f"  TensorBoard  http://{host_of('tensorboard', record.host)}:{record.ports['tensorboard']}",
         f"  home         {locate.home_root()}",
         "Next: sage finetune quickstart code",
     ):
