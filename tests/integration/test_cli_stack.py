@@ -198,6 +198,15 @@ def test_services_get_their_settings_and_one_secret(home: Home, ports: dict[str,
     assert given["SAGE_STACK_ID"] == record.stack_id
 
 
+def test_a_stack_is_stopped_with_the_waits_it_was_started_with(home: Home, ports: dict[str, int]) -> None:
+    assert Daemon(home).stop_waits_s() == {}
+    wanted = [
+        replace(part, stop_wait_s=315) if part.name == "trainer" else part for part in parts(home, ports)
+    ]
+    up(home, wanted, ports)
+    assert Daemon(home).stop_waits_s() == {"gateway": 15, "trainer": 315}
+
+
 def test_a_stack_on_a_network_shows_it_the_gateway_alone(home: Home, ports: dict[str, int]) -> None:
     there = "127.0.0.2"  # this machine's, and yet not where the other parts belong
     wanted = [

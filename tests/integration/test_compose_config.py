@@ -78,6 +78,15 @@ def test_ports_are_published_on_loopback_and_the_gateways_elsewhere_when_asked(s
         assert [port["host_ip"] for port in opened["services"][name]["ports"]] == ["127.0.0.1"], name
 
 
+@pytest.mark.parametrize(
+    ("grace", "period"), [("", "1m30s"), ("30", "1m30s"), ("300", "6m0s"), ("0.5", "1m0.5s")]
+)
+def test_the_trainers_container_outlives_the_checkpoint_that_is_waited_for(grace: str, period: str) -> None:
+    trainer = config("compose.yaml", SAGE_STOP_GRACE_S=grace)["services"]["trainer"]
+    assert trainer["stop_grace_period"] == period
+    assert trainer["environment"]["SAGE_STOP_GRACE_S"] == grace
+
+
 def test_starts_wait_for_health(stack: dict[str, Any]) -> None:
     for name, service in stack["services"].items():
         waits = service.get("depends_on", {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import hashlib
 import os
 import subprocess
@@ -21,6 +22,7 @@ from sage_contracts.home import Home, write_whole
 
 # 108 bytes is the kernel's limit, and supervisord binds to a longer temporary name first.
 _SOCKET_PATH_LIMIT = 90
+_PROGRAM = "program:"
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,12 @@ class Daemon:
             time.sleep(0.05)
         return True
 
+    def stop_waits_s(self) -> dict[str, int]:
+        """What each part was given for its stop when the daemon was started; empty where none was."""
+        written = self._written()
+        programs = [title for title in written.sections() if title.startswith(_PROGRAM)]
+        return {title.removeprefix(_PROGRAM): written.getint(title, "stopwaitsecs") for title in programs}
+
     def forget(self) -> None:
         """Remove what the daemon leaves in the run folder."""
         for path in (self._config, self._pid_file, self.socket):
@@ -176,9 +184,18 @@ class Daemon:
         programs = [self._program(part, rank) for rank, part in enumerate(parts)]
         return "\n".join([head, server, interface, *programs])
 
+    def _written(self) -> configparser.RawConfigParser:
+        """The configuration that the daemon was started with, not what would be written today."""
+        written = configparser.RawConfigParser()
+        try:
+            written.read(self._config, encoding="utf-8")
+        except (OSError, ValueError, configparser.Error):
+            return configparser.RawConfigParser()  # torn: as if there were none
+        return written
+
     def _program(self, part: Part, rank: int) -> str:
         return _section(
-            f"program:{part.name}",
+            f"{_PROGRAM}{part.name}",
             command=_command_line(part.command),
             priority=100 + rank,
             autostart="true",

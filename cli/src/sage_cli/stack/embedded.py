@@ -99,10 +99,16 @@ def environment(home: Home, record: StackRecord) -> dict[str, str]:
     }
 
 
-def down(home: Home, record: StackRecord, *, patience_s: float = 90) -> None:
-    """Stop all of it, orphans included. Raises: StackError naming what would not die."""
+def down(home: Home, record: StackRecord, *, patience_s: float | None = None) -> None:
+    """Stop all of it, orphans included. Raises: StackError naming what would not die.
+
+    Without `patience_s` every part gets what it was promised when the stack was started.
+    """
     daemon = Daemon(home)
     has_daemon = daemon.pid() is not None
+    if patience_s is None:
+        # One part after the other, and the daemon looks once a second.
+        patience_s = sum(wait_s + 2 for wait_s in daemon.stop_waits_s().values()) + 10
     daemon.stop(deadline_s=patience_s)
     left = end_marked(record.stack_id) if has_daemon else _end_processes(home, record)
     if left:
@@ -116,9 +122,9 @@ def _end_processes(home: Home, record: StackRecord) -> list[int]:
     Returns what still lives.
     """
     parts = embedded_parts(record.ports, record.host, home.finetune_output)
-    return end_marked(
-        record.stack_id, first_s={part.name: part.stop_wait_s for part in parts if part.alive_file}
-    )
+    promised_s = Daemon(home).stop_waits_s()
+    workers_s = {part.name: promised_s.get(part.name, part.stop_wait_s) for part in parts if part.alive_file}
+    return end_marked(record.stack_id, first_s=workers_s)
 
 
 def forget(home: Home) -> None:

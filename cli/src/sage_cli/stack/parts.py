@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import math
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +12,9 @@ from pathlib import Path
 
 from sage_cli.locate import reachable
 from sage_cli.stack.ports import host_of
+from sage_contracts.errors import InvalidRequestError
+
+_STOP_GRACE_S = 30.0  # the trainer's own default
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,23 @@ class Part:
     """On top of what all parts are given."""
 
 
-def embedded_parts(ports: Mapping[str, int], gateway_host: str, output_dir: Path) -> list[Part]:
+def stop_grace_from_env() -> float:
+    """SAGE_STOP_GRACE_S: what a training process gets for its checkpoint. Raises: InvalidRequestError."""
+    text = os.environ.get("SAGE_STOP_GRACE_S") or str(_STOP_GRACE_S)
+    try:
+        grace_s = float(text)
+    except ValueError:
+        grace_s = math.nan
+    if not (math.isfinite(grace_s) and grace_s >= 0):
+        raise InvalidRequestError(
+            f"SAGE_STOP_GRACE_S={text!r} is no time to stop in: give a number of seconds, such as 120."
+        )
+    return grace_s
+
+
+def embedded_parts(
+    ports: Mapping[str, int], gateway_host: str, output_dir: Path, *, stop_grace_s: float = _STOP_GRACE_S
+) -> list[Part]:
     """Everything of the stack that is installed here, in the order of starting."""
 
     def module(name: str) -> tuple[str, ...]:
@@ -44,8 +65,8 @@ def embedded_parts(ports: Mapping[str, int], gateway_host: str, output_dir: Path
 
     parts = [
         Part("orchestrator", module("sage_orchestrator"), ports["orchestrator"], "/healthz"),
-        # A running job writes a checkpoint before the trainer leaves.
-        worker("trainer", stop_wait_s=60),
+        # A running job writes a checkpoint before the trainer leaves, and it then tells how the job stands.
+        worker("trainer", stop_wait_s=max(60, math.ceil(stop_grace_s) + 15)),
         worker("merger", stop_wait_s=30),
         Part("inference", module("sage_inference"), ports["inference"], "/healthz", stop_wait_s=30),
         Part(

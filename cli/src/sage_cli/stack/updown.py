@@ -15,7 +15,7 @@ from sage_cli.render import error_console, line
 from sage_cli.stack import compose, embedded
 from sage_cli.stack.daemon import Daemon
 from sage_cli.stack.lock import stack_lock
-from sage_cli.stack.parts import embedded_parts, missing_parts
+from sage_cli.stack.parts import embedded_parts, missing_parts, stop_grace_from_env
 from sage_cli.stack.ports import host_of, require_free
 from sage_contracts.errors import ConflictError, InvalidRequestError, StorageFullError
 from sage_contracts.home import Home
@@ -165,7 +165,7 @@ def _up_embedded(home: Home, timeout_s: float) -> StackRecord:
     if record and record.kind == "embedded" and Daemon(home).is_answering():
         ports, host = record.ports, record.host
     started = time.monotonic()
-    parts = embedded_parts(ports, host, home.finetune_output)
+    parts = embedded_parts(ports, host, home.finetune_output, stop_grace_s=stop_grace_from_env())
     record = embedded.up(home, parts, ports, host, timeout_s=timeout_s, say=lambda text: say(text, "ok"))
     say(f"Healthy after {time.monotonic() - started:.0f} s")
     return record
