@@ -37,9 +37,10 @@ def up(
         await_healthy(daemon, parts, home, timeout_s=timeout_s, since=0, on_ready=lambda _: None)
         return record
     if record and record.kind == "embedded":
-        # The daemon died without its processes: they would hold the ports.
-        _end_processes(home, record)
-        forget(home)
+        if daemon.pid() is not None:
+            say("supervisord cannot be reached: starting anew (a running job writes a checkpoint first)")
+        # Its processes would hold the ports, as those of a daemon that died without them do.
+        down(home, record)
     require_free(host, {part.name: part.port for part in parts if part.port is not None})
     return _start(home, daemon, parts, dict(ports), host, timeout_s=timeout_s, say=say)
 
@@ -75,6 +76,12 @@ def _start(
     return record
 
 
+def is_running(home: Home, record: StackRecord) -> bool:
+    """True while the supervisord of an embedded stack lives, whether or not it can be reached."""
+    daemon = Daemon(home)
+    return record.kind == "embedded" and (daemon.is_answering() or daemon.pid() is not None)
+
+
 def environment(home: Home, record: StackRecord) -> dict[str, str]:
     """What every process of the stack is given on top of the caller's environment."""
 
@@ -105,12 +112,11 @@ def down(home: Home, record: StackRecord, *, patience_s: float | None = None) ->
     Without `patience_s` every part gets what it was promised when the stack was started.
     """
     daemon = Daemon(home)
-    has_daemon = daemon.pid() is not None
     if patience_s is None:
         # One part after the other, and the daemon looks once a second.
         patience_s = sum(wait_s + 2 for wait_s in daemon.stop_waits_s().values()) + 10
-    daemon.stop(deadline_s=patience_s)
-    left = end_marked(record.stack_id) if has_daemon else _end_processes(home, record)
+    has_stopped_them = daemon.stop(deadline_s=patience_s)
+    left = end_marked(record.stack_id) if has_stopped_them else _end_processes(home, record)
     if left:
         raise StackError(f"These processes would not end: {', '.join(map(str, left))}. Stop them by hand.")
     forget(home)

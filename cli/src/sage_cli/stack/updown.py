@@ -123,7 +123,7 @@ def _choose(wanted: Kind | None, home: Home) -> tuple[Kind, str]:
     """The kind to start, and why, for people."""
     record = locate.read_record()
     running: Kind | None = None
-    if record and record.kind == "embedded" and Daemon(home).is_answering():
+    if record and embedded.is_running(home, record):
         running = "embedded"
     elif record and record.kind == "compose" and _containers_run():
         running = "compose"
@@ -162,7 +162,7 @@ def _up_embedded(home: Home, timeout_s: float) -> StackRecord:
         )
     record = locate.read_record()
     ports, host = locate.wanted_ports(), locate.bind_host()
-    if record and record.kind == "embedded" and Daemon(home).is_answering():
+    if record and embedded.is_running(home, record):
         ports, host = record.ports, record.host
     started = time.monotonic()
     parts = embedded_parts(ports, host, home.finetune_output, stop_grace_s=stop_grace_from_env())
