@@ -68,7 +68,7 @@ def main() -> None:
     if arguments.orphan:
         subprocess.Popen([sys.executable, "-c", _STUBBORN, str(arguments.orphan)], start_new_session=True)
     if arguments.port:
-        server = ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler)
+        server = ThreadingHTTPServer((os.environ.get("SAGE_HOST", "127.0.0.1"), arguments.port), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
     while not stop.wait(0.2):
         if arguments.alive:

@@ -7,9 +7,11 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -17,11 +19,11 @@ import pytest
 
 from sage_cli import locate
 from sage_cli.failures import StackError
-from sage_cli.stack import embedded
+from sage_cli.stack import embedded, updown
 from sage_cli.stack.daemon import Daemon
 from sage_cli.stack.gateway import find_own_gateway
 from sage_cli.stack.lock import stack_lock
-from sage_cli.stack.parts import Part
+from sage_cli.stack.parts import Part, embedded_parts
 from sage_cli.stack.processes import is_alive, marked
 from sage_contracts.errors import ConflictError, InvalidRequestError
 from sage_contracts.home import Home
@@ -133,10 +135,7 @@ def test_a_part_that_dies_comes_back(home: Home, ports: dict[str, int]) -> None:
 def test_orphans_of_a_killed_daemon_are_cleared_by_the_next_up(home: Home, ports: dict[str, int]) -> None:
     wanted = parts(home, ports)
     first = up(home, wanted, ports)
-    pid = Daemon(home).pid()
-    assert pid is not None
-    os.kill(pid, 9)
-    wait_until(lambda: not is_alive(pid), "the daemon's end")
+    kill_daemon(home)
     assert marked(first.stack_id)
 
     second = up(home, wanted, ports)
@@ -144,32 +143,100 @@ def test_orphans_of_a_killed_daemon_are_cleared_by_the_next_up(home: Home, ports
     assert marked(first.stack_id) == []
 
 
-@pytest.mark.parametrize("ends_by", ["down", "up"])
-def test_workers_of_a_killed_daemon_leave_while_the_others_still_listen(
-    home: Home, ports: dict[str, int], ends_by: str
-) -> None:
+def telling_parts(home: Home, ports: dict[str, int]) -> tuple[list[Part], Path]:
+    """With a worker that takes a second to leave, and what it then notes: did the others still listen?"""
     told = home.root / "told"
-    telling = (
-        "--alive",
-        str(home.run / "merger.alive"),
-        "--tell",
-        str(ports["gateway"]),
-        "--told",
-        str(told),
-    )
+    alive, gateway = str(home.run / "merger.alive"), str(ports["gateway"])
+    telling = ("--alive", alive, "--tell", gateway, "--told", str(told))
     worker = Part("merger", (sys.executable, PROGRAM, *telling), alive_file="merger.alive")
-    wanted = parts(home, ports, worker)
-    record = up(home, wanted, ports)
+    return parts(home, ports, worker), told
+
+
+def kill_daemon(home: Home) -> None:
     pid = Daemon(home).pid()
     assert pid is not None
     os.kill(pid, 9)
     wait_until(lambda: not is_alive(pid), "the daemon's end")
+
+
+def lose_socket(home: Home) -> None:
+    """As whoever cleans temporary folders does."""
+    Daemon(home).socket.unlink()
+
+
+@pytest.mark.parametrize("loses", [kill_daemon, lose_socket])
+@pytest.mark.parametrize("ends_by", ["down", "up"])
+def test_workers_of_a_silent_daemon_leave_while_the_others_still_listen(
+    home: Home, ports: dict[str, int], ends_by: str, loses: Callable[[Home], None]
+) -> None:
+    wanted, told = telling_parts(home, ports)
+    record = up(home, wanted, ports)
+    loses(home)
     if ends_by == "down":
         embedded.down(home, record)
     else:
-        up(home, wanted, ports)
+        assert up(home, wanted, ports) != record
     assert told.read_text() == "heard"
     assert marked(record.stack_id) == []
+
+
+def test_no_containers_join_a_daemon_that_cannot_be_reached(home: Home, ports: dict[str, int]) -> None:
+    record = up(home, parts(home, ports), ports)
+    lose_socket(home)
+    with pytest.raises(ConflictError, match="already runs as local processes"):
+        updown.up("compose")
+    assert len(marked(record.stack_id)) == 3
+
+
+def test_a_worker_that_takes_longer_than_the_patience_still_gets_its_time(
+    home: Home, ports: dict[str, int]
+) -> None:
+    wanted, told = telling_parts(home, ports)
+    record = up(home, wanted, ports)
+    embedded.down(home, record, patience_s=0.1)
+    assert told.read_text() == "heard"
+    assert marked(record.stack_id) == []
+
+
+def test_a_stack_is_one_for_shells_with_different_temporary_folders(
+    home: Home,
+    ports: dict[str, int],
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second, third = (tmp_path_factory.mktemp("t") for _ in range(3))
+    wanted = parts(home, ports)
+    monkeypatch.setattr(tempfile, "tempdir", str(first))
+    record = up(home, wanted, ports)
+    pid = Daemon(home).pid()
+
+    monkeypatch.setattr(tempfile, "tempdir", str(second))
+    assert Daemon(home).is_answering()
+    assert up(home, wanted, ports) == record
+    assert Daemon(home).pid() == pid
+
+    monkeypatch.setattr(tempfile, "tempdir", str(third))
+    embedded.down(home, record)
+    assert marked(record.stack_id) == []
+    assert [list(folder.iterdir()) for folder in (first, second, third)] == [[], [], []]
+
+
+def test_after_a_power_cut_nobody_elses_process_is_waited_for(home: Home, ports: dict[str, int]) -> None:
+    record = up(home, parts(home, ports), ports)
+    # All at once, and its number is another's by now.
+    for pid in marked(record.stack_id):
+        os.kill(pid, 9)
+    wait_until(lambda: marked(record.stack_id) == [], "the end of all")
+    assert Daemon(home).socket.exists()
+    with subprocess.Popen(["sleep", "600"]) as other:
+        (home.run / "supervisord.pid").write_text(str(other.pid))
+        assert Daemon(home).pid() is None
+        started = time.monotonic()
+        embedded.down(home, record)
+        assert time.monotonic() - started < 5
+        assert other.poll() is None
+        other.kill()
+    assert locate.read_record() is None
 
 
 def test_a_part_that_cannot_start_is_named_with_its_log_and_nothing_is_left(
@@ -210,6 +277,39 @@ def test_services_get_their_settings_and_one_secret(home: Home, ports: dict[str,
     assert given["SAGE_CHAT_FINETUNE_PORT"] == str(ports["inference"])
     assert given["SAGE_ORCHESTRATOR_URL"] == f"http://127.0.0.1:{ports['orchestrator']}"
     assert given["SAGE_STACK_ID"] == record.stack_id
+
+
+def test_a_stack_is_stopped_with_the_waits_it_was_started_with(home: Home, ports: dict[str, int]) -> None:
+    assert Daemon(home).stop_waits_s() == {}
+    wanted = [
+        replace(part, stop_wait_s=315) if part.name == "trainer" else part for part in parts(home, ports)
+    ]
+    up(home, wanted, ports)
+    assert Daemon(home).stop_waits_s() == {"gateway": 15, "trainer": 315}
+
+
+def test_a_stack_on_a_network_shows_it_the_gateway_alone(home: Home, ports: dict[str, int]) -> None:
+    there = "127.0.0.2"  # this machine's, and yet not where the other parts belong
+    wanted = [
+        replace(part, command=(sys.executable, PROGRAM, "--port", str(part.port)), is_awaited=True)
+        for part in embedded_parts(ports, there, home.finetune_output)
+        if part.port
+    ]
+    embedded.up(home, wanted, ports, there, timeout_s=TIMEOUT_S, say=lambda _: None)
+    heard = {
+        (host, part.name): can_connect(host, port)
+        for host in ("127.0.0.1", there)
+        for part in wanted
+        if (port := part.port)
+    }
+    assert {key for key, is_heard in heard.items() if is_heard} == {
+        (there if part.name == "gateway" else "127.0.0.1", part.name) for part in wanted
+    }
+
+
+def can_connect(host: str, port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex((host, port)) == 0
 
 
 def test_only_one_command_at_a_time(home: Home) -> None:

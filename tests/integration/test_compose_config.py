@@ -67,13 +67,24 @@ def test_no_container_is_allowed_more_than_it_needs(files: tuple[str, ...]) -> N
         assert service["healthcheck"]["test"], name
 
 
-def test_ports_are_published_on_loopback_unless_asked_otherwise(stack: dict[str, Any]) -> None:
+def test_ports_are_published_on_loopback_and_the_gateways_elsewhere_when_asked(stack: dict[str, Any]) -> None:
     published = [port for service in stack["services"].values() for port in service.get("ports", [])]
     assert {port["published"] for port in published} == {"8080", "8081", "8000", "6006"}
     assert {port["host_ip"] for port in published} == {"127.0.0.1"}
     opened = config("compose.yaml", SAGE_BIND="0.0.0.0", SAGE_GATEWAY_PORT="9090")
     (port,) = opened["services"]["gateway"]["ports"]
     assert (port["host_ip"], port["published"], port["target"]) == ("0.0.0.0", "9090", 8080)
+    for name in ("orchestrator", "inference", "tensorboard"):
+        assert [port["host_ip"] for port in opened["services"][name]["ports"]] == ["127.0.0.1"], name
+
+
+@pytest.mark.parametrize(
+    ("grace", "period"), [("", "1m30s"), ("30", "1m30s"), ("300", "6m0s"), ("0.5", "1m0.5s")]
+)
+def test_the_trainers_container_outlives_the_checkpoint_that_is_waited_for(grace: str, period: str) -> None:
+    trainer = config("compose.yaml", SAGE_STOP_GRACE_S=grace)["services"]["trainer"]
+    assert trainer["stop_grace_period"] == period
+    assert trainer["environment"]["SAGE_STOP_GRACE_S"] == grace
 
 
 def test_starts_wait_for_health(stack: dict[str, Any]) -> None:

@@ -161,7 +161,8 @@ def check_ports() -> Finding:
     if (gateway := find_gateway()) and gateway.is_usable:
         return Finding("ok", "ports", f"the stack answers at {gateway.url}")
     wanted = locate.wanted_ports()
-    taken = {part: port for part, port in wanted.items() if not ports.is_free(locate.bind_host(), port)}
+    hosts = {part: ports.host_of(part, locate.bind_host()) for part in wanted}
+    taken = {part: port for part, port in wanted.items() if not ports.is_free(hosts[part], port)}
     if taken:
         seen = "; ".join(
             f"{port} ({part}) is in use by {ports.owner_of(port)}" for part, port in taken.items()

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import configparser
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import xmlrpc.client
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sage_cli import locate
 from sage_cli.failures import StackError
 from sage_cli.stack.parts import Part
-from sage_cli.stack.processes import PART_MARK, is_alive
+from sage_cli.stack.processes import PART_MARK, is_alive, is_marked, send
 from sage_contracts.home import Home, write_whole
 
 # 108 bytes is the kernel's limit, and supervisord binds to a longer temporary name first.
 _SOCKET_PATH_LIMIT = 90
+_PROGRAM = "program:"
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,12 @@ class Daemon:
 
     @property
     def socket(self) -> Path:
-        """In the run folder, or in a private folder of the temporary directory where that is too long."""
+        """In the run folder, or in a private folder of the temporary directory where that is too long.
+
+        The running daemon's, where one was started: the temporary directory differs from shell to shell.
+        """
+        if written := self._written().get("unix_http_server", "file", fallback=""):
+            return Path(written.replace("%%", "%"))
         path = self._home.run / "supervisord.sock"
         if len(os.fsencode(path)) <= _SOCKET_PATH_LIMIT:
             return path
@@ -54,10 +64,10 @@ class Daemon:
 
     def start(self, parts: Sequence[Part], environment: Mapping[str, str]) -> None:
         """Write the configuration and start the daemon. Raises: StackError with the daemon's words."""
+        self.forget()
         self._private_socket_dir()
         self._home.logs.mkdir(parents=True, exist_ok=True)
         write_whole(self._config, self._configuration(parts))
-        self.socket.unlink(missing_ok=True)
         try:
             started = subprocess.run(
                 [sys.executable, "-m", "supervisor.supervisord", "-c", str(self._config)],
@@ -103,35 +113,57 @@ class Daemon:
         return idle
 
     def pid(self) -> int | None:
-        """The daemon's process, while it lives."""
+        """The daemon's process, while it lives: a number that outlived it may be anybody's."""
         try:
             pid = int(self._pid_file.read_text())
         except (OSError, ValueError):
             return None
-        return pid if is_alive(pid) else None
+        record = locate.read_record()
+        return pid if record and is_alive(pid) and is_marked(pid, record.stack_id) else None
 
     def stop(self, *, deadline_s: float) -> bool:
-        """Stop all processes, then the daemon. True when it is gone within `deadline_s`."""
-        pid = self.pid()
-        try:
-            with self._proxy() as proxy:
-                proxy.supervisor.shutdown()
-        except (OSError, xmlrpc.client.Error):
-            if pid is None:
-                return True
+        """Have the daemon stop its processes and leave. False when there was none, or it took too long.
+
+        It is killed then, and its processes live on with nobody to start them again.
+        """
+        pid = self._shut_down()
+        if pid is None:
+            return False
         deadline = time.monotonic() + deadline_s
-        while pid is not None and is_alive(pid):
+        while is_alive(pid):
             if time.monotonic() > deadline:
+                send(pid, signal.SIGKILL)
                 return False
             time.sleep(0.05)
         return True
 
+    def _shut_down(self) -> int | None:
+        """Begin the shutdown. Returns the process that is to end, or None where there is none."""
+        try:
+            with self._proxy() as proxy:
+                answer: Any = proxy.supervisor.getPID()
+                proxy.supervisor.shutdown()
+            return int(answer)
+        except (OSError, xmlrpc.client.Error):
+            pid = self.pid()
+        if pid is not None:
+            send(pid, signal.SIGTERM)  # asks for the same
+        return pid
+
+    def stop_waits_s(self) -> dict[str, int]:
+        """What each part was given for its stop when the daemon was started; empty where none was."""
+        written = self._written()
+        programs = [title for title in written.sections() if title.startswith(_PROGRAM)]
+        return {title.removeprefix(_PROGRAM): written.getint(title, "stopwaitsecs") for title in programs}
+
     def forget(self) -> None:
         """Remove what the daemon leaves in the run folder."""
-        for path in (self._config, self._pid_file, self.socket):
+        socket = self.socket  # is read from the configuration
+        for path in (self._config, self._pid_file, socket):
             path.unlink(missing_ok=True)
-        if self.socket.parent != self._home.run and self.socket.parent.is_dir():
-            self.socket.parent.rmdir()
+        if socket.parent != self._home.run:
+            with suppress(OSError):  # whoever cleans temporary folders was here first
+                socket.parent.rmdir()
 
     def log_of(self, part: str) -> Path:
         return self._home.logs / f"{part}.log"
@@ -176,9 +208,18 @@ class Daemon:
         programs = [self._program(part, rank) for rank, part in enumerate(parts)]
         return "\n".join([head, server, interface, *programs])
 
+    def _written(self) -> configparser.RawConfigParser:
+        """The configuration that the daemon was started with, not what would be written today."""
+        written = configparser.RawConfigParser()
+        try:
+            written.read(self._config, encoding="utf-8")
+        except (OSError, ValueError, configparser.Error):
+            return configparser.RawConfigParser()  # torn: as if there were none
+        return written
+
     def _program(self, part: Part, rank: int) -> str:
         return _section(
-            f"program:{part.name}",
+            f"{_PROGRAM}{part.name}",
             command=_command_line(part.command),
             priority=100 + rank,
             autostart="true",
@@ -191,7 +232,9 @@ class Daemon:
             stopasgroup="true",
             killasgroup="true",
             redirect_stderr="true",
-            environment=f'{PART_MARK}="{part.name}"',
+            environment=",".join(
+                f'{name}="{value}"' for name, value in {PART_MARK: part.name, **part.environment}.items()
+            ),
             # This one field is expanded twice.
             stdout_logfile=str(self.log_of(part.name)).replace("%", "%%"),
             stdout_logfile_maxbytes="10MB",

@@ -13,7 +13,7 @@ from sage_cli.locate import PORT_VARIABLES, StackRecord
 from sage_cli.stack.daemon import Daemon
 from sage_cli.stack.health import await_healthy
 from sage_cli.stack.parts import Part, embedded_parts
-from sage_cli.stack.ports import require_free
+from sage_cli.stack.ports import host_of, require_free
 from sage_cli.stack.processes import STACK_MARK, end_marked
 from sage_cli.stack.token import internal_token
 from sage_contracts.home import Home, write_whole
@@ -37,9 +37,10 @@ def up(
         await_healthy(daemon, parts, home, timeout_s=timeout_s, since=0, on_ready=lambda _: None)
         return record
     if record and record.kind == "embedded":
-        # The daemon died without its processes: they would hold the ports.
-        _end_processes(home, record)
-        forget(home)
+        if daemon.pid() is not None:
+            say("supervisord cannot be reached: starting anew (a running job writes a checkpoint first)")
+        # Its processes would hold the ports, as those of a daemon that died without them do.
+        down(home, record)
     require_free(host, {part.name: part.port for part in parts if part.port is not None})
     return _start(home, daemon, parts, dict(ports), host, timeout_s=timeout_s, say=say)
 
@@ -75,20 +76,29 @@ def _start(
     return record
 
 
+def is_running(home: Home, record: StackRecord) -> bool:
+    """True while the supervisord of an embedded stack lives, whether or not it can be reached."""
+    daemon = Daemon(home)
+    return record.kind == "embedded" and (daemon.is_answering() or daemon.pid() is not None)
+
+
 def environment(home: Home, record: StackRecord) -> dict[str, str]:
     """What every process of the stack is given on top of the caller's environment."""
-    host = locate.reachable(record.host)
+
+    def url(part: str) -> str:
+        return f"http://{locate.reachable(host_of(part, record.host))}:{record.ports[part]}"
+
     given = dict(os.environ)
     given.setdefault("SAGE_BROKER_URL", "filesystem://")
     return given | {
         "SAGE_HOME": str(home.root),
         "SAGE_RUN_DIR": str(home.run),
-        "SAGE_HOST": record.host,
+        "SAGE_HOST": "127.0.0.1",  # the gateway has its own
         **{PORT_VARIABLES[part]: str(port) for part, port in record.ports.items()},
-        "SAGE_ORCHESTRATOR_URL": f"http://{host}:{record.ports['orchestrator']}",
-        "SAGE_GATEWAY_URL": f"http://{host}:{record.ports['gateway']}",
-        "SAGE_INFERENCE_URL": f"http://{host}:{record.ports['inference']}",
-        "SAGE_TENSORBOARD_URL": f"http://{host}:{record.ports['tensorboard']}",
+        "SAGE_ORCHESTRATOR_URL": url("orchestrator"),
+        "SAGE_GATEWAY_URL": url("gateway"),
+        "SAGE_INFERENCE_URL": url("inference"),
+        "SAGE_TENSORBOARD_URL": url("tensorboard"),
         "SAGE_INTERNAL_TOKEN": internal_token(home),
         "PYTHONUNBUFFERED": "1",
         STACK_MARK: record.stack_id,
@@ -96,12 +106,17 @@ def environment(home: Home, record: StackRecord) -> dict[str, str]:
     }
 
 
-def down(home: Home, record: StackRecord, *, patience_s: float = 90) -> None:
-    """Stop all of it, orphans included. Raises: StackError naming what would not die."""
+def down(home: Home, record: StackRecord, *, patience_s: float | None = None) -> None:
+    """Stop all of it, orphans included. Raises: StackError naming what would not die.
+
+    Without `patience_s` every part gets what it was promised when the stack was started.
+    """
     daemon = Daemon(home)
-    has_daemon = daemon.pid() is not None
-    daemon.stop(deadline_s=patience_s)
-    left = end_marked(record.stack_id) if has_daemon else _end_processes(home, record)
+    if patience_s is None:
+        # One part after the other, and the daemon looks once a second.
+        patience_s = sum(wait_s + 2 for wait_s in daemon.stop_waits_s().values()) + 10
+    has_stopped_them = daemon.stop(deadline_s=patience_s)
+    left = end_marked(record.stack_id) if has_stopped_them else _end_processes(home, record)
     if left:
         raise StackError(f"These processes would not end: {', '.join(map(str, left))}. Stop them by hand.")
     forget(home)
@@ -113,9 +128,9 @@ def _end_processes(home: Home, record: StackRecord) -> list[int]:
     Returns what still lives.
     """
     parts = embedded_parts(record.ports, record.host, home.finetune_output)
-    return end_marked(
-        record.stack_id, first_s={part.name: part.stop_wait_s for part in parts if part.alive_file}
-    )
+    promised_s = Daemon(home).stop_waits_s()
+    workers_s = {part.name: promised_s.get(part.name, part.stop_wait_s) for part in parts if part.alive_file}
+    return end_marked(record.stack_id, first_s=workers_s)
 
 
 def forget(home: Home) -> None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import math
+import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sage_cli.locate import reachable
+from sage_cli.stack.ports import host_of
+from sage_contracts.errors import InvalidRequestError
+
+_STOP_GRACE_S = 30.0  # the trainer's own default
 
 
 @dataclass(frozen=True)
@@ -28,9 +34,27 @@ class Part:
     """`sage up` waits for it."""
     host: str = "127.0.0.1"
     """Where its port is called."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """On top of what all parts are given."""
 
 
-def embedded_parts(ports: Mapping[str, int], host: str, output_dir: Path) -> list[Part]:
+def stop_grace_from_env() -> float:
+    """SAGE_STOP_GRACE_S: what a training process gets for its checkpoint. Raises: InvalidRequestError."""
+    text = os.environ.get("SAGE_STOP_GRACE_S") or str(_STOP_GRACE_S)
+    try:
+        grace_s = float(text)
+    except ValueError:
+        grace_s = math.nan
+    if not (math.isfinite(grace_s) and grace_s >= 0):
+        raise InvalidRequestError(
+            f"SAGE_STOP_GRACE_S={text!r} is no time to stop in: give a number of seconds, such as 120."
+        )
+    return grace_s
+
+
+def embedded_parts(
+    ports: Mapping[str, int], gateway_host: str, output_dir: Path, *, stop_grace_s: float = _STOP_GRACE_S
+) -> list[Part]:
     """Everything of the stack that is installed here, in the order of starting."""
 
     def module(name: str) -> tuple[str, ...]:
@@ -39,21 +63,26 @@ def embedded_parts(ports: Mapping[str, int], host: str, output_dir: Path) -> lis
     def worker(name: str, *, stop_wait_s: int) -> Part:
         return Part(name, module(f"sage_{name}"), alive_file=f"{name}.alive", stop_wait_s=stop_wait_s)
 
-    here = reachable(host)
     parts = [
-        Part("orchestrator", module("sage_orchestrator"), ports["orchestrator"], "/healthz", host=here),
-        # A running job writes a checkpoint before the trainer leaves.
-        worker("trainer", stop_wait_s=60),
+        Part("orchestrator", module("sage_orchestrator"), ports["orchestrator"], "/healthz"),
+        # A running job writes a checkpoint before the trainer leaves, and it then tells how the job stands.
+        worker("trainer", stop_wait_s=max(60, math.ceil(stop_grace_s) + 15)),
         worker("merger", stop_wait_s=30),
+        Part("inference", module("sage_inference"), ports["inference"], "/healthz", stop_wait_s=30),
         Part(
-            "inference", module("sage_inference"), ports["inference"], "/healthz", stop_wait_s=30, host=here
+            "gateway",
+            module("sage_gateway"),
+            ports["gateway"],
+            "/healthz",
+            host=reachable(gateway_host),
+            environment={"SAGE_HOST": gateway_host},
         ),
-        Part("gateway", module("sage_gateway"), ports["gateway"], "/healthz", host=here),
     ]
     if importlib.util.find_spec("tensorboard"):
-        where = ("--logdir", str(output_dir), "--host", host, "--port", str(ports["tensorboard"]))
-        command = (*module("tensorboard.main"), *where)
-        parts.append(Part("tensorboard", command, ports["tensorboard"], "/", is_awaited=False, host=here))
+        port = ports["tensorboard"]
+        where = ("--host", host_of("tensorboard", gateway_host), "--port", str(port))
+        command = (*module("tensorboard.main"), "--logdir", str(output_dir), *where)
+        parts.append(Part("tensorboard", command, port, "/", is_awaited=False))
     return parts
 
 

@@ -10,6 +10,12 @@ from sage_cli.locate import PORT_VARIABLES
 from sage_contracts.errors import InvalidRequestError
 
 _LISTENING = "0A"
+_THIS_MACHINE = "127.0.0.1"
+
+
+def host_of(part: str, gateway_host: str) -> str:
+    """Where a part listens: the gateway alone asks for keys, so that the others never leave this machine."""
+    return gateway_host if part == "gateway" else _THIS_MACHINE
 
 
 def is_free(host: str, port: int) -> bool:
@@ -31,7 +37,7 @@ def is_free(host: str, port: int) -> bool:
     return True
 
 
-def require_free(host: str, ports: Mapping[str, int]) -> None:
+def require_free(gateway_host: str, ports: Mapping[str, int]) -> None:
     """Raises: InvalidRequestError that names each taken port, its owner and the variable to change."""
     by_port: dict[int, str] = {}
     for part, port in ports.items():
@@ -46,7 +52,7 @@ def require_free(host: str, ports: Mapping[str, int]) -> None:
         f" stop that, or choose another port with {PORT_VARIABLES[part]}, for example"
         f" {PORT_VARIABLES[part]}={port + 10}."
         for part, port in ports.items()
-        if not is_free(host, port)
+        if not is_free(host_of(part, gateway_host), port)
     ]
     if taken:
         raise InvalidRequestError("\n".join([*taken, "Nothing was started."]))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 STACK_MARK = "SAGE_STACK_ID"
 PART_MARK = "SAGE_STACK_PART"
+_PROC = Path("/proc")
 
 
 def marked(stack_id: str, part: str | None = None) -> list[int]:
@@ -19,18 +20,27 @@ def marked(stack_id: str, part: str | None = None) -> list[int]:
         wanted.add(f"{PART_MARK}={part}".encode())
     found = []
     try:
-        entries = list(Path("/proc").iterdir())
+        entries = list(_PROC.iterdir())
     except OSError:
         return []
     for entry in entries:
         if not entry.name.isdecimal() or int(entry.name) == os.getpid():
             continue
-        try:
-            if wanted.issubset((entry / "environ").read_bytes().split(b"\0")) and not _is_zombie(entry):
-                found.append(int(entry.name))
-        except OSError:
-            continue  # gone meanwhile, or somebody else's
+        if _carries(entry, wanted) and not _is_zombie(entry):
+            found.append(int(entry.name))
     return found
+
+
+def is_marked(pid: int, stack_id: str) -> bool:
+    """True for a process of this stack; where there is no /proc to tell by, for every one."""
+    return not _PROC.exists() or _carries(_PROC / str(pid), {f"{STACK_MARK}={stack_id}".encode()})
+
+
+def _carries(process: Path, wanted: Set[bytes]) -> bool:
+    try:
+        return wanted <= set((process / "environ").read_bytes().split(b"\0"))
+    except OSError:
+        return False  # gone meanwhile, or somebody else's
 
 
 def is_alive(pid: int) -> bool:
@@ -41,7 +51,7 @@ def is_alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    return not _is_zombie(Path(f"/proc/{pid}"))
+    return not _is_zombie(_PROC / str(pid))
 
 
 def _is_zombie(process: Path) -> bool:
@@ -74,14 +84,15 @@ def _signal_marked(
     deadline = time.monotonic() + patience_s
     left = marked(stack_id, part)
     for pid in left:
-        _send(pid, sign)
+        send(pid, sign)
     while left and time.monotonic() < deadline:
         time.sleep(0.05)
         left = marked(stack_id, part)
     return left
 
 
-def _send(pid: int, sign: int) -> None:
+def send(pid: int, sign: int) -> None:
+    """Signal a process that may be gone."""
     try:
         os.kill(pid, sign)
     except (ProcessLookupError, PermissionError):

@@ -14,8 +14,8 @@ from sage_cli.stack import compose, embedded
 from sage_cli.stack.daemon import Daemon
 from sage_cli.stack.gateway import find_own_gateway
 from sage_cli.stack.lock import stack_lock
-from sage_cli.stack.parts import embedded_parts, missing_parts
-from sage_cli.stack.ports import require_free
+from sage_cli.stack.parts import embedded_parts, missing_parts, stop_grace_from_env
+from sage_cli.stack.ports import host_of, require_free
 from sage_contracts.errors import ConflictError, InvalidRequestError, StorageFullError
 from sage_contracts.home import Home
 
@@ -35,7 +35,7 @@ def up_command(*, embedded: bool, docker: bool, timeout_s: float | None, is_buil
     say(f"The stack is up ({'local processes' if record.kind == 'embedded' else 'containers'}).", "ok")
     for text in (
         f"  gateway      {record.gateway_url}   (OpenAI's API: {record.gateway_url}/v1)",
-        f"  TensorBoard  http://{locate.reachable(record.host)}:{record.ports['tensorboard']}",
+        f"  TensorBoard  http://{host_of('tensorboard', record.host)}:{record.ports['tensorboard']}",
         f"  home         {locate.home_root()}",
         "Next: sage finetune quickstart code",
     ):
@@ -116,7 +116,7 @@ def _choose(wanted: Kind | None, home: Home) -> tuple[Kind, str]:
     """The kind to start, and why, for people."""
     record = locate.read_record()
     running: Kind | None = None
-    if record and record.kind == "embedded" and Daemon(home).is_answering():
+    if record and embedded.is_running(home, record):
         running = "embedded"
     elif record and record.kind == "compose" and _containers_run():
         running = "compose"
@@ -155,10 +155,10 @@ def _up_embedded(home: Home, timeout_s: float) -> StackRecord:
         )
     record = locate.read_record()
     ports, host = locate.wanted_ports(), locate.bind_host()
-    if record and record.kind == "embedded" and Daemon(home).is_answering():
+    if record and embedded.is_running(home, record):
         ports, host = record.ports, record.host
     started = time.monotonic()
-    parts = embedded_parts(ports, host, home.finetune_output)
+    parts = embedded_parts(ports, host, home.finetune_output, stop_grace_s=stop_grace_from_env())
     record = embedded.up(home, parts, ports, host, timeout_s=timeout_s, say=lambda text: say(text, "ok"))
     say(f"Healthy after {time.monotonic() - started:.0f} s")
     return record
