@@ -44,7 +44,10 @@ def settings(base: Path, data: Path, output: Path, **changes: Any) -> TrainingCo
     return TrainingConfig.model_validate({**fields, **changes})
 
 
-def assert_same_adapter(one: TrainResult, other: TrainResult, *, off: float = 1e-5) -> None:
+def assert_same_adapter(one: TrainResult, other: TrainResult, *, off: float = 1e-4) -> None:
+    """Four steps move a weight by 0.04. Adam makes whole steps of gradients that are next to nothing, and so
+    of what rounding leaves of them when they are summed in another order: single weights are 1e-5 apart.
+    """
     expected = adapter_weights(one)
     found = adapter_weights(other)
     assert found.keys() == expected.keys()
