@@ -24,9 +24,9 @@ from sage_inference import process_group
 from sage_inference.engine_process import EngineProcess
 from sage_inference.engines import EngineFactory
 from sage_inference.fit import Kind
-from sage_inference.hardware import Device, machine_bytes
 from sage_inference.models import Adapter, BaseModel, locate
 from sage_inference.settings import InferenceSettings
+from sage_servicekit.machine import Device, total_memory_bytes
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -89,7 +89,7 @@ ENGINES = ["fake", "transformers", pytest.param("vllm", marks=pytest.mark.vllm)]
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=ENGINES)
 async def subject(request: pytest.FixtureRequest, models: Path) -> AsyncIterator[Subject]:
     kind, settings = settings_of(request.param, models)
-    factory = EngineFactory(settings, kind, Device("cpu", machine_bytes()))
+    factory = EngineFactory(settings, kind, Device("cpu", total_memory_bytes()))
 
     def find(name: str, folder: str) -> Adapter:
         resolved = ResolvedModel(id=name, base_model="base_models/tiny", adapter_path=f"adapters/{folder}")

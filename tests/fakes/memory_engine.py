@@ -12,8 +12,8 @@ from sage_contracts.errors import EngineFailedError, SageError
 from sage_inference.engine_process import Launch
 from sage_inference.engines import Plan
 from sage_inference.fit import Kind
-from sage_inference.hardware import Device
 from sage_inference.models import Adapter, BaseModel
+from sage_servicekit.machine import Device
 
 
 class MemoryEngine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -11,6 +12,7 @@ import pytest
 from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
 from tests.fakes.inference_rig import make_adapter_folder, make_base_folder
+from tests.fakes.nvidia_smi import Card, install
 
 from sage_contracts.errors import InvalidRequestError, ModelNotFoundError
 from sage_contracts.home import Home
@@ -18,7 +20,6 @@ from sage_contracts.models import ResolvedModel
 from sage_inference.engine_process import Address
 from sage_inference.engines import EngineFactory, choose_kind, smallest_rank
 from sage_inference.fit import Kind
-from sage_inference.hardware import Device, find_device
 from sage_inference.models import locate
 from sage_inference.relay import Call
 from sage_inference.settings import InferenceSettings
@@ -27,6 +28,7 @@ from sage_inference.transformers_engine.protocol import (
     CompletionRequest,
     GenerationRequest,
 )
+from sage_servicekit.machine import Device, find_device
 
 CPU = Device("cpu", 16 * 2**30)
 GPU = Device("cuda:1", 80 * 2**30)
@@ -199,10 +201,27 @@ def test_what_is_not_there_is_said_with_its_path(home: Home, model: ResolvedMode
         locate(model, home, "vllm")
 
 
-def test_a_machine_without_nvidia_uses_its_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    device = find_device("auto")
-    assert device.name == "cpu" and device.total_bytes > 0
+@pytest.mark.parametrize(
+    ("setting", "visible", "name", "shown"),
+    [
+        ("auto", "1", "cuda:1", "1"),
+        ("auto", "1,0", "cuda:1", "1"),
+        ("auto", "GPU-aa", "cuda:0", "0"),
+        ("cuda:1", "0,1", "cuda:1", "1"),
+        ("auto", "", "cpu", ""),
+        ("cpu", "0", "cpu", ""),
+    ],
+)
+def test_an_engine_gets_the_card_that_its_lease_names_and_no_hidden_one(
+    home: Home, monkeypatch: pytest.MonkeyPatch, setting: str, visible: str, name: str, shown: str
+) -> None:
+    install(home.root, Card("GPU-aa", 12288), Card("GPU-bb", 8192))
+    monkeypatch.setenv("PATH", f"{home.root}:{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    device = find_device(setting)
+    _, env, _ = command(home, "vllm", device)
+    assert (device.name, env["CUDA_VISIBLE_DEVICES"]) == (name, shown)
+    assert env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
 def test_only_the_models_name_is_rewritten() -> None:

@@ -1,4 +1,4 @@
-"""What a process may use: container limits, devices, whole files."""
+"""What a process may use: container limits, whole files."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 
 from sage_contracts.home import Home, write_whole
-from sage_servicekit.machine import find_device, oom_kill_count, return_free_memory, total_memory_bytes
+from sage_servicekit.machine import oom_kill_count, return_free_memory, total_memory_bytes
 from sage_servicekit.settings import ServiceSettings, worker_id
-
-NVIDIA_SMI = "#!/bin/sh\necho '24564, 20000'\necho '81559, 81000'\n"
 
 
 def test_memory_is_the_containers_where_that_is_less(tmp_path: Path) -> None:
@@ -38,27 +36,6 @@ def test_the_kernels_count_of_kills_is_found(tmp_path: Path, membership: str, fi
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).write_text("low 0\noom 2\noom_kill 3\n")
     assert oom_kill_count(tmp_path, tmp_path / "membership") == 3
-
-
-@pytest.mark.parametrize(
-    ("wanted", "name", "total_mib"),
-    [("auto", "cuda:0", 24564), ("cuda:1", "cuda:1", 81559), ("cpu", "cpu", None), ("cuda:7", "cpu", None)],
-)
-def test_devices_as_nvidia_smi_lists_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, name: str, total_mib: int | None
-) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text(NVIDIA_SMI)
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    device = find_device(wanted)
-    assert device.name == name
-    assert device.total_bytes == (total_memory_bytes() if total_mib is None else total_mib << 20)
-
-
-def test_without_nvidia_smi_there_is_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert find_device().name == "cpu"
 
 
 def test_returning_memory_is_harmless() -> None:

@@ -13,9 +13,9 @@ from sage_contracts.home import Home
 from sage_inference import hardware
 from sage_inference.engine_process import Address, EngineProcess, Launch
 from sage_inference.fit import VLLM_RANKS, Kind
-from sage_inference.hardware import Device
 from sage_inference.models import BaseModel
 from sage_inference.settings import InferenceSettings
+from sage_servicekit.machine import Device
 
 _MIB = 2**20
 _GIB = 2**30
@@ -84,7 +84,7 @@ class EngineFactory:
         common += ["--served-model-name", base.served_name, address.nonce]
         common += ["--max-model-len", str(self.context_length(base))]
         if self.kind == "transformers":
-            # Its CUDA_VISIBLE_DEVICES shows it one GPU, which it counts from 0.
+            # Its environment shows it one GPU, which it counts from 0.
             torch_device = "cuda:0" if self.device.is_cuda else "cpu"
             program = [sys.executable, "-m", "sage_inference.transformers_engine"]
             return [*program, "--model", base.location, "--device", torch_device, *common]
@@ -144,8 +144,9 @@ class EngineFactory:
         }
         if base.is_local:
             env["HF_HUB_OFFLINE"] = "1"
+        env |= self.device.env
         if self.device.is_cuda:
-            return env | {"CUDA_VISIBLE_DEVICES": self.device.index}
+            return env
         return env | {"OMP_NUM_THREADS": threads, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 

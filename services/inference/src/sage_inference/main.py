@@ -13,7 +13,6 @@ from sage_inference import process_group
 from sage_inference.endpoints import make_router
 from sage_inference.engines import EngineFactory, choose_kind
 from sage_inference.finder import Finder
-from sage_inference.hardware import find_device
 from sage_inference.host import Host
 from sage_inference.orchestrator import Orchestrator
 from sage_inference.policy import Limits
@@ -21,6 +20,7 @@ from sage_inference.settings import InferenceSettings
 from sage_inference.upkeep import Upkeep
 from sage_servicekit import logs, serve
 from sage_servicekit.app import create_app
+from sage_servicekit.machine import find_device
 
 logger = logging.getLogger(__name__)
 

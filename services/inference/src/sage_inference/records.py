@@ -13,9 +13,9 @@ from sage_contracts.errors import EngineFailedError, SageError
 from sage_contracts.inference import EngineState, EngineStatus
 from sage_inference.engines import Plan
 from sage_inference.fit import Kind
-from sage_inference.hardware import Device
 from sage_inference.models import Adapter, BaseModel, Wanted
 from sage_inference.policy import AdapterView, EngineView
+from sage_servicekit.machine import Device
 
 
 class RunningEngine(Protocol):

@@ -21,7 +21,7 @@ class InferenceSettings(ServiceSettings):
     """vLLM's name for the way in which the models write calls of tools (`hermes`); empty: no request may have
     tools, since an engine that does not know it refuses them."""
     device: str = "auto"
-    """`cpu`, `cuda:0`, …; auto takes the first NVIDIA device when there is one."""
+    """`auto`, `cpu`, or a GPU: its number as nvidia-smi counts (`cuda:1`), or its UUID."""
 
     keep_alive_s: float = 300
     """An engine without requests for this long is stopped; 0 stops it when its last request ends."""

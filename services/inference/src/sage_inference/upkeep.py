@@ -8,10 +8,10 @@ import time
 
 from sage_contracts.errors import ConflictError, DeviceBusyError, NotFoundError, SageError
 from sage_contracts.workers import WorkerBeat
-from sage_inference.hardware import Device
 from sage_inference.host import Host
 from sage_inference.orchestrator import Orchestrator
 from sage_inference.records import Engine, YieldOrder
+from sage_servicekit.machine import Device
 from sage_servicekit.settings import worker_id
 
 logger = logging.getLogger(__name__)

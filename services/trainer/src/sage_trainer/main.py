@@ -22,7 +22,7 @@ def main() -> int:
     name = worker_id("trainer")
     device = find_device(settings.train_device)
     stopping = threading.Event()
-    env, log_path = child_env(settings, device.name), settings.home.logs / "trainer-spare.log"
+    env, log_path = child_env(settings, device), settings.home.logs / "trainer-spare.log"
     spare = Spare(settings.waiting_child_command, env, log_path)
     link = OrchestratorLink(settings, timeout_s=5.0)
     runner = TrainRunner(TrainerPost(settings, link, name, device, stopping, spare))

@@ -14,7 +14,7 @@ from sage_contracts.jobs import EventLevel
 from sage_contracts.workers import Finish, Order, Outcome, Report, ReportReply, TrainClaim
 from sage_servicekit.attempt import Attempt, Ending, Post, Runner
 from sage_servicekit.children import Child, computing_env
-from sage_servicekit.machine import oom_kill_count
+from sage_servicekit.machine import Device, oom_kill_count
 from sage_trainer.child_deaths import ChildDeaths
 from sage_trainer.ending import ending_of, stronger_order
 from sage_trainer.folders import give_up_checkpoints
@@ -36,15 +36,15 @@ class TrainerPost(Post):
     spare: Spare
 
 
-def child_env(settings: TrainerSettings, device: str) -> dict[str, str]:
+def child_env(settings: TrainerSettings, device: Device) -> dict[str, str]:
     """The environment of a training child."""
     env = computing_env(settings.home.root, settings.train_threads or physical_cores())
     env["TOKENIZERS_PARALLELISM"] = "false"
-    if device == "cpu":
-        env["CUDA_VISIBLE_DEVICES"] = ""
-    elif "CUDA_VISIBLE_DEVICES" not in env:
-        env["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")
-    return env
+    shown = device.env
+    if device.is_cuda and settings.train_device in ("auto", "cuda") and "CUDA_VISIBLE_DEVICES" in env:
+        # All that are named there take part in a run, and the first is the one that is leased.
+        del shown["CUDA_VISIBLE_DEVICES"]
+    return env | shown
 
 
 class TrainRunner(Runner[TrainClaim]):
@@ -114,7 +114,7 @@ class TrainAttempt(Attempt[TrainClaim, ChildMessage]):
         if (ready := post.spare.take(spec_path, self._log_path)) is not None:
             return ready
         command = [*post.settings.train_child_command, str(spec_path)]
-        return Child(command, log_path=self._log_path, env=child_env(post.settings, post.device.name))
+        return Child(command, log_path=self._log_path, env=child_env(post.settings, post.device))
 
     @property
     def _is_urgent(self) -> bool:

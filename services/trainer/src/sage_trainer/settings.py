@@ -19,7 +19,7 @@ class TrainerSettings(WorkerSettings):
     warm_worker: bool = True
     """Whether an idle trainer keeps a process with its libraries imported, so that jobs start sooner."""
     train_device: str = "auto"
-    """`auto`, `cpu`, `cuda:0`, …"""
+    """`auto`, `cpu`, or a GPU: its number as nvidia-smi counts (`cuda:1`), or its UUID."""
     train_threads: int | None = Field(default=None, ge=1)
     """CPU threads of the child; None takes what the container may use."""
     stop_grace_s: float = Field(default=30.0, ge=0)
