@@ -51,7 +51,7 @@ wheels() { # where torch comes from: wheels on this machine if it has some, else
 }
 
 install_vllm() {
-    if [ -e /proc/driver/nvidia/version ]; then
+    if nvidia-smi -L >/dev/null 2>&1; then # WSL has no /proc/driver/nvidia
         "$uv" pip install --quiet --python .venv/bin/python -c $req/pins.txt $(wheels) vllm
     else
         # Its declared dependencies do not install beside a CPU torch; this list is the set that works.

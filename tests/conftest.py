@@ -42,7 +42,9 @@ def _no_compiler() -> str | None:
 
 
 def _no_gpu() -> str | None:
-    return None if Path("/proc/driver/nvidia/version").exists() else "no NVIDIA GPU"
+    listing = ["nvidia-smi", "-L"]
+    has_one = shutil.which(listing[0]) and subprocess.run(listing, capture_output=True).returncode == 0
+    return None if has_one else "no NVIDIA GPU"
 
 
 def _no_vllm() -> str | None:
