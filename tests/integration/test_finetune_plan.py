@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.fakes.nvidia_smi import Card, install
 
 from sage.tools.finetune import LoRATrainer, TrainingCallback, TrainingConfig
 from sage.tools.finetune.batching import micro_batches
@@ -80,6 +82,27 @@ def test_the_command_plans_what_the_run_does(tiny_base: Path, data: Path, tmp_pa
     assert planned.run_s is not None
     assert planned.run_s[0] < planned.run_s[1]
     assert 1e8 < planned.trial.peak_memory_bytes < planned.memory_limit_bytes
+
+
+def test_a_card_that_this_torch_cannot_use_is_told_and_the_plan_is_for_the_cpu(
+    tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    if torch.version.cuda is not None:
+        pytest.skip("this torch is a build for CUDA")
+    env = {**os.environ, "PATH": f"{install(tmp_path, Card('GPU-aa', 12288))}:{os.environ['PATH']}"}
+    env.pop("CUDA_VISIBLE_DEVICES", None)
+    command = [
+        sys.executable, "-m", "sage_cli.main", "finetune", "plan", "--auto", "--data", str(data),
+        "--model", str(tiny_base), "--json",
+    ]  # fmt: skip
+    shown = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert shown.returncode == 0, shown.stderr
+    planned = Plan.model_validate_json(shown.stdout)
+    assert (planned.device, planned.config.preset) == ("cpu", PresetName.CPU)
+    assert planned.fits and planned.trial is not None and planned.trial.device == "cpu"
+    assert f"this torch ({torch.__version__}) is a build for the CPU" in " ".join(shown.stderr.split())
 
 
 class Memory:

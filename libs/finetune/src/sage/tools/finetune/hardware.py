@@ -1,4 +1,4 @@
-"""What the machine has, and the settings that follow from it. No torch, except in `pick_device`."""
+"""What the machine has, and the settings that follow from it. No torch where no device is used."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import contextlib
 import errno
 import os
 import resource
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,17 +23,44 @@ ResolvedPrecision = Literal["fp32", "fp16", "bf16"]
 
 @cache
 def has_cuda() -> bool:
-    """Whether an NVIDIA device is usable, found without importing torch."""
+    """Whether there is an NVIDIA device that torch is built for, found without importing torch."""
+    return _has_card() and _torch_build() != ""
+
+
+def _has_card() -> bool:
+    # Of the driver's own files, some show in containers that were given no device, and WSL has none.
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
-    devices = Path("/proc/driver/nvidia/gpus")
-    if devices.is_dir() and any(devices.iterdir()):
-        return True
     try:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return listing.returncode == 0 and b"GPU" in listing.stdout
+
+
+def _torch_build() -> str | None:
+    """The CUDA that torch is built for, "" for none; None where there is no torch to ask."""
+    found = find_spec("torch")
+    if found is None or found.origin is None:
+        return None
+    return str(runpy.run_path(str(Path(found.origin).with_name("version.py")))["cuda"] or "")
+
+
+def unused_card() -> str:
+    """Why torch leaves a card alone that is there; empty where it uses it, or there is none."""
+    import torch
+
+    if torch.cuda.is_available() or not _has_card():
+        return ""
+    if torch.version.cuda is None:
+        return (
+            f"There is an NVIDIA GPU, but this torch ({torch.__version__}) is a build for the CPU: "
+            "install one that is built for CUDA"
+        )
+    return (
+        f"There is an NVIDIA GPU, but torch {torch.__version__} cannot use it: "
+        f"its CUDA {torch.version.cuda} may need a newer driver"
+    )
 
 
 def pick_device() -> str:

@@ -21,7 +21,13 @@ from pydantic import ValidationError
 from sage.tools.finetune.base_models import default_model, resolve_base
 from sage.tools.finetune.batching import Schedule
 from sage.tools.finetune.distributed.ranks import spread_here
-from sage.tools.finetune.hardware import device_memory_bytes, has_cuda, wait_politely
+from sage.tools.finetune.hardware import (
+    device_memory_bytes,
+    has_cuda,
+    pick_device,
+    unused_card,
+    wait_politely,
+)
 from sage.tools.finetune.lifeline import end_with_parent
 from sage.tools.finetune.model_size import parameters_of
 from sage.tools.finetune.plan_rows import Report, count_rows
@@ -64,7 +70,9 @@ def plan(
     counts, samples, schedule = count_rows(config, base, splits.train, report)
     data, held_out_rows = splits.description, len(splits.validation)
     del splits  # the step that is measured needs the memory
-    device = "cuda" if has_cuda() else "cpu"
+    device = pick_device()
+    if device == "cpu" and (why := unused_card()):
+        report(f"{why}. This plan is for the CPU")
     limit = memory_limit_bytes or device_memory_bytes(device)
     spread = spread_here(config, home)
     found = Plan(
@@ -149,11 +157,12 @@ def resolve(spec: PlanSpec) -> tuple[TrainingConfig, str | None]:
 
     Raises: InvalidRequestError.
     """
+    wait_politely()
     home = Path(spec.home)
     model = default_model(spec.task) if spec.model == "auto" else spec.model.removeprefix("base:")
     preset, why = spec.preset, None
     if preset in (None, PresetName.AUTO):
-        device = "cuda:0" if has_cuda() else "cpu"
+        device = "cuda:0" if pick_device() == "cuda" else "cpu"
         choice = choose_preset(device, device_memory_bytes(device), parameters_of(model, home))
         preset, why = choice.preset, choice.why
     fields = preset_fields(preset or PresetName.CPU)
@@ -173,6 +182,8 @@ def resolve(spec: PlanSpec) -> tuple[TrainingConfig, str | None]:
 
 def main() -> int:
     """The program: its spec is a file, or `-` for standard input."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES"):
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the trainer takes its numbers to be nvidia-smi's
     lines = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is no line of ours
 
