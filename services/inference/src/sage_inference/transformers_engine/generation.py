@@ -308,4 +308,4 @@ def _dtype(name: str, device: str) -> Any:
         return getattr(torch, name)
     if device == "cpu":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
