@@ -98,7 +98,7 @@ async def subject(request: pytest.FixtureRequest, models: Path) -> AsyncIterator
         return adapter
 
     base = locate(ResolvedModel(id="base:tiny", base_model="base_models/tiny"), Home(models), kind).base
-    engine = await factory.start(factory.plan(base, 8))
+    engine = await factory.start(factory.plan(base, 8), None)
     adapters = [find("one.1@3", "one.1"), find("one.2@3", "one.2")]
     try:
         await engine.wait_ready()

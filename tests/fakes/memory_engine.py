@@ -75,11 +75,11 @@ class MemoryFactory:
 
     def plan(self, base: BaseModel, rank: int) -> Plan:
         launch = Launch(base.served_name, lambda _: [], {}, 1, 1, 1, Path("log"), Path("records"))
-        plan = Plan(launch, needed_bytes=1000, max_rank=max(rank, 16))
+        plan = Plan(launch, needed_bytes=1000, least_bytes=0, max_rank=max(rank, 16))
         self.plans.append(plan)
         return plan
 
-    async def start(self, plan: Plan) -> MemoryEngine:
+    async def start(self, plan: Plan, used_bytes: int | None) -> MemoryEngine:
         engine = MemoryEngine()
         if self.starts_ready:
             engine.is_ready.set()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.fakes.inference_rig import Rig, make_registry, question, running, said
+from tests.fakes.nvidia_smi import Card, install
 
 from sage_contracts.inference import EngineState
 from sage_inference import process_group
@@ -129,6 +130,32 @@ def test_a_busy_device_refuses_before_any_event(tmp_path: Path) -> None:
         assert answer.json()["error"]["message"] == "device busy: training code, about 12 min"
         registry.busy_with = ""
         assert rig.ask("code").status_code == 200
+
+
+@pytest.mark.parametrize(("used_mib", "share"), [(388, "0.85"), (3000, "0.714")])
+def test_an_engine_on_a_card_is_told_to_take_what_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used_mib: int, share: str
+) -> None:
+    install(tmp_path, Card("GPU-aa", 12288, used_mib))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with running(tmp_path, device="auto") as rig:
+        assert rig.ask("code").status_code == 200
+        arguments = Path(f"/proc/{rig.engines()[0].pid}/cmdline").read_text().split("\0")
+        assert arguments[arguments.index("--gpu-memory-utilization") + 1] == share
+
+
+def test_a_card_that_other_programs_fill_is_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, Card("GPU-aa", 12288, 12000))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with running(tmp_path, device="auto") as rig:
+        refused = rig.ask("code")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "device_busy")
+        assert "11.7 of the 12.0 GiB of cuda:0 are in use" in refused.json()["error"]["message"]
+        assert not rig.engines()
 
 
 def test_an_idle_engine_of_ours_makes_room_for_another(tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from openai.types.chat import completion_create_params as chat_params
 from tests.fakes.inference_rig import make_adapter_folder, make_base_folder
 from tests.fakes.nvidia_smi import Card, install
 
-from sage_contracts.errors import InvalidRequestError, ModelNotFoundError
+from sage_contracts.errors import DeviceBusyError, InvalidRequestError, ModelNotFoundError
 from sage_contracts.home import Home
 from sage_contracts.models import ResolvedModel
 from sage_inference.engine_process import Address
-from sage_inference.engines import EngineFactory, choose_kind, smallest_rank
+from sage_inference.engines import EngineFactory, choose_kind, memory_share, smallest_rank
 from sage_inference.fit import Kind
 from sage_inference.models import locate
 from sage_inference.relay import Call
@@ -77,10 +77,40 @@ def test_vllm_on_a_cpu(home: Home) -> None:
 def test_vllm_on_a_gpu(home: Home) -> None:
     arguments, env, needed_bytes = command(home, "vllm", GPU, vllm_command="'my vllm' --quiet")
     assert arguments[:3] == ["my vllm", "--quiet", "serve"]
-    assert option(arguments, "--gpu-memory-utilization") == "0.85"
     assert "--enforce-eager" not in arguments and "--kv-cache-memory-bytes" not in arguments
     assert env["CUDA_VISIBLE_DEVICES"] == "1" and "OMP_NUM_THREADS" not in env
     assert needed_bytes == int(80 * 2**30 * 0.85)
+
+
+@pytest.mark.parametrize(
+    ("used_mib", "setting", "share"),
+    [(388, 0.85, 0.85), (3000, 0.85, 0.714), (3000, 0.6, 0.6), (None, 0.85, 0.85), (0, 1.0, 0.958)],
+)
+def test_vllm_takes_no_more_of_a_card_than_others_leave(
+    used_mib: int | None, setting: float, share: float
+) -> None:
+    card, used_bytes = Device("cuda:0", 12288 << 20), None if used_mib is None else used_mib << 20
+    assert memory_share(card, used_bytes, setting, least_bytes=2**30) == share
+
+
+def test_a_card_that_others_fill_is_busy_and_the_error_says_by_how_much() -> None:
+    card = Device("cuda:0", 12288 << 20)
+    with pytest.raises(DeviceBusyError, match=r"11\.0 of the 12\.0 GiB of cuda:0 are in use") as caught:
+        memory_share(card, 11 << 30, 0.85, least_bytes=2 << 30)
+    assert "about 2.0 GiB" in caught.value.message
+    assert "SAGE_GPU_MEMORY_UTILIZATION (0.85)" in caught.value.message
+    # What is little because the user wants it so is vLLM's to judge.
+    assert memory_share(card, 0, 0.1, least_bytes=2 << 30) == 0.1
+
+
+def test_the_least_that_an_engine_needs_is_room_for_its_weights(home: Home) -> None:
+    folder = home.root / "base_models/tiny"
+    (folder / "model.safetensors").write_bytes(bytes(6000))
+    factory = EngineFactory(InferenceSettings(home_dir=home.root), "vllm", GPU)
+    half = factory.plan(locate(CODE, home, "vllm").base, 8).least_bytes
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
+    assert half == factory.plan(locate(CODE, home, "vllm").base, 8).least_bytes + 3000
 
 
 def test_vllm_reads_calls_of_tools_where_it_is_told_how_they_are_written(home: Home) -> None:

@@ -6,9 +6,10 @@ import importlib.util
 import re
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sage_contracts.errors import DeviceBusyError
 from sage_contracts.home import Home
 from sage_inference import hardware
 from sage_inference.engine_process import Address, EngineProcess, Launch
@@ -24,6 +25,9 @@ _OVERHEAD_BYTES: dict[Kind, int] = {"vllm": 1400 * _MIB, "transformers": 700 * _
 _DEFAULT_RANK = 16
 _UNLIMITED_RANK = 2**31
 _CONTEXTS_IN_CACHE = 4
+_CUDA_CONTEXT_BYTES = 512 * _MIB
+_LEAST_CACHE_BYTES = 512 * _MIB
+_BUSY_RETRY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,9 @@ class Plan:
 
     launch: Launch
     needed_bytes: int
+    """What it leases."""
+    least_bytes: int
+    """Of a GPU, below which a start cannot succeed."""
     max_rank: int
 
 
@@ -70,14 +77,22 @@ class EngineFactory:
             log_path=self._home.logs / f"engine-{slug}.log",
             records=self.records,
         )
-        return Plan(launch, self._needed_bytes(base), max_rank)
+        weights_bytes = base.weights_bytes // 2 if base.is_fp32 else base.weights_bytes
+        return Plan(launch, self._needed_bytes(base), weights_bytes + _LEAST_CACHE_BYTES, max_rank)
 
     @property
     def records(self) -> Path:
         return self._home.run / "engines"
 
-    async def start(self, plan: Plan) -> EngineProcess:
-        return await EngineProcess.start(plan.launch)
+    async def start(self, plan: Plan, used_bytes: int | None) -> EngineProcess:
+        """`used_bytes` of the GPU are others'. Raises: DeviceBusyError when too little is left; OSError."""
+        launch = plan.launch
+        if self.device.is_cuda and self.kind == "vllm":
+            wanted = self._settings.gpu_memory_utilization
+            share = memory_share(self.device, used_bytes, wanted, plan.least_bytes)
+            options = ["--gpu-memory-utilization", str(share)]
+            launch = replace(launch, command=lambda address: [*plan.launch.command(address), *options])
+        return await EngineProcess.start(launch)
 
     def _command(self, base: BaseModel, max_rank: int, address: Address) -> list[str]:
         common = ["--host", "127.0.0.1", "--port", str(address.port)]
@@ -103,8 +118,7 @@ class EngineFactory:
         options += ["--max-loras", str(settings.max_loras)]
         options += ["--max-cpu-loras", str(max(settings.max_loras, settings.max_cpu_loras))]
         if self.device.is_cuda:
-            options += ["--max-num-seqs", str(settings.max_num_seqs or 128)]
-            return [*options, "--gpu-memory-utilization", str(settings.gpu_memory_utilization)]
+            return [*options, "--max-num-seqs", str(settings.max_num_seqs or 128)]
         options += ["--max-num-seqs", str(settings.max_num_seqs or 32)]
         # Compiling costs a minute of every cold start, and a CPU engine is started on demand.
         options += ["--enforce-eager", "--kv-cache-memory-bytes", str(self._cache_bytes(base))]
@@ -148,6 +162,26 @@ class EngineFactory:
         if self.device.is_cuda:
             return env
         return env | {"OMP_NUM_THREADS": threads, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+
+
+def memory_share(device: Device, used_bytes: int | None, wanted: float, least_bytes: int) -> float:
+    """The part of a GPU for vLLM, which refuses to start where less is free: at most `wanted`.
+
+    Raises: DeviceBusyError when what others leave is less than `least_bytes`.
+    """
+    if used_bytes is None:
+        return wanted
+    free_bytes = device.total_bytes - used_bytes - _CUDA_CONTEXT_BYTES
+    share = min(wanted, round(free_bytes / device.total_bytes, 3))
+    if share < wanted and free_bytes < least_bytes:
+        used, total, least = (size / _GIB for size in (used_bytes, device.total_bytes, least_bytes))
+        raise DeviceBusyError(
+            f"{used:.1f} of the {total:.1f} GiB of {device.name} are in use, and this model needs about "
+            f"{least:.1f} GiB. End what holds them (nvidia-smi lists it), or choose a smaller model; "
+            f"SAGE_GPU_MEMORY_UTILIZATION ({wanted}) is only the most that is taken.",
+            retry_after_s=_BUSY_RETRY_S,
+        )
+    return share
 
 
 def _threads(kind: Kind) -> int:

@@ -44,7 +44,7 @@ class EngineLifetime:
         used_before = await hardware.gpu_bytes_used(self._factory.device)
         try:
             for _ in range(_PORT_TRIES):
-                process = await self._factory.start(engine.plan)
+                process = await self._factory.start(engine.plan, used_before)
                 engine.process = process
                 try:
                     failure = await self._watch(engine, process)

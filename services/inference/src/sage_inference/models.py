@@ -29,6 +29,8 @@ class BaseModel:
     max_positions: int | None
     kv_values_per_token: int | None
     """Numbers that one token leaves in the cache, over all layers."""
+    is_fp32: bool = False
+    """Its files hold four bytes a weight, of which an engine on a GPU keeps two."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def _base(name: str, home: Home) -> BaseModel:
 
 def _local_base(folder: Path) -> BaseModel:
     config = _read_json(folder / "config.json")
+    dtype = config.get("dtype") or config.get("torch_dtype")
     config = config.get("text_config", config)
     weights = sum(file.stat().st_size for pattern in _WEIGHTS for file in folder.glob(pattern))
     return BaseModel(
@@ -102,6 +105,7 @@ def _local_base(folder: Path) -> BaseModel:
         weights_bytes=weights,
         max_positions=config.get("max_position_embeddings"),
         kv_values_per_token=_kv_values(config),
+        is_fp32=dtype == "float32",
     )
 
 

@@ -50,6 +50,7 @@ class InferenceSettings(ServiceSettings):
     kv_cache_bytes: int = Field(0, ge=0)
     """CPU only; 0: room for four full contexts, at least 64 MiB."""
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
+    """Of a GPU's memory, for vLLM; less where others leave less."""
     engine_threads: int = Field(0, ge=0)
     """0: vLLM gets one on up to four cores, else half of them; our engine gets all of up to eight."""
     max_loras: int = Field(4, ge=1)
