@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sage_contracts.errors import InvalidRequestError
+from sage_inference.transformers_engine.messages import Message, render
 from sage_inference.transformers_engine.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -120,15 +121,11 @@ class Generator:
                 "This base model has no chat template: use an instruct model, or /v1/completions.",
                 param="messages",
             )
-        messages = [_plain(message.model_dump(exclude_none=True)) for message in request.messages]
-        try:
-            ids = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        except Exception as error:
-            # Templates are programs: they raise what they like, and it is about the messages.
-            raise InvalidRequestError(
-                f"The model's chat template refuses these messages: {error}", param="messages"
-            ) from error
-        return Prompt(list(ids["input_ids"]))
+        text = render(request.messages, self._tokenizer.get_chat_template(), self._in_template)
+        return Prompt(list(self._tokenizer(text, add_special_tokens=False)["input_ids"]))
+
+    def _in_template(self, messages: list[Message]) -> str:
+        return str(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
     def encode_text(self, request: CompletionRequest) -> Prompt:
         if isinstance(request.prompt, list):
@@ -288,16 +285,6 @@ def _token_ids(*values: int | list[int] | None) -> frozenset[int]:
         if value is not None:
             found |= set(value) if isinstance(value, list) else {value}
     return frozenset(found)
-
-
-def _plain(message: dict[str, Any]) -> dict[str, Any]:
-    """Templates want text; the dialect also allows a list of parts."""
-    content = message.get("content")
-    if isinstance(content, list):
-        if any(part.get("type") != "text" for part in content):
-            raise InvalidRequestError("This model reads text only.", param="messages")
-        message["content"] = "".join(str(part.get("text", "")) for part in content)
-    return message
 
 
 def _dtype(name: str, device: str) -> Any:
