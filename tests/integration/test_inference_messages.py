@@ -17,7 +17,7 @@ from sage_chat.responses_dialect import chat_body
 from sage_contracts.errors import InvalidRequestError
 from sage_contracts.responses import ResponseRequest
 from sage_inference.transformers_engine.generation import Generator
-from sage_inference.transformers_engine.protocol import ChatCompletionRequest
+from sage_inference.transformers_engine.protocol import ChatCompletionRequest, CompletionRequest
 
 Messages = list[dict[str, Any]]
 
@@ -36,7 +36,8 @@ class Subject:
 
     def ids(self, *messages: dict[str, Any]) -> list[int]:
         request = ChatCompletionRequest.model_validate({"model": "m", "messages": messages})
-        return self.generator.encode_chat(request).ids
+        [prompt] = self.generator.encode_chat(request)
+        return prompt.ids
 
     def text(self, *messages: dict[str, Any]) -> str:
         return str(self.tokenizer.decode(self.ids(*messages)))
@@ -151,3 +152,18 @@ def test_a_message_that_says_nothing_is_refused_by_its_place(subject: Subject, r
         with pytest.raises(InvalidRequestError, match=r"messages\[1\]\.content") as caught:
             subject.ids(ASKED, nothing)
         assert caught.value.param == "messages[1].content"
+
+
+@families("chatml")
+def test_ids_of_no_token_are_refused(subject: Subject) -> None:
+    size = len(subject.tokenizer)
+
+    def encode(prompt: Any) -> list[list[int]]:
+        request = CompletionRequest.model_validate({"model": "m", "prompt": prompt})
+        return [prompt.ids for prompt in subject.generator.encode_text(request)]
+
+    assert encode([0, size - 1]) == [[0, size - 1]]
+    for stray in (size, -1, 2**64):
+        with pytest.raises(InvalidRequestError, match=f"{stray} is no token of this model's") as caught:
+            encode([[0], [0, stray]])
+        assert caught.value.param == "prompt"

@@ -57,6 +57,7 @@ class Body(BaseModel):
     labels: dict[str, str] = Field(default_factory=dict)
     part: Part | None = None
     parts: list[Part] = []
+    said: str | list[str] | list[int] = ""
 
 
 def build(token: str | None) -> FastAPI:
@@ -176,6 +177,9 @@ def test_a_wrong_body_names_its_field(client: TestClient, body: dict[str, int], 
             "labels.constrained: Input should be a valid string",
             "labels.constrained",
         ),
+        ({"count": 1, "labels": {"str": 1}}, "labels.str: Input should be a valid string", "labels.str"),
+        ({"count": 1, "said": 7}, "said: Input should be a valid string", "said"),
+        ({"count": 1, "said": ["a", []]}, "said: Input should be a valid string", "said"),
     ],
 )
 def test_of_a_word_or_a_number_the_number_is_explained(

@@ -49,6 +49,8 @@ class Generator:
         self._peft: Any = None
         self._adapters: dict[str, str] = {}
         self._numbers = itertools.count(1)
+        # Asked before the first adapter, which may wrap the embeddings.
+        self._vocabulary = int(self._base.get_input_embeddings().weight.shape[0])
         positions = getattr(self._base.config, "max_position_embeddings", None) or max_model_len
         self._max_length = min(max_model_len, positions)
         self._warm_up()
@@ -114,7 +116,7 @@ class Generator:
         else:
             self._base, self._peft = self._peft.unload(), None
 
-    def encode_chat(self, request: ChatCompletionRequest) -> Prompt:
+    def encode_chat(self, request: ChatCompletionRequest) -> list[Prompt]:
         """Raises: InvalidRequestError for messages that the model's template refuses."""
         if not self._tokenizer.chat_template:
             raise InvalidRequestError(
@@ -122,15 +124,28 @@ class Generator:
                 param="messages",
             )
         text = render(request.messages, self._tokenizer.get_chat_template(), self._in_template)
-        return Prompt(list(self._tokenizer(text, add_special_tokens=False)["input_ids"]))
+        return [Prompt(list(self._tokenizer(text, add_special_tokens=False)["input_ids"]))]
 
     def _in_template(self, messages: list[Message]) -> str:
         return str(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
-    def encode_text(self, request: CompletionRequest) -> Prompt:
-        if isinstance(request.prompt, list):
-            return Prompt(request.prompt)
-        return Prompt(list(self._tokenizer(request.prompt)["input_ids"]))
+    def encode_text(self, request: CompletionRequest) -> list[Prompt]:
+        """Raises: InvalidRequestError for ids of no token."""
+        for prompt in request.prompts:
+            stray = next((i for i in prompt if isinstance(i, int) and not 0 <= i < self._vocabulary), None)
+            if stray is not None:
+                raise InvalidRequestError(
+                    f"prompt: {stray} is no token of this model's: it has 0 to {self._vocabulary - 1}",
+                    param="prompt",
+                )
+        return [
+            Prompt(list(self._tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else prompt)
+            for prompt in request.prompts
+        ]
+
+    def require_room(self, prompt: Prompt, request: GenerationRequest) -> None:
+        """Raises: InvalidRequestError when the prompt is empty or leaves no room."""
+        self._limit(len(prompt.ids), request)
 
     def generate(
         self,
@@ -143,7 +158,7 @@ class Generator:
 
         Raises: InvalidRequestError when the prompt leaves no room.
         """
-        limit = self._limit(len(prompt.ids), request.token_limit)
+        limit = self._limit(len(prompt.ids), request)
         ends = _token_ids(self._base.generation_config.eos_token_id, self._tokenizer.eos_token_id)
         progress = _Progress(
             Detokenizer(lambda ids: self._tokenizer.decode(ids, skip_special_tokens=True)),
@@ -178,16 +193,16 @@ class Generator:
             self._peft.set_adapter(key, inference_mode=True)
             yield self._peft
 
-    def _limit(self, prompt_tokens: int, wanted: int | None) -> int:
-        room = self._max_length - prompt_tokens
+    def _limit(self, prompt_tokens: int, request: GenerationRequest) -> int:
+        room, wanted = self._max_length - prompt_tokens, request.token_limit
         if prompt_tokens == 0:
-            raise InvalidRequestError("The prompt is empty.", param="messages")
+            raise InvalidRequestError("The prompt is empty.", param=request.prompt_field)
         if room < 1 or (wanted is not None and wanted > room):
             asked = f" and {wanted} for the answer" if wanted else ""
             raise InvalidRequestError(
                 f"This model's context is {self._max_length} tokens; the prompt has {prompt_tokens}{asked}. "
                 "Shorten the prompt or lower max_tokens.",
-                param="max_tokens" if room >= 1 else "messages",
+                param="max_tokens" if room >= 1 else request.prompt_field,
             )
         return wanted or min(room, _DEFAULT_MAX_TOKENS)
 
