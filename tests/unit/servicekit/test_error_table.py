@@ -212,7 +212,14 @@ def test_a_body_that_is_no_json_is_called_so(client: TestClient) -> None:
 def test_an_unknown_route_answers_in_the_same_shape(client: TestClient) -> None:
     response = client.get("/nothing")
     assert response.status_code == 404
-    assert response.json()["error"]["code"] == "not_found"
+    error = response.json()["error"]
+    assert (error["code"], error["message"]) == (
+        "not_found",
+        "There is no GET /nothing here (see docs/api.md, Routes).",
+    )
+    other_way = client.delete("/echo")
+    assert (other_way.status_code, other_way.headers["allow"]) == (405, "POST")
+    assert other_way.json()["error"]["message"].startswith("There is no DELETE /echo here")
 
 
 def test_health_metrics_and_request_ids(client: TestClient) -> None:
