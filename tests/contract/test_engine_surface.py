@@ -151,6 +151,10 @@ async def test_greedy_answers_repeat_and_streams_say_the_same(subject: Subject) 
     assert usage["choices"] == [] and usage["usage"]["completion_tokens"] == 16
 
 
+async def test_next_to_no_temperature_is_none(subject: Subject) -> None:
+    assert await subject.text(temperature=1e-40) == await subject.text()
+
+
 async def test_a_stream_has_usage_only_when_asked(subject: Subject) -> None:
     assert all(not event.get("usage") for event in events(await subject.stream()))
 

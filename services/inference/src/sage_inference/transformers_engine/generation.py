@@ -23,6 +23,8 @@ from sage_inference.transformers_engine.text import Detokenizer, StopScanner
 
 # Without a limit in the request: a model that does not stop must not hold the queue for a whole context.
 _DEFAULT_MAX_TOKENS = 1024
+# Logits divided by less overflow; vLLM takes the best token below it, too.
+_LEAST_TEMPERATURE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -237,7 +239,7 @@ class Generator:
 
 def _sampling(temperature: float | None, top_p: float | None, top_k: int | None) -> dict[str, Any]:
     """Greedy at temperature 0. The library's own top_k is 50; this dialect has none unless asked for."""
-    if temperature == 0:
+    if temperature is not None and temperature < _LEAST_TEMPERATURE:
         return {"do_sample": False}
     return {
         "do_sample": True,
