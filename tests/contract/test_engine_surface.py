@@ -58,6 +58,18 @@ class Subject:
             assert answer.headers["content-type"].startswith("text/event-stream")
             return [line async for line in answer.aiter_lines() if line]
 
+    async def go_on(self, prompt: Any, **fields: Any) -> httpx.Response:
+        asked = {"model": self.base.served_name, "prompt": prompt, "max_tokens": 16, "temperature": 0}
+        return await self.post("/v1/completions", asked | fields)
+
+    async def continued(self, prompt: Any) -> list[str]:
+        """What is said after each prompt."""
+        answer = await self.go_on(prompt)
+        assert answer.status_code == 200, answer.text
+        choices = answer.json()["choices"]
+        assert [choice["index"] for choice in choices] == list(range(len(choices)))
+        return [choice["text"] for choice in choices]
+
     def question(self, model: str | None, **fields: Any) -> dict[str, Any]:
         asked = {"model": model or self.base.served_name, "max_tokens": 16, "temperature": 0}
         return asked | {"messages": [{"role": "user", "content": "hi"}]} | fields
@@ -139,6 +151,10 @@ async def test_greedy_answers_repeat_and_streams_say_the_same(subject: Subject) 
     assert usage["choices"] == [] and usage["usage"]["completion_tokens"] == 16
 
 
+async def test_next_to_no_temperature_is_none(subject: Subject) -> None:
+    assert await subject.text(temperature=1e-40) == await subject.text()
+
+
 async def test_a_stream_has_usage_only_when_asked(subject: Subject) -> None:
     assert all(not event.get("usage") for event in events(await subject.stream()))
 
@@ -150,6 +166,51 @@ async def test_a_stop_string_ends_the_answer_before_it(subject: Subject) -> None
     answer = (await subject.chat(max_tokens=48, stop=stop)).json()["choices"][0]
     assert (answer["message"]["content"], answer["finish_reason"]) == (expected, "stop")
     assert said(await subject.stream(max_tokens=48, stop=[stop])) == expected
+
+
+async def test_each_prompt_of_a_list_is_gone_on_from(subject: Subject) -> None:
+    [first], [second] = await subject.continued("One"), await subject.continued("Two, three")
+    assert await subject.continued(["One"]) == [first]
+    assert await subject.continued(["One", "Two, three"]) == [first, second]
+    [spelt] = await subject.continued([40, 41, 42])
+    assert await subject.continued([[40, 41, 42], [43]]) == [spelt, *await subject.continued([[43]])]
+
+
+async def test_the_prompts_of_a_list_are_counted_together(subject: Subject) -> None:
+    both = (await subject.go_on(["One", "Two, three"])).json()["usage"]
+    each = [(await subject.go_on(prompt)).json()["usage"] for prompt in ("One", "Two, three")]
+    assert both["completion_tokens"] == 32
+    assert both["prompt_tokens"] == sum(usage["prompt_tokens"] for usage in each)
+    assert both["total_tokens"] == both["prompt_tokens"] + 32
+
+
+async def test_a_stream_says_which_prompt_it_goes_on_from(subject: Subject) -> None:
+    prompts = ["One", "Two, three"]
+    asked = {"model": subject.base.served_name, "prompt": prompts, "max_tokens": 16, "temperature": 0}
+    body = asked | {"stream": True, "stream_options": {"include_usage": True}}
+    async with subject.engine.client.stream("POST", "/v1/completions", json=body) as answer:
+        assert answer.status_code == 200
+        lines = [line async for line in answer.aiter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    *pieces, usage = events(lines)
+    choices = [choice for piece in pieces for choice in piece["choices"]]
+    texts = ["".join(c["text"] for c in choices if c["index"] == index) for index in (0, 1)]
+    assert texts == await subject.continued(prompts)
+    ends = {choice["index"]: choice["finish_reason"] for choice in choices if choice["finish_reason"]}
+    assert ends == {0: "length", 1: "length"}
+    assert usage["choices"] == [] and usage["usage"]["completion_tokens"] == 32
+
+
+async def test_prompts_and_seeds_that_no_model_could_take_are_refused(subject: Subject) -> None:
+    for prompt in ([199999], [-5], [[40], [199999]], [], ["One", "long " * 1000]):
+        refused = await subject.go_on(prompt)
+        assert (refused.status_code, bool(refused.json()["error"]["message"])) == (400, True), prompt
+        # vLLM tells some of it in the stream.
+        streamed = await subject.go_on(prompt, stream=True)
+        assert streamed.status_code in (200, 400) and '"error"' in streamed.text
+    for seed in (2**64, -(2**64)):
+        assert (await subject.chat(seed=seed)).status_code == 400
+    assert (await subject.chat(seed=2**63 - 1)).status_code == 200
 
 
 async def test_adapters_come_and_go_while_it_runs(subject: Subject) -> None:

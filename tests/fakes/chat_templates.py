@@ -28,6 +28,13 @@ _CHATML = """
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}
 """
 
+# A system turn of its own stands first where the conversation has none.
+_SMOLLM2 = """
+{% if messages[0]['role'] != 'system' %}
+{{ '<|im_start|>system\\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\\n' }}
+{% endif %}
+""" + _CHATML.lstrip("\n")
+
 _LLAMA3 = """
 {% for m in messages %}
 {% set content = m['content'] | trim %}
@@ -306,6 +313,7 @@ _BRACKETS = ("[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILA
 
 FAMILIES = {
     "chatml": Family(_CHATML, "<|im_end|>", _IM),
+    "smollm2": Family(_SMOLLM2, "<|im_end|>", _IM),
     "llama3": Family(_LLAMA3, "<|eot_id|>", _HEADERS),
     "llama31": Family(_LLAMA31, "<|eot_id|>", _HEADERS, has_tools=True),
     "mistral": Family(_MISTRAL, "</s>", ("<s>", *_BRACKETS, "[/TOOL_RESULTS]", "</s>"), has_tools=True),

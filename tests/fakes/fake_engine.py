@@ -50,6 +50,7 @@ WORDS = (
     "larch",
 )
 PROMPT_LIMIT_CHARACTERS = 2000
+VOCABULARY = 1000
 
 
 class Model:
@@ -128,6 +129,12 @@ class Handler(BaseHTTPRequestHandler):
         if body.get("max_tokens", 1) > limit or len(prompt) > PROMPT_LIMIT_CHARACTERS:
             self.refuse(400, f"max_tokens or prompt above the context of {limit}", param="max_tokens")
             return
+        if self.path == "/v1/completions":
+            self.go_on(body)
+            return
+        if not -(2**63) <= (body.get("seed") or 0) < 2**63:
+            self.refuse(400, "seed: 64 bits at most", param="seed")
+            return
         words = self.model.words(body["model"], body.get("max_tokens") or 8)
         text, reason = cut("".join(words), body.get("stop"))
         usage = {"prompt_tokens": 5, "completion_tokens": len(words), "total_tokens": 5 + len(words)}
@@ -138,11 +145,37 @@ class Handler(BaseHTTPRequestHandler):
             choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
             self.reply(200, {"id": "x", "model": body["model"], "choices": [choice], "usage": usage})
 
-    def stream(self, body: dict[str, Any], text: str, reason: str, usage: dict[str, int]) -> None:
+    def go_on(self, body: dict[str, Any]) -> None:
+        """The same words after each prompt."""
+        prompts = prompts_in(body["prompt"])
+        if not prompts or any(stray(prompt) for prompt in prompts):
+            self.refuse(400, "no prompt, or ids of no token", param="prompt")
+            return
+        words = self.model.words(body["model"], body.get("max_tokens") or 8)
+        text, reason = cut("".join(words), body.get("stop"))
+        one = {"text": text, "finish_reason": reason, "logprobs": None}
+        choices = [one | {"index": index} for index in range(len(prompts))]
+        asked, said = sum(map(len, prompts)), len(prompts) * len(words)
+        usage = {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}
+        if not body.get("stream"):
+            self.pause(said)
+            self.reply(200, {"id": "x", "model": body["model"], "choices": choices, "usage": usage})
+            return
+        self.start_stream()
+        for choice in choices:
+            self.event(body, [choice])
+        self.event(body, [], usage)
+        self.chunk(b"data: [DONE]\n\n")
+        self.wfile.write(b"0\r\n\r\n")
+
+    def start_stream(self) -> None:
         self.send_response(200)
         self.send_header("content-type", "text/event-stream; charset=utf-8")
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
+
+    def stream(self, body: dict[str, Any], text: str, reason: str, usage: dict[str, int]) -> None:
+        self.start_stream()
         deltas = [{"role": "assistant", "content": ""}] + [{"content": word} for word in text.split(" ")]
         deltas[1:] = [{"content": piece["content"] + " "} for piece in deltas[1:-1]] + (
             [deltas[-1]] if deltas[-1]["content"] else []
@@ -187,6 +220,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         return
+
+
+def prompts_in(prompt: Any) -> list[Any]:
+    """One or many, as text or as ids."""
+    return [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else prompt
+
+
+def stray(prompt: Any) -> bool:
+    return not isinstance(prompt, str) and any(not 0 <= token < VOCABULARY for token in prompt)
 
 
 def cut(text: str, stop: str | list[str] | None) -> tuple[str, str]:

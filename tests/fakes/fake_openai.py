@@ -19,15 +19,21 @@ BEHAVIOURS = ("silent", "patient", "breaks", "bad-request", "rate-limited", "old
 
 
 def completion_of(body: dict[str, Any]) -> Response:
-    """The prompt, said on; in one piece or in two."""
+    """Each prompt, said on; in one piece or in two."""
     head = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": body["model"]}
+    prompts = [body["prompt"]] if isinstance(body["prompt"], str) else body["prompt"]
 
-    def choice(text: str, reason: str | None) -> dict[str, Any]:
-        return {"index": 0, "text": text, "logprobs": None, "finish_reason": reason}
+    def choice(index: int, text: str, reason: str | None) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
 
     if not body.get("stream"):
-        return JSONResponse({**head, "choices": [choice(f"{body['prompt']} and on", "stop")]})
-    pieces = [choice(body["prompt"], None), choice(" and on", "stop")]
+        whole = [choice(index, f"{prompt} and on", "stop") for index, prompt in enumerate(prompts)]
+        return JSONResponse({**head, "choices": whole})
+    pieces = [
+        piece
+        for index, prompt in enumerate(prompts)
+        for piece in (choice(index, prompt, None), choice(index, " and on", "stop"))
+    ]
     events = [_event({**head, "choices": [piece]}) for piece in pieces]
     return StreamingResponse(iter([*events, b"data: [DONE]\n\n"]), media_type="text/event-stream")
 

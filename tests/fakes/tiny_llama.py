@@ -11,7 +11,9 @@ TEMPLATE = (
 )
 
 
-def make_model(folder: Path, *, seed: int = 0, context: int = 512, **settings: Any) -> Path:
+def make_model(
+    folder: Path, *, seed: int = 0, context: int = 512, tokenizer: Any = None, **settings: Any
+) -> Path:
     """A llama of two layers with a byte-level tokenizer, as a plain folder. It never stops by itself.
 
     `settings` are further words for its LlamaConfig.
@@ -19,7 +21,7 @@ def make_model(folder: Path, *, seed: int = 0, context: int = 512, **settings: A
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = _byte_tokenizer()
+    tokenizer = tokenizer or _byte_tokenizer()
     torch.manual_seed(seed)
     shape = {
         "hidden_size": 64,

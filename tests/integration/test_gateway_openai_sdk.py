@@ -187,6 +187,8 @@ def test_a_bare_prompt_is_gone_on_from(stack: Stack, sdk: openai.OpenAI, model: 
     assert "".join(chunk.choices[0].text for chunk in stream) == "def f and on"
     if model == "code":
         assert stack.host.headers[-1]["x-sage-session"] == "editor-1"
+    several = sdk.completions.create(model=model, prompt=["def f", "def g"]).choices
+    assert [(c.index, c.text) for c in several] == [(0, "def f and on"), (1, "def g and on")]
 
 
 @pytest.mark.parametrize(

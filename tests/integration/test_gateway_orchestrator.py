@@ -49,6 +49,22 @@ def test_a_file_and_a_job_through_the_gateway(sdk: openai.OpenAI) -> None:
     assert sdk.fine_tuning.jobs.cancel(job.id).status == "cancelled"
 
 
+@pytest.mark.parametrize(
+    "path", ["/v1/files/", "/v1/fine_tuning/jobs/", "/v1/fine_tuning/jobs//", "/v1/sage/sweeps/"]
+)
+def test_a_slash_too_many_is_overlooked(gateway: GatewayProcess, path: str) -> None:
+    with_slash, without = httpx.get(gateway.url + path), httpx.get(gateway.url + path.rstrip("/"))
+    assert with_slash.status_code == 200 and with_slash.json() == without.json()
+    refused = httpx.post(gateway.url + "/v1/fine_tuning/jobs/", json={})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "model")
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_no_model_is_named_by_a_slash_alone(gateway: GatewayProcess, method: str) -> None:
+    answer = httpx.request(method, f"{gateway.url}/v1/models/")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
 def work_on(gateway: GatewayProcess, job_id: str, loss: float) -> None:
     """What a trainer says about a job of two steps."""
     with httpx.Client(

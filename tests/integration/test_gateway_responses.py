@@ -232,6 +232,9 @@ def test_nothing_is_stored(stack: Stack, sdk: openai.OpenAI) -> None:
             ask(response.id)
     with pytest.raises(openai.NotFoundError, match="not stored here"):
         sdk.responses.input_items.list(response.id)
+    for path in ("input_tokens", "compact"):  # which are no responses
+        with pytest.raises(openai.NotFoundError, match=f"There is no POST /v1/responses/{path} here"):
+            sdk.post(f"/responses/{path}", body={"model": "mock", "input": "x"}, cast_to=object)
 
 
 def test_a_wrong_key_is_refused(stack: Stack) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from sage_chat.backend import BackendName
-from sage_chat.routing import Route, choose, explicit_route
+from sage_chat.routing import Route, choose, explicit_route, not_found
 from sage_contracts.errors import ModelNotFoundError, ServiceUnavailableError
 
 TUNED = {"code", "code@1", "code@3", "qa"}
@@ -64,6 +64,17 @@ def test_a_wrong_name_lists_the_right_ones_and_the_nearest_first(name: str) -> N
     assert "Did you mean 'code" in message
     for right in ("qa", "code@3", "vllm/Qwen/Qwen2.5-0.5B", "ollama/qwen3:latest", "mock"):
         assert right in message
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "finetune/smollm2-135m"])
+def test_a_jobs_base_by_its_bare_name_is_told_what_to_ask_for(name: str) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"For a base model of that name ask 'base:smollm2-135m'\."):
+        choose(name, TUNED, SERVED)
+
+
+@pytest.mark.parametrize("name", ["vllm/nothing", "code@9", ""])
+def test_what_names_no_base_is_not_told_of_one(name: str) -> None:
+    assert "base:" not in not_found(name, TUNED, SERVED).message
 
 
 def test_a_long_list_is_cut_and_counted() -> None:

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
+from pydantic import ValidationError
 from tests.fakes.inference_rig import make_adapter_folder, make_base_folder
 from tests.fakes.nvidia_smi import Card, install
 
@@ -133,6 +134,36 @@ def test_our_own_engine_refuses_tools_unless_none_may_be_called() -> None:
         assert caught.value.param == "tools"
     with pytest.raises(InvalidRequestError, match=r"has no echo: leave it out, or install vLLM\.$"):
         ChatCompletionRequest.model_validate(body | {"tool_choice": "none", "echo": True}).require_supported()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("a", ["a"]),
+        (["a"], ["a"]),
+        (["a", ""], ["a", ""]),
+        ([1, 2], [[1, 2]]),
+        ([[1], [2, 3]], [[1], [2, 3]]),
+        ([[]], [[]]),
+        ([], [[]]),
+    ],
+)
+def test_a_prompt_may_be_one_or_many(prompt: Any, prompts: list[Any]) -> None:
+    assert CompletionRequest.model_validate({"model": "m", "prompt": prompt}).prompts == prompts
+
+
+def test_only_the_best_of_one_is_given() -> None:
+    body = {"model": "m", "prompt": "a"}
+    CompletionRequest.model_validate(body | {"best_of": 1}).require_supported()
+    with pytest.raises(InvalidRequestError, match="has no best_of") as caught:
+        CompletionRequest.model_validate(body | {"best_of": 3}).require_supported()
+    assert caught.value.param == "best_of"
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1])
+def test_a_seed_has_64_bits(seed: int) -> None:
+    with pytest.raises(ValidationError, match="seed"):
+        CompletionRequest.model_validate({"model": "m", "prompt": "a", "seed": seed})
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,20 @@ def test_files_are_listed_newest_first_in_pages(rig: Rig) -> None:
     assert [item["id"] for item in oldest_first["data"]] == [first, second, third]
 
 
+def test_no_file_is_listed_of_a_purpose_that_is_not_taken_here(rig: Rig) -> None:
+    rig.upload(rows(1))
+    assert rig.get("/v1/files", purpose="vision")["data"] == []
+
+
+def test_a_purpose_that_is_not_taken_is_told_which_are(rig: Rig) -> None:
+    answer = rig.http.post("/v1/files", files={"file": ("a.png", b"x")}, data={"purpose": "vision"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "purpose")
+    assert error["message"] == (
+        "Files are not taken here for 'vision', but for fine-tune, assistants, batch, user_data, evals."
+    )
+
+
 def test_a_deleted_file_is_gone_from_disk(rig: Rig) -> None:
     file_id = rig.upload(rows())
     assert rig.http.delete(f"/v1/files/{file_id}").json() == {

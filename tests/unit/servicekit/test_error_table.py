@@ -57,6 +57,7 @@ class Body(BaseModel):
     labels: dict[str, str] = Field(default_factory=dict)
     part: Part | None = None
     parts: list[Part] = []
+    said: str | list[str] | list[int] = ""
 
 
 def build(token: str | None) -> FastAPI:
@@ -176,6 +177,9 @@ def test_a_wrong_body_names_its_field(client: TestClient, body: dict[str, int], 
             "labels.constrained: Input should be a valid string",
             "labels.constrained",
         ),
+        ({"count": 1, "labels": {"str": 1}}, "labels.str: Input should be a valid string", "labels.str"),
+        ({"count": 1, "said": 7}, "said: Input should be a valid string", "said"),
+        ({"count": 1, "said": ["a", []]}, "said: Input should be a valid string", "said"),
     ],
 )
 def test_of_a_word_or_a_number_the_number_is_explained(
@@ -208,7 +212,14 @@ def test_a_body_that_is_no_json_is_called_so(client: TestClient) -> None:
 def test_an_unknown_route_answers_in_the_same_shape(client: TestClient) -> None:
     response = client.get("/nothing")
     assert response.status_code == 404
-    assert response.json()["error"]["code"] == "not_found"
+    error = response.json()["error"]
+    assert (error["code"], error["message"]) == (
+        "not_found",
+        "There is no GET /nothing here (see docs/api.md, Routes).",
+    )
+    other_way = client.delete("/echo")
+    assert (other_way.status_code, other_way.headers["allow"]) == (405, "POST")
+    assert other_way.json()["error"]["message"].startswith("There is no DELETE /echo here")
 
 
 def test_health_metrics_and_request_ids(client: TestClient) -> None:

@@ -78,7 +78,7 @@ def _is_tuned(name: str, tuned: Collection[str]) -> bool:
 def not_found(
     name: str, tuned: Collection[str], served: Mapping[BackendName, Collection[str]] | None
 ) -> ModelNotFoundError:
-    """The error for a wrong name: the nearest right one first, then all of them."""
+    """The error for a wrong name: the nearest right one first, then all of them, and how a base is named."""
     offered = [f"{backend}/{model}" for backend, names in (served or {}).items() for model in sorted(names)]
     right = [*sorted(tuned), *offered, str(BackendName.MOCK)]
     near = difflib.get_close_matches(name.rpartition("/")[2], right, n=1, cutoff=0.6)
@@ -86,4 +86,14 @@ def not_found(
     more = f", … ({len(right)} in all)" if len(right) > _MAX_LISTED else ""
     shown = ", ".join(right[:_MAX_LISTED]) + more
     none_yet = "" if tuned else " None is tuned yet: `sage finetune quickstart code` makes one."
-    return ModelNotFoundError(f"There is no model {name!r}.{hint} Models: {shown}.{none_yet}", param="model")
+    message = f"There is no model {name!r}.{hint} Models: {shown}.{none_yet}{_base_hint(name)}"
+    return ModelNotFoundError(message, param="model")
+
+
+def _base_hint(name: str) -> str:
+    """A job's `model` is its base by the bare name, and looks as if it could be asked."""
+    route = explicit_route(name)
+    bare = route.model if route and route.backend is BackendName.FINETUNE else name
+    if not bare or "@" in bare or (route and route.backend is not BackendName.FINETUNE):
+        return ""
+    return f" For a base model of that name ask {BASE_PREFIX + bare!r}."

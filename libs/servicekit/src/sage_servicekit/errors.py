@@ -53,6 +53,13 @@ def error_response(error: errors.SageError, source: str) -> JSONResponse:
     return JSONResponse(error.to_body(source).model_dump(), status_of(error), headers_of(error))
 
 
+def no_route(request: Request) -> errors.NotFoundError:
+    """What is not offered, rather than not there."""
+    return errors.NotFoundError(
+        f"There is no {request.method} {request.url.path[:200]} here (see docs/api.md, Routes)."
+    )
+
+
 def install(app: FastAPI, source: str) -> None:
     """Register the handlers: every error leaves in one shape."""
 
@@ -69,11 +76,13 @@ def install(app: FastAPI, source: str) -> None:
         return error_response(describe_validation(error.errors()), source)
 
     @app.exception_handler(HTTPException)
-    async def _http(_: Request, error: HTTPException) -> JSONResponse:
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
         known = {404: errors.NotFoundError, 401: errors.AuthenticationError}
         cls = known.get(error.status_code, errors.InvalidRequestError)
-        body = cls(str(error.detail)).to_body(source)
-        return JSONResponse(body.model_dump(), error.status_code)
+        # Our endpoints raise errors of ours: these two are the router's, which found nothing.
+        is_routing = error.status_code in (404, 405)
+        told = no_route(request).message if is_routing else str(error.detail)
+        return JSONResponse(cls(told).to_body(source).model_dump(), error.status_code, error.headers)
 
     app.add_middleware(_Unexpected, source=source)
 

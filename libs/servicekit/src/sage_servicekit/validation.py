@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from sage_contracts import errors
@@ -12,6 +12,8 @@ from sage_contracts import errors
 _SOURCES = ("body", "query", "path", "header")
 # How pydantic names the members of a union inside a place: no field of ours, and nothing that a client wrote.
 _MEMBER = re.compile(r"literal\[.*\]|constrained-\w+|function-[\w-]+\[.*\]|(list|dict|tuple|set)\[.*\]")
+# These are members only beside one of those: a client may have a key of such a name.
+_PLAIN_MEMBERS = frozenset({"str", "int", "float", "bool"})
 
 # Their messages speak of dictionaries and name classes of ours.
 _OBJECT_TYPES = frozenset({"model_type", "model_attributes_type", "dataclass_type", "dict_type"})
@@ -24,15 +26,17 @@ def describe_validation(problems: Sequence[Mapping[str, Any]]) -> errors.Invalid
         why = first.get("ctx", {}).get("error", first["msg"])
         return errors.InvalidRequestError(f"The body is not JSON: {why}.")
     where, sentence = first_problem(problems)
-    others = len({_place(problem) for problem in problems}) - 1
+    places = _places(problems)
+    others = len({place for place in places if place[: len(places[0])] != places[0]})
     more = f" ({others} more)" if others else ""
     return errors.InvalidRequestError(f"{where or 'body'}: {sentence}{more}", param=where or None)
 
 
 def first_problem(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """(the first field that is wrong or "", what is wrong with it)."""
-    place = _place(problems[0])
-    about = [problem for problem in problems if _place(problem) == place]
+    places = _places(problems)
+    place = places[0]
+    about = [problem for problem, its in zip(problems, places, strict=True) if its == place]
     literals = [problem for problem in about if problem["type"] == "literal_error"]
     # Of a field that takes a word or a number, what is wrong with the number says more.
     told = next((problem for problem in about if problem not in literals), about[0])
@@ -45,6 +49,19 @@ def first_problem(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     return ".".join(place), sentence
 
 
-def _place(problem: Mapping[str, Any]) -> tuple[str, ...]:
-    parts = problem["loc"][1:] if problem["loc"][:1] and problem["loc"][0] in _SOURCES else problem["loc"]
-    return tuple(str(part) for part in parts if not (isinstance(part, str) and _MEMBER.fullmatch(part)))
+def _places(problems: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    unions = {
+        problem["loc"][:at]
+        for problem in problems
+        for at, part in enumerate(problem["loc"])
+        if isinstance(part, str) and _MEMBER.fullmatch(part)
+    }
+    return [_place(problem["loc"], unions) for problem in problems]
+
+
+def _place(loc: tuple[str | int, ...], unions: Set[tuple[str | int, ...]]) -> tuple[str, ...]:
+    def is_field(at: int, part: str | int) -> bool:
+        is_member = isinstance(part, str) and (part in _PLAIN_MEMBERS or _MEMBER.fullmatch(part))
+        return not (is_member and loc[:at] in unions) and not (at == 0 and part in _SOURCES)
+
+    return tuple(str(part) for at, part in enumerate(loc) if is_field(at, part))

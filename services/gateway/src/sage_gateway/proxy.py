@@ -51,7 +51,8 @@ class Proxy:
 
         Raises: NotFoundError, ServiceUnavailableError, UpstreamError.
         """
-        path = path or request.url.path
+        # For a slash too many the other side would name itself in a redirect, where no client may reach it.
+        path = path or request.url.path.rstrip("/")
         # A decoded `..` would leave the public prefix on the other side.
         if ".." in path.split("/"):
             raise NotFoundError(f"There is no {path}.")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sage_contracts.errors import InvalidRequestError
+from sage_inference.transformers_engine.messages import Message, render
 from sage_inference.transformers_engine.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -22,6 +23,8 @@ from sage_inference.transformers_engine.text import Detokenizer, StopScanner
 
 # Without a limit in the request: a model that does not stop must not hold the queue for a whole context.
 _DEFAULT_MAX_TOKENS = 1024
+# Logits divided by less overflow; vLLM takes the best token below it, too.
+_LEAST_TEMPERATURE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Generator:
         self._peft: Any = None
         self._adapters: dict[str, str] = {}
         self._numbers = itertools.count(1)
+        # Asked before the first adapter, which may wrap the embeddings.
+        self._vocabulary = int(self._base.get_input_embeddings().weight.shape[0])
         positions = getattr(self._base.config, "max_position_embeddings", None) or max_model_len
         self._max_length = min(max_model_len, positions)
         self._warm_up()
@@ -113,27 +118,36 @@ class Generator:
         else:
             self._base, self._peft = self._peft.unload(), None
 
-    def encode_chat(self, request: ChatCompletionRequest) -> Prompt:
+    def encode_chat(self, request: ChatCompletionRequest) -> list[Prompt]:
         """Raises: InvalidRequestError for messages that the model's template refuses."""
         if not self._tokenizer.chat_template:
             raise InvalidRequestError(
                 "This base model has no chat template: use an instruct model, or /v1/completions.",
                 param="messages",
             )
-        messages = [_plain(message.model_dump(exclude_none=True)) for message in request.messages]
-        try:
-            ids = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        except Exception as error:
-            # Templates are programs: they raise what they like, and it is about the messages.
-            raise InvalidRequestError(
-                f"The model's chat template refuses these messages: {error}", param="messages"
-            ) from error
-        return Prompt(list(ids["input_ids"]))
+        text = render(request.messages, self._tokenizer.get_chat_template(), self._in_template)
+        return [Prompt(list(self._tokenizer(text, add_special_tokens=False)["input_ids"]))]
 
-    def encode_text(self, request: CompletionRequest) -> Prompt:
-        if isinstance(request.prompt, list):
-            return Prompt(request.prompt)
-        return Prompt(list(self._tokenizer(request.prompt)["input_ids"]))
+    def _in_template(self, messages: list[Message]) -> str:
+        return str(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+    def encode_text(self, request: CompletionRequest) -> list[Prompt]:
+        """Raises: InvalidRequestError for ids of no token."""
+        for prompt in request.prompts:
+            stray = next((i for i in prompt if isinstance(i, int) and not 0 <= i < self._vocabulary), None)
+            if stray is not None:
+                raise InvalidRequestError(
+                    f"prompt: {stray} is no token of this model's: it has 0 to {self._vocabulary - 1}",
+                    param="prompt",
+                )
+        return [
+            Prompt(list(self._tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else prompt)
+            for prompt in request.prompts
+        ]
+
+    def require_room(self, prompt: Prompt, request: GenerationRequest) -> None:
+        """Raises: InvalidRequestError when the prompt is empty or leaves no room."""
+        self._limit(len(prompt.ids), request)
 
     def generate(
         self,
@@ -146,7 +160,7 @@ class Generator:
 
         Raises: InvalidRequestError when the prompt leaves no room.
         """
-        limit = self._limit(len(prompt.ids), request.token_limit)
+        limit = self._limit(len(prompt.ids), request)
         ends = _token_ids(self._base.generation_config.eos_token_id, self._tokenizer.eos_token_id)
         progress = _Progress(
             Detokenizer(lambda ids: self._tokenizer.decode(ids, skip_special_tokens=True)),
@@ -181,16 +195,16 @@ class Generator:
             self._peft.set_adapter(key, inference_mode=True)
             yield self._peft
 
-    def _limit(self, prompt_tokens: int, wanted: int | None) -> int:
-        room = self._max_length - prompt_tokens
+    def _limit(self, prompt_tokens: int, request: GenerationRequest) -> int:
+        room, wanted = self._max_length - prompt_tokens, request.token_limit
         if prompt_tokens == 0:
-            raise InvalidRequestError("The prompt is empty.", param="messages")
+            raise InvalidRequestError("The prompt is empty.", param=request.prompt_field)
         if room < 1 or (wanted is not None and wanted > room):
             asked = f" and {wanted} for the answer" if wanted else ""
             raise InvalidRequestError(
                 f"This model's context is {self._max_length} tokens; the prompt has {prompt_tokens}{asked}. "
                 "Shorten the prompt or lower max_tokens.",
-                param="max_tokens" if room >= 1 else "messages",
+                param="max_tokens" if room >= 1 else request.prompt_field,
             )
         return wanted or min(room, _DEFAULT_MAX_TOKENS)
 
@@ -225,7 +239,7 @@ class Generator:
 
 def _sampling(temperature: float | None, top_p: float | None, top_k: int | None) -> dict[str, Any]:
     """Greedy at temperature 0. The library's own top_k is 50; this dialect has none unless asked for."""
-    if temperature == 0:
+    if temperature is not None and temperature < _LEAST_TEMPERATURE:
         return {"do_sample": False}
     return {
         "do_sample": True,
@@ -288,16 +302,6 @@ def _token_ids(*values: int | list[int] | None) -> frozenset[int]:
         if value is not None:
             found |= set(value) if isinstance(value, list) else {value}
     return frozenset(found)
-
-
-def _plain(message: dict[str, Any]) -> dict[str, Any]:
-    """Templates want text; the dialect also allows a list of parts."""
-    content = message.get("content")
-    if isinstance(content, list):
-        if any(part.get("type") != "text" for part in content):
-            raise InvalidRequestError("This model reads text only.", param="messages")
-        message["content"] = "".join(str(part.get("text", "")) for part in content)
-    return message
 
 
 def _dtype(name: str, device: str) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -38,6 +39,9 @@ class GenerationRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
+    prompt_field: ClassVar[str]
+    """What an error about the prompt is about."""
+
     model: str
     stream: bool | None = False
     stream_options: StreamOptions | None = None
@@ -49,7 +53,7 @@ class GenerationRequest(BaseModel):
     """vLLM's extension, like the next one; 0 and -1 take all tokens."""
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     stop: list[str] | None = None
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Literal[1] | None = None
     response_format: dict[str, Any] | None = None
 
@@ -72,6 +76,8 @@ class GenerationRequest(BaseModel):
         asked = [name for name in _UNSUPPORTED if extra.get(name)]
         if extra.get("tool_choice") == "none" and "tools" in asked:
             asked.remove("tools")
+        if extra.get("best_of") not in (None, 1):
+            asked.append("best_of")
         if self.response_format and self.response_format.get("type") != "text":
             asked.append("response_format")
         if asked:
@@ -83,11 +89,23 @@ class GenerationRequest(BaseModel):
 
 
 class ChatCompletionRequest(GenerationRequest):
+    prompt_field = "messages"
+
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
 
 
 class CompletionRequest(GenerationRequest):
-    prompt: str | list[int]
+    prompt_field = "prompt"
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+
+    @property
+    def prompts(self) -> Sequence[str | list[int]]:
+        """Each of them gets its choice in the answer."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        ids = [part for part in self.prompt if isinstance(part, int)]
+        return [ids] if ids or not self.prompt else [p for p in self.prompt if not isinstance(p, int)]
 
 
 class LoadAdapterRequest(BaseModel):
@@ -108,13 +126,15 @@ class Outcome:
     prompt_tokens: int
     completion_tokens: int
 
-    @property
-    def usage(self) -> dict[str, int]:
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-        }
+
+def usage(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    prompt = sum(outcome.prompt_tokens for outcome in outcomes)
+    completion = sum(outcome.completion_tokens for outcome in outcomes)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
 
 
 @dataclass(frozen=True)
@@ -126,28 +146,38 @@ class Shape:
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(8)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, text: str, outcome: Outcome) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": 0, "finish_reason": outcome.finish_reason, "logprobs": None}
-        choice |= {"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text}
+    def whole(self, texts: Sequence[str], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+        """One choice for each prompt."""
+        choices = [
+            self._choice(index, outcome.finish_reason)
+            | ({"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text})
+            for index, (text, outcome) in enumerate(zip(texts, outcomes, strict=True))
+        ]
         kind = "chat.completion" if self.is_chat else "text_completion"
-        return self._body(kind, [choice]) | {"usage": outcome.usage}
+        return self._body(kind, choices) | {"usage": usage(outcomes)}
 
     def opening(self) -> bytes:
         """The first event of a chat stream: who speaks."""
-        return self._event([self._piece({"role": "assistant", "content": ""}, "")]) if self.is_chat else b""
+        return (
+            self._event([self._piece({"role": "assistant", "content": ""}, "", 0)]) if self.is_chat else b""
+        )
 
-    def piece(self, text: str) -> bytes:
-        return self._event([self._piece({"content": text}, text)])
+    def piece(self, text: str, index: int) -> bytes:
+        return self._event([self._piece({"content": text}, text, index)])
 
-    def closing(self, outcome: Outcome, *, with_usage: bool) -> bytes:
-        """The last events: why it ended, what it cost when that was asked for, and the end mark."""
-        last = self._event([self._piece({}, "") | {"finish_reason": outcome.finish_reason}])
-        usage = self._event([], outcome.usage) if with_usage else b""
-        return last + usage + b"data: [DONE]\n\n"
+    def ending(self, outcome: Outcome, index: int) -> bytes:
+        """The last event of a choice: why it ended."""
+        return self._event([self._piece({}, "", index) | {"finish_reason": outcome.finish_reason}])
 
-    def _piece(self, delta: dict[str, str], text: str) -> dict[str, Any]:
-        said: dict[str, Any] = {"delta": delta} if self.is_chat else {"text": text}
-        return {"index": 0, **said, "finish_reason": None, "logprobs": None}
+    def closing(self, outcomes: Sequence[Outcome], *, with_usage: bool) -> bytes:
+        """What it cost when that was asked for, and the end mark."""
+        return (self._event([], usage(outcomes)) if with_usage else b"") + b"data: [DONE]\n\n"
+
+    def _piece(self, delta: dict[str, str], text: str, index: int) -> dict[str, Any]:
+        return self._choice(index, None) | ({"delta": delta} if self.is_chat else {"text": text})
+
+    def _choice(self, index: int, finish_reason: str | None) -> dict[str, Any]:
+        return {"index": index, "finish_reason": finish_reason, "logprobs": None}
 
     def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
         body = self._body("chat.completion.chunk" if self.is_chat else "text_completion", choices)

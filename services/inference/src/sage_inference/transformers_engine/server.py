@@ -34,7 +34,9 @@ from sage_servicekit import errors
 from sage_servicekit.connection import ClientLeftError, unless_client_leaves
 
 Result = TypeVar("Result")
-Encode = Callable[[Generator], Prompt]
+Encode = Callable[[Generator], list[Prompt]]
+Said = tuple[int, str | Outcome]
+"""A piece of the answer to the prompt of that index, or how that answer ended."""
 
 _SOURCE = "transformers"
 
@@ -75,16 +77,16 @@ class Engine:
         if name not in self.names.base and name not in self._generator.adapters:
             raise ModelNotFoundError(f"The model `{name}` does not exist.", param="model")
 
-    async def answer(self, request: GenerationRequest, encode: Encode) -> AsyncGenerator[str | Outcome, None]:
-        """Text as it comes, and at the end the outcome. Closing it early ends the generation.
+    async def answer(self, request: GenerationRequest, encode: Encode) -> AsyncGenerator[Said, None]:
+        """Text as it comes, and each prompt's outcome. Closing it early ends the generation.
 
         Raises: InvalidRequestError, before the first text.
         """
         loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[str | Outcome | BaseException] = asyncio.Queue()
+        pieces: asyncio.Queue[Said | BaseException | None] = asyncio.Queue()
         cancelled = threading.Event()
 
-        def put(item: str | Outcome | BaseException) -> None:
+        def put(item: Said | BaseException | None) -> None:
             loop.call_soon_threadsafe(pieces.put_nowait, item)
 
         def work(generator: Generator) -> None:
@@ -92,7 +94,8 @@ class Engine:
             if cancelled.is_set():
                 return
             try:
-                put(generator.generate(encode(generator), request, put, cancelled))
+                _answer_all(generator, encode(generator), request, put, cancelled)
+                put(None)
             except Exception as error:
                 put(error)
 
@@ -102,12 +105,30 @@ class Engine:
                 item = await pieces.get()
                 if isinstance(item, BaseException):
                     raise item
-                yield item
-                if isinstance(item, Outcome):
+                if item is None:
                     return
+                yield item
         finally:
             cancelled.set()
             turn.cancel()
+
+
+def _answer_all(
+    generator: Generator,
+    prompts: list[Prompt],
+    request: GenerationRequest,
+    put: Callable[[Said], None],
+    cancelled: threading.Event,
+) -> None:
+    for prompt in prompts:
+        generator.require_room(prompt, request)
+    for index, prompt in enumerate(prompts):
+
+        def say(text: str, index: int = index) -> None:
+            put((index, text))
+
+        if not cancelled.is_set():
+            put((index, generator.generate(prompt, request, say, cancelled)))
 
 
 class Completion(Response):
@@ -137,31 +158,37 @@ class Completion(Response):
 
     async def _stream(self, reply: ReplyWriter) -> None:
         opening = self._shape.opening()
+        outcomes: list[Outcome] = []
         try:
             async with aclosing(self._engine.answer(self._request, self._encode)) as answer:
-                async for item in answer:
+                async for index, item in answer:
                     await reply.start(200, EVENT_STREAM)
                     if isinstance(item, Outcome):
-                        await reply.write(
-                            opening + self._shape.closing(item, with_usage=self._request.wants_usage)
-                        )
+                        outcomes.append(item)
+                        await reply.write(opening + self._shape.ending(item, index))
                     else:
-                        await reply.write(opening + self._shape.piece(item))
+                        await reply.write(opening + self._shape.piece(item, index))
                     opening = b""
+            await reply.write(self._shape.closing(outcomes, with_usage=self._request.wants_usage))
             await reply.end()
         except Exception as error:
             await reply.fail(_known(error))
 
     async def _whole(self, reply: ReplyWriter) -> None:
+        texts: list[str] = []
+        outcomes: list[Outcome] = []
         text = ""
         try:
             async with aclosing(self._engine.answer(self._request, self._encode)) as answer:
-                async for item in answer:
+                async for _, item in answer:
                     if isinstance(item, Outcome):
-                        content = JSONResponse(self._shape.whole(text, item)).body
-                        await reply.whole(200, "application/json", bytes(content))
+                        texts.append(text)
+                        outcomes.append(item)
+                        text = ""
                     else:
                         text += item
+            content = JSONResponse(self._shape.whole(texts, outcomes)).body
+            await reply.whole(200, "application/json", bytes(content))
         except Exception as error:
             await reply.fail(_known(error))
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
 from starlette.concurrency import run_in_threadpool
 
-from sage_contracts.files import FileObject, FilePurpose
+from sage_contracts.files import FileObject
 from sage_contracts.paging import Deleted, ListPage
 from sage_orchestrator.files.service import FileService
 from sage_orchestrator.files.upload import UploadReader, check_announced, whole_file
@@ -32,14 +32,12 @@ def make_router(service: FileService, max_file_bytes: int) -> APIRouter:
 
     @router.get("")
     def list_files(
-        purpose: FilePurpose | None = None,
+        purpose: str | None = None,  # any: of what is not taken here there are none
         after: str | None = None,
         limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
         order: PageOrder = "desc",
     ) -> ListPage[FileObject]:
-        return service.list_files(
-            purpose=purpose.value if purpose else None, after=after, limit=limit, order=order
-        )
+        return service.list_files(purpose=purpose, after=after, limit=limit, order=order)
 
     @router.get("/{file_id}")
     def retrieve(file_id: str) -> FileObject:

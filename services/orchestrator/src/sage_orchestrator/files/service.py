@@ -139,7 +139,9 @@ def purpose_of(given: str | None) -> FilePurpose:
     if not given:
         raise InvalidRequestError(f"The upload says no `purpose`: one of {names}.", param="purpose")
     if given not in uploadable:
-        raise InvalidRequestError(f"There is no purpose {given!r}: one of {names}.", param="purpose")
+        raise InvalidRequestError(
+            f"Files are not taken here for {given!r}, but for {names}.", param="purpose"
+        )
     return FilePurpose(given)
 
 
