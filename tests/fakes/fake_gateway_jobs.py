@@ -142,6 +142,10 @@ def add_sweeps(app: FastAPI, state: State) -> None:
         if sweep.name == "endless" or sweep.status.is_terminal:
             return sweep
         child, number = waiting[0], len(sweep.children) - len(waiting)
+        if sweep.name == "stuck" and len(waiting) == 1:
+            child.status = JobStatus.PAUSED
+            child.error = JobError(code="insufficient_storage", message="The disk is full.")
+            return sweep
         if number % 2 or sweep.name in FAILURES:
             child.status = JobStatus.FAILED
             child.error = JobError(code="training_failed", message="The loss became NaN at step 4.")

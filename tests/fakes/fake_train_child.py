@@ -7,6 +7,7 @@ stubborn  steps forever and ignores SIGTERM
 crash     a traceback and exit code 3, no last words
 refuse    last words with an error code of ours
 oom       kills itself as the kernel does
+bus       a signal ends it, as one does that cannot read a page of its base model
 hungry    is killed so after two steps and a checkpoint, until it has been given two rungs
 noisy     fills stderr and says what is no message, then done
 family    leaves a process of its own behind, which holds standard output open
@@ -129,6 +130,9 @@ class FakeRun:
     def oom(self) -> None:
         print("about to allocate", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
+
+    def bus(self) -> None:
+        os.kill(os.getpid(), signal.SIGBUS)
 
     def hungry(self) -> None:
         saved = self.folder / "checkpoint"

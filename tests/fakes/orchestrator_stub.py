@@ -36,7 +36,7 @@ from sage_servicekit.app import create_app, require_internal
 from sage_servicekit.settings import ServiceSettings
 
 AFTER = {Outcome.SUCCEEDED: "succeeded", Outcome.FAILED: "failed", Outcome.CANCELLED: "cancelled"}
-AFTER |= {Outcome.PAUSED: "paused", Outcome.RELEASED: "queued"}
+AFTER |= {Outcome.PAUSED: "paused", Outcome.SUSPENDED: "paused", Outcome.RELEASED: "queued"}
 
 
 @dataclass

@@ -235,25 +235,21 @@ def test_work_goes_on_while_the_orchestrator_is_silent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "outcome", "code"),
+    ("number", "code"),
     [
-        (errno.ENOSPC, Outcome.FAILED, "insufficient_storage"),
-        (errno.EDQUOT, Outcome.SUSPENDED, "insufficient_storage"),
-        (errno.ENOENT, Outcome.FAILED, "training_failed"),
+        (errno.ENOSPC, "insufficient_storage"),
+        (errno.EDQUOT, "insufficient_storage"),
+        (errno.ENOENT, "training_failed"),
     ],
 )
-def test_what_breaks_the_attempt_itself_is_its_end(
-    stand: Stand, number: int, outcome: Outcome, code: str
-) -> None:
+def test_what_breaks_the_attempt_itself_is_its_end(stand: Stand, number: int, code: str) -> None:
     class Unable(Errand):
-        when_full = outcome
-
         def _spawn(self, spec_path: Path) -> Child:
             raise OSError(number, os.strerror(number))
 
     Unable(stand.post, "").run()
     (finish,) = stand.link.finishes
-    assert finish.startswith(f"{outcome.value} {code}: The errander could not run the errand: ")
+    assert finish.startswith(f"failed {code}: The errander could not run the errand: ")
     assert not list((stand.home / "run").iterdir())
 
 

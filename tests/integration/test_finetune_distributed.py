@@ -143,8 +143,9 @@ class Assassin(Recorder):
 
 def test_the_death_of_one_ends_all(tiny_base: Path, data: Path, tmp_path: Path) -> None:
     config = settings(tiny_base, data, tmp_path / "out", max_steps=500, save_steps=1)
-    with pytest.raises(TrainingFailedError, match=r"device 1 ended without a word.*resumed"):
+    with pytest.raises(TrainingFailedError, match=r"device 1 ended without a word.*resumed") as told:
         LoRATrainer(config, [Assassin(signal.SIGUSR1)]).train()
+    assert told.value.retryable
     assert living_children() == []
 
 

@@ -96,6 +96,26 @@ def test_a_job_that_cannot_be_resumed_gives_up_its_checkpoints(
     assert (checkpoints / "checkpoint-5").exists(), "to be looked at"
 
 
+@pytest.mark.parametrize(("name", "told"), [("crash", "exit code 3"), ("bus", "signal SIGBUS")])
+def test_a_job_that_dies_with_a_checkpoint_is_paused_and_keeps_it(folders: Rig, name: str, told: str) -> None:
+    checkpoints = folders.home / "finetune_output" / name / "checkpoints"
+    (checkpoints / "checkpoint-5").mkdir(parents=True)
+    (checkpoints / "checkpoint-5/manifest.json").write_text("{}")
+    (checkpoints / "job_id").write_text("job-1")
+    job, other = folders.records.add_job("job-1", name), folders.records.add_job("job-2", "quick")
+    folders.start_worker()
+    folders.ring("job-1")
+    folders.ring("job-2")
+
+    folders.records.wait_for(lambda: other.finishes)
+    (finish,) = job.finishes
+    assert finish.outcome is Outcome.SUSPENDED
+    assert told in (finish.error_message or "")
+    assert "`sage finetune resume`" in (finish.error_message or "")
+    assert any("Starting it again" in text for text in job.messages) == (name == "bus")
+    assert (checkpoints / "job_id").read_text() == "job-1"
+
+
 def test_a_paused_job_resumes_from_its_checkpoint_and_the_worker_takes_the_next_one(stack: Rig) -> None:
     owner = stack.home / "finetune_output/steady/checkpoints/job_id"
     owner.parent.mkdir(parents=True)

@@ -68,6 +68,14 @@ def test_a_sweep_without_a_model_ends_with_3(online: Sage) -> None:
     assert "The loss became NaN" in ran.stderr
 
 
+def test_a_sweep_that_waits_for_a_paused_job_alone_says_so_and_is_left(online: Sage) -> None:
+    ran = online("finetune", "sweep", "--task", "code", "--name", "stuck", "--grid", "lora.r=4,8")
+    assert ran.exit_code == 3
+    assert "waits for what is paused: The disk is full." in ran.stderr
+    assert "sage finetune resume stuck-s2" in ran.stderr
+    assert "sage finetune sweep cancel sweep-" in ran.stderr
+
+
 def test_a_sweep_goes_on_without_its_watcher_until_it_is_cancelled(online: Sage) -> None:
     ran = online("finetune", "sweep", "--task", "code", "--name", "endless", *GRID, "--no-watch")
     assert "sage finetune sweep watch sweep-" in ran.output

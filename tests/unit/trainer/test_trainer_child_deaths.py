@@ -25,13 +25,23 @@ from sage_trainer.ending import Ending
         (-9, "", 0, 1, Cause.PROBABLY),
         (-6, "terminate called after throwing an instance of 'std::bad_alloc'", 0, 0, Cause.ALLOCATION),
         (1, "OSError: [Errno 12] Cannot allocate memory", None, 0, Cause.ALLOCATION),
-        (-11, "", None, 0, Cause.OTHER),
+        (-11, "", None, 0, Cause.SIGNAL),
+        (-7, "", 0, 1, Cause.SIGNAL),
         (3, "RuntimeError: no", 1, 0, Cause.OTHER),
         (0, "bad_alloc", None, 0, Cause.OTHER),
     ],
 )
 def test_causes(exit_code: int, log: str, kernel_kills: int | None, unexplained: int, cause: Cause) -> None:
     assert cause_of(exit_code, log, kernel_kills, unexplained) is cause
+
+
+def put_checkpoint(output_dir: Path, job_id: str = "job-1") -> Path:
+    """A checkpoint that was written to its end. Returns the folder of all."""
+    folder = output_dir / "checkpoints"
+    (folder / "checkpoint-6").mkdir(parents=True)
+    (folder / "checkpoint-6/manifest.json").write_text("{}")
+    (folder / "job_id").write_text(job_id)
+    return folder
 
 
 def deaths_of(checkpoints: Path, kills: Callable[[], int | None], **config: object) -> ChildDeaths:
@@ -100,3 +110,20 @@ def test_without_a_ladder_a_kill_is_the_end_and_other_deaths_are_not_ours(tmp_pa
     assert ending.error_code == "out_of_memory"
     assert "probably because memory had run out" in (ending.error_message or "")
     assert deaths.after(-11, "") is None
+
+
+def test_a_death_by_signal_is_tried_once_more_from_a_checkpoint(tmp_path: Path) -> None:
+    deaths = deaths_of(put_checkpoint(tmp_path), lambda: 0)
+    first = deaths.after(-7, "")
+    assert isinstance(first, NextChild)
+    assert first.rungs == ()
+    assert "signal SIGBUS" in first.message
+    assert "from its last checkpoint" in first.message
+    assert deaths.after(-7, "") is None
+    assert deaths.after(3, "") is None
+
+
+def test_a_death_by_signal_without_a_checkpoint_of_its_own_is_final(tmp_path: Path) -> None:
+    assert deaths_of(tmp_path / "checkpoints", lambda: 0).after(-7, "") is None
+    others = put_checkpoint(tmp_path, "job-0")
+    assert deaths_of(others, lambda: 0).after(-7, "") is None

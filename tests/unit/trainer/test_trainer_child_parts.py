@@ -197,6 +197,23 @@ def test_an_error_of_ours_keeps_its_code(tmp_path: Path) -> None:
     assert isinstance(words, FailedMessage)
     assert words.is_explained
     assert words.code == "invalid_training_file"
+    assert not words.may_pass
+
+
+def test_faults_that_are_not_the_jobs_are_said_to_be_so(tmp_path: Path) -> None:
+    rows = tmp_path / "files/rows.jsonl"
+    rows.parent.mkdir()
+    rows.write_text('{"question": "What is it?", "answer": "This."}\n' * 9)
+    spec = spec_of(tmp_path, training_path="files/rows.jsonl")
+    away = last_words(spec, telling(tmp_path)[0])
+    (tmp_path / "finetune_output/other").touch()
+    other = spec_of(tmp_path, training_path="files/rows.jsonl", output_dir="finetune_output/other")
+    unreadable = last_words(other, telling(tmp_path)[0])
+    assert isinstance(away, FailedMessage)
+    assert isinstance(unreadable, FailedMessage)
+    assert (away.code, unreadable.code) == ("model_not_found", "training_failed")
+    assert away.may_pass
+    assert unreadable.may_pass
 
 
 class NoRoom(io.TextIOBase):

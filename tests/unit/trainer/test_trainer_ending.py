@@ -13,6 +13,7 @@ DONE = DoneMessage(metrics=JobMetrics(), base_model="base", adapter_path="adapte
 STOPPED = StoppedMessage(step=3)
 FAILED = FailedMessage(code="training_failed", message="ValueError: no")
 EXPLAINED = FailedMessage(code="invalid_training_file", message="Row 7", param="data", is_explained=True)
+PASSING = FailedMessage(code="model_not_found", message="away", is_explained=True, may_pass=True)
 FULL = FailedMessage(code="insufficient_storage", message="The disk is full", is_explained=True)
 CANCELLED, PAUSED, RELEASED = Outcome.CANCELLED, Outcome.PAUSED, Outcome.RELEASED
 
@@ -43,7 +44,36 @@ def with_log(message: str) -> str:
     ],
 )
 def test_outcomes(ordered: Outcome | None, words: LastWords | None, exit_code: int, outcome: Outcome) -> None:
-    assert ending_of(ordered, words, exit_code, with_log).outcome is outcome
+    assert ending_of(ordered, words, exit_code, with_log, has_checkpoint=False).outcome is outcome
+
+
+@pytest.mark.parametrize(
+    ("ordered", "words", "exit_code", "outcome"),
+    [
+        (None, None, -7, Outcome.SUSPENDED),
+        (None, None, 3, Outcome.SUSPENDED),
+        (None, PASSING, 1, Outcome.SUSPENDED),
+        (None, FULL, 1, Outcome.SUSPENDED),
+        (None, FAILED, 1, Outcome.FAILED),
+        (None, EXPLAINED, 1, Outcome.FAILED),
+        (CANCELLED, None, -7, CANCELLED),
+        (PAUSED, PASSING, 1, PAUSED),
+        (None, DONE, 0, Outcome.SUCCEEDED),
+    ],
+)
+def test_outcomes_of_a_run_with_a_checkpoint(
+    ordered: Outcome | None, words: LastWords | None, exit_code: int, outcome: Outcome
+) -> None:
+    assert ending_of(ordered, words, exit_code, with_log, has_checkpoint=True).outcome is outcome
+
+
+@pytest.mark.parametrize(("words", "exit_code"), [(PASSING, 1), (None, -7)])
+def test_a_run_that_may_go_on_says_how(words: LastWords | None, exit_code: int) -> None:
+    endings = [ending_of(None, words, exit_code, with_log, has_checkpoint=has) for has in (True, False)]
+    assert [ending.outcome for ending in endings] == [Outcome.SUSPENDED, Outcome.FAILED]
+    with_one, without = (ending.error_message or "" for ending in endings)
+    assert "`sage finetune resume` goes on from the last checkpoint" in with_one
+    assert "resume" not in without
 
 
 @pytest.mark.parametrize(
@@ -57,7 +87,7 @@ def test_outcomes(ordered: Outcome | None, words: LastWords | None, exit_code: i
     ],
 )
 def test_failures(words: LastWords | None, exit_code: int, code: str, message: str) -> None:
-    ending = ending_of(None, words, exit_code, with_log)
+    ending = ending_of(None, words, exit_code, with_log, has_checkpoint=False)
     assert ending.error_code == code
     assert ending.error_message is not None
     assert message in ending.error_message

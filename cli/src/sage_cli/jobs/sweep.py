@@ -22,7 +22,8 @@ from sage_cli.jobs.sweep_table import base_loss, print_table, view_for
 from sage_cli.jobs.wish import JobWish
 from sage_cli.stack.updown import ensure_stack
 from sage_contracts.errors import NotFoundError, TrainingFailedError
-from sage_contracts.sweeps import CreateSweepRequest, Grid, Sweep, SweepStatus, point_text
+from sage_contracts.jobs import JobStatus
+from sage_contracts.sweeps import CreateSweepRequest, Grid, Sweep, SweepChild, SweepStatus, point_text
 
 
 def start_command(
@@ -107,12 +108,13 @@ def _show_choices(console: Console, client: Client, sweep: Sweep, wish: CheckedW
 
 
 def _watch(console: Console, client: Client, sweep: Sweep) -> None:
-    """Raises: TrainingFailedError when no job came to a model; typer.Exit when detached."""
+    """Raises: TrainingFailedError when no job came to a model, or all that is left is paused; typer.Exit when
+    detached."""
     try:
         with view_for(console) as view:
             while True:
                 view.show(sweep)
-                if sweep.status.is_terminal:
+                if sweep.status.is_terminal or _waits_for(sweep):
                     break
                 time.sleep(POLL_S)
                 sweep = patiently(partial(client.sweep, sweep.id))
@@ -124,6 +126,13 @@ def _watch(console: Console, client: Client, sweep: Sweep) -> None:
         )
         raise typer.Exit(INTERRUPTED) from None
     _show_result(console, sweep)
+    if paused := _waits_for(sweep):
+        reason = next((f": {child.error.message}" for child in paused if child.error), ".")
+        resume = "\n".join(f"  go on   sage finetune resume {child.name}" for child in paused)
+        raise TrainingFailedError(
+            f"The sweep {sweep.id} waits for what is paused{reason}\n"
+            f"{resume}\n  end it  sage finetune sweep cancel {sweep.id}"
+        )
     if sweep.status is not SweepStatus.SUCCEEDED:
         first = next((child for child in sweep.children if child.error), None)
         reason = f": {first.error.message}" if first and first.error else "."
@@ -131,6 +140,12 @@ def _watch(console: Console, client: Client, sweep: Sweep) -> None:
             f"The sweep {sweep.id} {'was ' if sweep.status is SweepStatus.CANCELLED else ''}"
             f"{sweep.status.value}{reason}\nEach job has its own log: sage finetune logs {sweep.name}-s1"
         )
+
+
+def _waits_for(sweep: Sweep) -> list[SweepChild]:
+    """Its paused jobs, where no other is left that could go on by itself."""
+    left = [child for child in sweep.children if not child.status.is_terminal]
+    return left if all(child.status is JobStatus.PAUSED for child in left) else []
 
 
 def _show_result(console: Console, sweep: Sweep) -> None:

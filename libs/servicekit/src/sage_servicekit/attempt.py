@@ -122,8 +122,6 @@ class Attempt(ABC, Generic[Claim, Message]):
     """`train` or `merge`: names the child's log and its spec."""
     messages: TypeAdapter[Message]
     """What the child says, a line each."""
-    when_full = Outcome.FAILED
-    """How an attempt ends when its worker itself finds the disk full."""
 
     def __init__(self, post: Post, claimed: Claim, work_id: str, *, stop_grace_s: float) -> None:
         """`stop_grace_s`: how long a child that is told to stop may take before it is killed."""
@@ -174,14 +172,20 @@ class Attempt(ABC, Generic[Claim, Message]):
         except Exception as error:
             logger.exception("%s %s: the attempt broke", self.noun, self._work_id)
             message = f"The {self.worker} could not run the {self.noun}: {error!r}"
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                ending = Ending(self.when_full, StorageFullError.code, f"{message}. Free some space.")
+            if isinstance(error, OSError):
+                ending = self._broken_by(error, f"{message}.")
             else:
                 ending = Ending(Outcome.FAILED, TrainingFailedError.code, message)
         if self._is_lost:
             return
         logger.info("%s %s: %s %s", self.noun, self._work_id, ending.outcome.value, ending.error_code or "")
         self._finish(ending)
+
+    def _broken_by(self, error: OSError, message: str) -> Ending:
+        """How the attempt ends when the system refuses its worker what it needs."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return Ending(Outcome.FAILED, StorageFullError.code, f"{message} Free some space.")
+        return Ending(Outcome.FAILED, TrainingFailedError.code, message)
 
     def _run_child(self, spec: BaseModel) -> ChildEnd:
         """Spawn a child on this spec, and pump until it is dead. Raises: OSError."""

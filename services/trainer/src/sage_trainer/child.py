@@ -33,7 +33,7 @@ from sage.tools.finetune.callbacks import (
 )
 from sage.tools.finetune.lifeline import die_first
 from sage.tools.finetune.storage import storage_errors
-from sage_contracts.errors import InvalidRequestError, SageError, TrainingFailedError
+from sage_contracts.errors import InvalidRequestError, ModelNotFoundError, SageError, TrainingFailedError
 from sage_contracts.home import Home
 from sage_contracts.jobs import EventLevel, JobMetrics
 from sage_servicekit.children import append_output_to, end_with_parent, take_stdout
@@ -271,10 +271,16 @@ def last_words(spec: ChildSpec, tell: Telling) -> LastWords:
         return RestartMessage()
     except SageError as error:
         _log_traceback()
-        return FailedMessage(code=error.code, message=error.message, param=error.param, is_explained=True)
+        # A base model that is away may lie on a disk that is.
+        may_pass = error.retryable or isinstance(error, ModelNotFoundError)
+        return FailedMessage(
+            code=error.code, message=error.message, param=error.param, is_explained=True, may_pass=may_pass
+        )
     except Exception as error:
         _log_traceback()
-        return FailedMessage(code=TrainingFailedError.code, message=f"{type(error).__name__}: {error}")
+        message = f"{type(error).__name__}: {error}"
+        may_pass = isinstance(error, OSError) or "CUDA error" in message
+        return FailedMessage(code=TrainingFailedError.code, message=message, may_pass=may_pass)
 
 
 def main() -> int:

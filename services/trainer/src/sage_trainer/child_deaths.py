@@ -16,6 +16,7 @@ from sage_contracts.errors import OutOfMemoryError
 from sage_contracts.workers import Outcome, TrainClaim
 from sage_servicekit.attempt import Ending
 from sage_servicekit.children import describe_exit
+from sage_trainer.folders import has_checkpoint
 
 _ALLOCATION_FAILED = ("bad_alloc", "Cannot allocate memory", "can't allocate memory", "MemoryError")
 
@@ -25,6 +26,7 @@ class Cause(Enum):
     ALLOCATION = "the training process could not get the memory it asked for, and died"
     PROBABLY = "the training process was killed, probably because memory had run out"
     SOMEBODY = "the training process was killed, and not by the kernel for lack of memory"
+    SIGNAL = "a signal ended the training process"
     OTHER = "the training process ended by itself"
 
 
@@ -38,6 +40,8 @@ def cause_of(exit_code: int, log: str, kernel_kills: int | None, unexplained_bef
         return Cause.SOMEBODY if kernel_kills == 0 and not unexplained_before else Cause.PROBABLY
     if exit_code != 0 and any(words in log for words in _ALLOCATION_FAILED):
         return Cause.ALLOCATION
+    if exit_code < 0:
+        return Cause.SIGNAL
     return Cause.OTHER
 
 
@@ -62,6 +66,7 @@ class ChildDeaths:
         self._kills = kills
         self._kills_before: int | None = None
         self._unexplained = 0
+        self._has_tried_again = False
         self._given: tuple[OomRung, ...] = ()
 
     def begin(self) -> None:
@@ -74,14 +79,15 @@ class ChildDeaths:
         None: it died of something else.
         """
         cause = cause_of(exit_code, log, self._new_kills(), self._unexplained)
-        if cause is Cause.OTHER:
+        if cause is Cause.OTHER or (cause is Cause.SIGNAL and not self._may_try_again()):
             return None
         # The child writes down the rungs it takes by itself: they count too.
         taken = max(self._given, read_rungs(self._checkpoints, self._claim.job_id), key=len)
         config, rungs = climbed(self._claim.config, taken, device=self._device)
         what = f"{cause.value[0].upper()}{cause.value[1:]} ({describe_exit(exit_code)})."
-        if cause is Cause.SOMEBODY:
-            self._unexplained += 1
+        if cause in (Cause.SOMEBODY, Cause.SIGNAL):
+            self._unexplained += cause is Cause.SOMEBODY
+            self._has_tried_again |= cause is Cause.SIGNAL
             return NextChild(taken, f"{what} Starting it again from its last checkpoint.")
         can_quantise = find_spec("bitsandbytes") is not None
         rung = next_rung(config, taken, device=self._device, can_quantise=can_quantise)
@@ -90,6 +96,11 @@ class ChildDeaths:
         how = "from the start" if rung.name in RESTARTING else "from its last checkpoint"
         self._given = (*taken, rung.name)
         return NextChild(self._given, f"{what} Going on {how} with {rung.name}: {rung.change}.")
+
+    def _may_try_again(self) -> bool:
+        """A page of a disk that could not be read, or a driver's fault, may not come again; a bug does."""
+        output_dir = self._checkpoints.parent
+        return not self._has_tried_again and has_checkpoint(output_dir, self._claim.job_id)
 
     def _new_kills(self) -> int | None:
         now = self._kills()

@@ -20,9 +20,14 @@ def stronger_order(known: Outcome | None, new: Outcome) -> Outcome:
 
 
 def ending_of(
-    ordered: Outcome | None, words: LastWords | None, exit_code: int, with_log: Callable[[str], str]
+    ordered: Outcome | None,
+    words: LastWords | None,
+    exit_code: int,
+    with_log: Callable[[str], str],
+    *,
+    has_checkpoint: bool,
 ) -> Ending:
-    """`with_log` puts the tail of the child's log beside a message."""
+    """`with_log` puts the tail of the child's log beside a message. `has_checkpoint`: to go on from."""
     if ordered is Outcome.CANCELLED:
         return Ending(Outcome.CANCELLED)
     if isinstance(words, DoneMessage) and exit_code == 0:
@@ -30,18 +35,27 @@ def ending_of(
     if ordered is not None:
         return Ending(ordered)
     if isinstance(words, FailedMessage):
-        message = words.message if words.is_explained else with_log(words.message)
-        # A full disk takes nothing away: the run goes on from its last checkpoint once there is room.
-        outcome = Outcome.SUSPENDED if words.code == StorageFullError.code else Outcome.FAILED
-        return Ending(outcome, words.code, message, words.param)
+        return _failure(words, with_log, has_checkpoint=has_checkpoint)
     if isinstance(words, StoppedMessage):
         # Somebody else sent it SIGTERM; what it saved is as good as after a release.
         return Ending(Outcome.RELEASED)
-    return _death(exit_code, with_log)
+    how = f"The training process ended without a result ({describe_exit(exit_code)})."
+    outcome, message = fault(how, has_checkpoint=has_checkpoint)
+    return Ending(outcome, TrainingFailedError.code, with_log(message))
 
 
-def _death(exit_code: int, with_log: Callable[[str], str]) -> Ending:
-    """An end without last words."""
-    how = describe_exit(exit_code)
-    message = f"The training process ended without a result ({how})."
-    return Ending(Outcome.FAILED, TrainingFailedError.code, with_log(message))
+def fault(message: str, *, has_checkpoint: bool) -> tuple[Outcome, str]:
+    """How a run ends whose job is not known to be at fault: what it has trained waits for better days."""
+    if not has_checkpoint:
+        return Outcome.FAILED, message
+    how = "Once that is put right, `sage finetune resume` goes on from the last checkpoint."
+    return Outcome.SUSPENDED, f"{message}\n{how}"
+
+
+def _failure(words: FailedMessage, with_log: Callable[[str], str], *, has_checkpoint: bool) -> Ending:
+    outcome, message = Outcome.FAILED, words.message
+    if words.code == StorageFullError.code:
+        outcome = Outcome.SUSPENDED  # it takes nothing away, and what to do about it is said
+    elif words.may_pass:
+        outcome, message = fault(message, has_checkpoint=has_checkpoint)
+    return Ending(outcome, words.code, message if words.is_explained else with_log(message), words.param)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from sage.tools.finetune.checkpoints import holds_checkpoint
 from sage_trainer.messages import DoneMessage
 
 RESULT_FILE = "result.json"
@@ -76,6 +77,13 @@ def give_up_checkpoints(output_dir: Path, job_id: str) -> None:
     if _owner_of(owner_file) == job_id:
         owner_file.unlink(missing_ok=True)
     shutil.rmtree(_parking_place(output_dir, job_id), ignore_errors=True)
+
+
+def has_checkpoint(output_dir: Path, job_id: str) -> bool:
+    """Whether the job can go on from a checkpoint that an attempt of it has written to its end."""
+    folder = output_dir / "checkpoints"
+    is_own = _owner_of(folder / _OWNER_FILE) == job_id
+    return holds_checkpoint(folder if is_own else _parking_place(output_dir, job_id))
 
 
 def _parking_place(output_dir: Path, job_id: str) -> Path:

@@ -133,6 +133,8 @@ class FailedMessage(_Said):
     param: str | None = None
     is_explained: bool = False
     """The message stands alone; otherwise the log's tail is put beside it."""
+    may_pass: bool = False
+    """The fault is the machine's or a service's, not the job's."""
 
 
 ChildMessage = Annotated[

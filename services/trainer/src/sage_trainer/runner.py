@@ -9,15 +9,15 @@ from pathlib import Path
 
 from sage.tools.finetune.hardware import physical_cores
 from sage_contracts.config import OomRung
-from sage_contracts.errors import InvalidRequestError, SageError
+from sage_contracts.errors import InvalidRequestError, SageError, StorageFullError
 from sage_contracts.jobs import EventLevel
 from sage_contracts.workers import Finish, Order, Outcome, Report, ReportReply, TrainClaim
 from sage_servicekit.attempt import Attempt, Ending, Post, Runner
 from sage_servicekit.children import Child, computing_env
 from sage_servicekit.machine import Device, oom_kill_count
 from sage_trainer.child_deaths import ChildDeaths
-from sage_trainer.ending import ending_of, stronger_order
-from sage_trainer.folders import give_up_checkpoints
+from sage_trainer.ending import ending_of, fault, stronger_order
+from sage_trainer.folders import give_up_checkpoints, has_checkpoint
 from sage_trainer.messages import CHILD_MESSAGE, ChildMessage, ChildSpec, DoneMessage, RestartMessage
 from sage_trainer.news import News
 from sage_trainer.settings import TrainerSettings
@@ -66,7 +66,6 @@ class TrainAttempt(Attempt[TrainClaim, ChildMessage]):
     noun = "job"
     verb = "train"
     messages = CHILD_MESSAGE
-    when_full = Outcome.SUSPENDED  # a full disk takes nothing away: there are checkpoints to go on from
     _post: TrainerPost
 
     def __init__(self, post: TrainerPost, claimed: TrainClaim) -> None:
@@ -76,7 +75,7 @@ class TrainAttempt(Attempt[TrainClaim, ChildMessage]):
 
     def _work(self) -> Ending:
         """One child after another, as long as memory does not suffice and something can be changed."""
-        checkpoints = self._log_path.parent.parent / "checkpoints"
+        checkpoints = self._output_dir / "checkpoints"
         deaths = ChildDeaths(self._claim, checkpoints, self._post.device.name, oom_kill_count)
         rungs: Sequence[OomRung] = ()
         while True:
@@ -85,7 +84,9 @@ class TrainAttempt(Attempt[TrainClaim, ChildMessage]):
             words, is_over = self._news.last_words, self._ordered is not None or self._is_lost
             if isinstance(words, RestartMessage) and not is_over:
                 continue  # it has written down its rungs: the next one finds them
-            ending = ending_of(self._ordered, words, exit_code, self._with_log)
+            ending = ending_of(
+                self._ordered, words, exit_code, self._with_log, has_checkpoint=self._has_checkpoint()
+            )
             if words is not None or is_over:
                 return ending
             after = deaths.after(exit_code, self._log_tail())
@@ -95,6 +96,20 @@ class TrainAttempt(Attempt[TrainClaim, ChildMessage]):
                 return replace(after, error_message=self._with_log(after.error_message or ""))
             self._news.say(after.message, EventLevel.WARN, is_urgent=True)
             rungs = after.rungs
+
+    def _broken_by(self, error: OSError, message: str) -> Ending:
+        ending = super()._broken_by(error, message)
+        if ending.error_code == StorageFullError.code:
+            return replace(ending, outcome=Outcome.SUSPENDED)  # it takes nothing away
+        outcome, message = fault(message, has_checkpoint=self._has_checkpoint())
+        return replace(ending, outcome=outcome, error_message=message)
+
+    def _has_checkpoint(self) -> bool:
+        return has_checkpoint(self._output_dir, self._work_id)
+
+    @property
+    def _output_dir(self) -> Path:
+        return self._post.settings.home.resolve(self._claim.output_dir)
 
     def _train(self, rungs: Sequence[OomRung]) -> int:
         """One child that begins on these rungs. Returns its exit code."""
@@ -156,7 +171,7 @@ class TrainAttempt(Attempt[TrainClaim, ChildMessage]):
         is_known = super()._finish(ending)
         if is_known and ending.outcome in _NEVER_RESUMED:
             # Not before it is known: until then the job may be given to somebody who goes on from them.
-            give_up_checkpoints(self._post.settings.home.resolve(self._claim.output_dir), self._work_id)
+            give_up_checkpoints(self._output_dir, self._work_id)
         return is_known
 
     def _finish_of(self, ending: Ending) -> Finish:

@@ -187,6 +187,11 @@ class Checkpoints:
         return f"it is of another run ({', '.join(differing)} differ)" if differing else None
 
 
+def holds_checkpoint(folder: Path) -> bool:
+    """Whether one lies there that was written to its end. Nothing is read: it may be large."""
+    return any(folder.glob(f"checkpoint-*/{_MANIFEST}"))
+
+
 def _with_later_settings(run: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint's run, with the settings that the version which wrote it did not know at their defaults.
 

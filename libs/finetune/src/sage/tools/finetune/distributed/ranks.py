@@ -33,6 +33,12 @@ _LAST_WORDS_S = 5.0
 _EXIT_S = 60.0
 
 
+class DeviceLostError(TrainingFailedError):
+    """A process ended by itself, for a reason that nobody knows and that may be gone the next time."""
+
+    retryable = True
+
+
 def spread_here(config: TrainingConfig, home: Path) -> Spread:
     """How a run is spread over the devices of this machine. Raises: InvalidRequestError."""
     machine, parameters = Machine(0, 0, "fp32"), None
@@ -151,7 +157,7 @@ def _failure(failures: dict[int, Failed], lost: Sequence[int], ranks: Sequence[_
                 f"The training process of device {killed[0]} was killed, probably because memory had run out."
             )
         gone = silent[0]
-        return TrainingFailedError(
+        return DeviceLostError(
             f"The training process of device {gone} ended without a word (exit code {codes[gone]}), "
             "and so the others were ended too. The run can be resumed from its last checkpoint."
         )
