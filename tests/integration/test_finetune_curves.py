@@ -7,24 +7,26 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
 from sage.tools.finetune import Evaluation, GeneratedAnswer, StepMetrics, TrainingCallback, TrainingConfig
+from sage.tools.finetune.outputs import OutputLayout
 from sage.tools.finetune.tracking import CurveWriter
 
 GOES_BACK = """
 import sys
 from pathlib import Path
 from sage.tools.finetune import Evaluation, GeneratedAnswer, StepMetrics, TrainingCallback, TrainingConfig
+from sage.tools.finetune.outputs import OutputLayout
 from sage.tools.finetune.tracking import CurveWriter
 
 config = TrainingConfig(report_to=["tensorboard", "wandb"])
-logs, reached, again_from, last = Path(sys.argv[1]), *map(int, sys.argv[2:])
-curves = CurveWriter(logs, config, 0, TrainingCallback())
+layout, reached, again_from, last = OutputLayout(Path(sys.argv[1])), *map(int, sys.argv[2:])
+curves = CurveWriter(layout, config, 0, TrainingCallback())
 def step(number, loss):
     curves.on_step(StepMetrics(number, 9, loss, 1e-4, 100.0, 1.0, 0.5, 0, 100, 0.5))
 step(1, 1.0)
@@ -52,10 +54,11 @@ class Warned(TrainingCallback):
 
 def test_a_full_disk_leaves_gaps_and_does_not_end_the_run(tmp_path: Path) -> None:
     warned = Warned()
-    run = tmp_path / "run-1"
-    run.mkdir()
-    (run / "metrics.jsonl").symlink_to("/dev/full")
-    curves = CurveWriter(tmp_path, TrainingConfig(report_to=[]), 1, warned)  # goes on with run-1
+    first = CurveWriter(OutputLayout(tmp_path), TrainingConfig(report_to=[]), 0, warned)
+    first.close()
+    (first.folder / "metrics.jsonl").unlink()
+    (first.folder / "metrics.jsonl").symlink_to("/dev/full")
+    curves = CurveWriter(OutputLayout(tmp_path), TrainingConfig(report_to=[]), 1, warned)
     curves.on_eval(Evaluation("step", 2, 1.5))
     curves.on_answers(2, [GeneratedAnswer("Why?", "So.")])
     curves.close()
@@ -65,32 +68,64 @@ def test_a_full_disk_leaves_gaps_and_does_not_end_the_run(tmp_path: Path) -> Non
 
 def test_a_resumed_run_has_each_step_once_in_its_curve(tmp_path: Path) -> None:
     config = TrainingConfig(report_to=[])
-    first = CurveWriter(tmp_path, config, 0, Warned())
+    first = CurveWriter(OutputLayout(tmp_path), config, 0, Warned())
     first.on_eval(Evaluation("base", 0, 2.5))
     for step in (1, 2, 3):
         first.on_eval(Evaluation("step", step, 2.0))
     first.close()
     curve = first.folder / "metrics.jsonl"
     curve.write_text(curve.read_text() + '{"step": 4, "eval/lo')  # killed here
-    again = CurveWriter(tmp_path, config, 2, Warned())
+    again = CurveWriter(OutputLayout(tmp_path), config, 2, Warned())
     again.on_eval(Evaluation("step", 3, 1.0))
     again.close()
     lines = [json.loads(line) for line in curve.read_text().splitlines()]
     assert [(line["step"], line["eval/loss"]) for line in lines] == [(0, 2.5), (1, 2.0), (2, 2.0), (3, 1.0)]
 
 
+def test_a_resumed_run_goes_on_with_its_own_curve_and_leaves_a_younger_runs(tmp_path: Path) -> None:
+    layout, config = OutputLayout(tmp_path), TrainingConfig(report_to=[])
+    older = written(CurveWriter(layout, config, 0, Warned()), (1, 2, 3))
+    checkpoints = layout.checkpoints.rename(tmp_path / "aside")  # it is paused
+    younger = written(CurveWriter(layout, config, 0, Warned()), range(1, 9))
+    before = younger.read_bytes()
+    shutil.rmtree(layout.checkpoints)
+    checkpoints.rename(layout.checkpoints)
+    again = written(CurveWriter(layout, config, 2, Warned()), (3, 4))
+    assert younger.read_bytes() == before
+    assert again == older
+    assert [json.loads(line)["step"] for line in older.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_a_resumed_run_that_does_not_know_its_curve_begins_one(tmp_path: Path) -> None:
+    layout, config = OutputLayout(tmp_path), TrainingConfig(report_to=[])
+    others = written(CurveWriter(layout, config, 0, Warned()), (1, 2, 3))
+    before = others.read_bytes()
+    shutil.rmtree(layout.checkpoints)
+    own = written(CurveWriter(layout, config, 1, Warned()), (2,))
+    assert own != others
+    assert others.read_bytes() == before
+
+
+def written(curves: CurveWriter, steps: Iterable[int]) -> Path:
+    """The file with an evaluation at each of these steps."""
+    for step in steps:
+        curves.on_eval(Evaluation("step", step, 2.0))
+    curves.close()
+    return curves.folder / "metrics.jsonl"
+
+
 @pytest.fixture(scope="module", params=[(6, 4, 9), (3, 1, 4)], ids=["part of the way", "to the start"])
 def gone_back(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """(a run's folder, the loss of each of its steps, the steps taken before it went back)"""
     reached, again_from, last = request.param
-    logs = tmp_path_factory.mktemp("logs")
+    output = tmp_path_factory.mktemp("output")
     done = subprocess.run(
-        [sys.executable, "-c", GOES_BACK, str(logs), *map(str, request.param)],
+        [sys.executable, "-c", GOES_BACK, str(output), *map(str, request.param)],
         env={**os.environ, "WANDB_MODE": "offline"},
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    (run,) = logs.glob("run-*")
+    (run,) = output.glob("logs/run-*")
     kept = [(step, float(step)) for step in range(1, again_from)]
     return run, kept + [(step, 100.0 + step) for step in range(again_from, last + 1)], reached
 
@@ -165,7 +200,7 @@ def at_step(step: int) -> StepMetrics:
 
 
 def test_a_run_that_goes_back_to_between_two_written_steps_has_each_once(tmp_path: Path) -> None:
-    curves = CurveWriter(tmp_path, TrainingConfig(report_to=[], logging_steps=5), 0, Warned())
+    curves = CurveWriter(OutputLayout(tmp_path), TrainingConfig(report_to=[], logging_steps=5), 0, Warned())
     for step in (*range(1, 7), *range(4, 10)):
         curves.on_step(at_step(step))
     curves.close()
@@ -175,7 +210,7 @@ def test_a_run_that_goes_back_to_between_two_written_steps_has_each_once(tmp_pat
 
 @pytest.mark.parametrize("kept", [2, 3, 4])
 def test_the_results_figures_are_told_where_they_were_measured_and_once(tmp_path: Path, kept: int) -> None:
-    curves = CurveWriter(tmp_path, TrainingConfig(report_to=[]), 0, Warned())
+    curves = CurveWriter(OutputLayout(tmp_path), TrainingConfig(report_to=[]), 0, Warned())
     curves.on_eval(Evaluation("base", 0, 2.5))
     for step in (1, 2, 3, 4):
         curves.on_step(at_step(step))
@@ -190,7 +225,7 @@ def test_the_results_figures_are_told_where_they_were_measured_and_once(tmp_path
 
 def test_a_run_whose_curves_were_deleted_goes_back_all_the_same(tmp_path: Path) -> None:
     warned = Warned()
-    curves = CurveWriter(tmp_path, TrainingConfig(report_to=[]), 0, warned)
+    curves = CurveWriter(OutputLayout(tmp_path), TrainingConfig(report_to=[]), 0, warned)
     curves.on_step(at_step(1))
     shutil.rmtree(curves.folder)
     curves.on_step(at_step(1))

@@ -100,7 +100,7 @@ def test_a_run_ends_early_and_keeps_its_best(
     held_rows = prepare(config, validation_path=held).validation
     assert reloaded_loss(tiny_base, config, result, held_rows) == pytest.approx(best_loss, rel=1e-4)
     # The newest two, and the best.
-    kept = {int(path.name.rpartition("-")[2]) for path in (tmp_path / "checkpoints").iterdir()}
+    kept = {int(path.name.rpartition("-")[2]) for path in (tmp_path / "checkpoints").glob("checkpoint-*")}
     assert kept == {best_step, watcher.steps - 1, watcher.steps}
 
     names = [one.name for one in watcher.evaluations]

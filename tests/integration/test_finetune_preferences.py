@@ -75,7 +75,10 @@ def test_a_run_ends_early_and_keeps_its_best(
     assert len(watcher.steps) == kept + 2 < 9
     assert (result.eval_loss, result.metrics["result_step"]) == (min(losses), kept)
     checkpoints = tmp_path / "out" / "checkpoints"
-    assert {path.name for path in checkpoints.iterdir()} == {f"checkpoint-{kept}", f"checkpoint-{kept + 2}"}
+    assert {path.name for path in checkpoints.glob("checkpoint-*")} == {
+        f"checkpoint-{kept}",
+        f"checkpoint-{kept + 2}",
+    }
     from safetensors.torch import load_file
 
     of_best = load_file(checkpoints / f"checkpoint-{kept}" / "adapter_model.safetensors")

@@ -21,23 +21,32 @@ from sage.tools.finetune.callbacks import (
     StepMetrics,
     TrainingCallback,
 )
+from sage.tools.finetune.outputs import OutputLayout
 from sage_contracts.config import TrainingConfig
 from sage_contracts.home import write_whole
+
+_RECORD = "curve"
+"""The name of the folder that the run of these checkpoints writes its curve to."""
 
 
 class CurveWriter(TrainingCallback):
     """Writes below `<logs>/run-<time>`, one folder per run, so that versions do not share a curve."""
 
-    def __init__(self, logs: Path, config: TrainingConfig, resumed_step: int, tell: TrainingCallback) -> None:
-        earlier = sorted(logs.glob("run-*")) if logs.is_dir() else []
-        fresh = logs / f"run-{datetime.now():%Y%m%d-%H%M%S}"
-        self.folder = earlier[-1] if resumed_step and earlier else fresh
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def __init__(
+        self, layout: OutputLayout, config: TrainingConfig, resumed_step: int, tell: TrainingCallback
+    ) -> None:
+        # Beside the checkpoints, which a younger run of the folder puts aside or deletes.
+        record = layout.checkpoints / _RECORD
+        known = _recorded(record, layout.logs) if resumed_step else None
+        self.folder = known or _fresh(layout.logs)
         self._every = config.logging_steps
         self._step = resumed_step
         self._evaluated_step: int | None = None
         self._tell = tell
         self._has_warned = False
+        if known is None:
+            with self._despite_a_full_disk():
+                write_whole(record, self.folder.name)
         self._metrics = self.folder / "metrics.jsonl"
         if resumed_step:
             with self._despite_a_full_disk():
@@ -136,14 +145,35 @@ class CurveWriter(TrainingCallback):
 
 @contextmanager
 def curves(
-    logs: Path, config: TrainingConfig, resumed_step: int, tell: TrainingCallback
+    layout: OutputLayout, config: TrainingConfig, resumed_step: int, tell: TrainingCallback
 ) -> Iterator[CallbackList]:
     """`tell` with a curve writer beside it, closed at the end."""
-    writer = CurveWriter(logs, config, resumed_step, tell)
+    writer = CurveWriter(layout, config, resumed_step, tell)
     try:
         yield CallbackList((tell, writer))
     finally:
         writer.close()
+
+
+def _recorded(record: Path, logs: Path) -> Path | None:
+    """The folder of the run that is resumed; None where it is gone, or an older version left no record."""
+    try:
+        folder = logs / record.read_text(encoding="utf-8")
+    except OSError:
+        return None
+    return folder if folder.is_dir() else None
+
+
+def _fresh(logs: Path) -> Path:
+    """A new folder for a run. Raises: OSError."""
+    logs.mkdir(parents=True, exist_ok=True)
+    folder = first = logs / f"run-{datetime.now():%Y%m%d-%H%M%S}"
+    number = 1
+    while folder.exists():
+        number += 1
+        folder = first.with_name(f"{first.name}-{number}")
+    folder.mkdir()
+    return folder
 
 
 def _forget_after(step: int, metrics: Path) -> None:

@@ -194,7 +194,7 @@ class Run:
         self.team.begin(parts.model, parts.optimizer)
         loss = self._loss(parts, train)
         layout.write_config(config)
-        with curves(layout.logs, config, state.step, tell) as told:
+        with curves(layout, config, state.step, tell) as told:
             measure = HeldOut(
                 parts.model, parts.tokenizer, loss, held, config.sample_prompts, parts.eval_token_budget,
                 told, self.team,

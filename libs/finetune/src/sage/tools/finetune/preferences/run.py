@@ -54,7 +54,7 @@ class PreferenceRun(Run):
         held = HeldOut(parts.model, held_rows, config.method, config.preference_beta)
         layout.write_config(config)
         tuned = None
-        with curves(layout.logs, config, state.step, tell) as told:
+        with curves(layout, config, state.step, tell) as told:
             answer = partial(tell_answers, parts.model, parts.tokenizer, config.sample_prompts, told)
             if state.step == 0 and not state.rollbacks:
                 self._measure_base(held, state, told)
