@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 import zstandard
+from sqlalchemy import text
 from tests.fakes.orchestrator_rig import Rig, open_rig, rows
 
+from sage_contracts.errors import StorageFullError
 from sage_contracts.home import Home
 from sage_contracts.jobs import CreateJobRequest, JobStatus
 from sage_orchestrator.jobs import repository as jobs
@@ -337,6 +339,49 @@ def test_a_check_that_a_restart_interrupted_is_taken_up(home: Path) -> None:
         assert job.status is JobStatus.VALIDATING_FILES
     with open_rig(home) as rig:
         until(lambda: rig.job(job.id)["status"] == "queued")
+
+
+class FullDisk(Home):
+    """Whoever reads an uploaded file finds no room for what that takes."""
+
+    def resolve(self, stored: str) -> Path:
+        if stored.startswith("files/"):
+            raise StorageFullError("The disk is full")
+        return super().resolve(stored)
+
+
+def test_a_check_that_a_full_disk_cut_short_says_nothing_about_the_files(home: Path) -> None:
+    with open_rig(home) as rig:
+        file_id = rig.upload(rows(50))
+        service = JobService(
+            rig.parts.database,
+            FullDisk(home),
+            rig.clock,
+            sync_validation_bytes=100,
+            training_device=lambda: None,
+            wake=lambda: None,
+            check_later=lambda job_id: None,
+        )
+        job = service.create(CreateJobRequest(model="smollm2-135m", training_file=file_id))
+        with pytest.raises(StorageFullError):
+            service.finish_validation(job.id)
+        assert rig.job(job.id)["status"] == "validating_files"
+
+
+def test_a_check_whose_outcome_could_not_be_written_is_made_again(home: Path) -> None:
+    with open_rig(home, sync_validation_bytes=100) as rig:
+        refuse = "CREATE TRIGGER refuse BEFORE UPDATE ON jobs BEGIN SELECT RAISE(ABORT, 'not now'); END"
+        with rig.parts.database.write() as session:
+            session.execute(text(refuse))
+        file_id = rig.upload(rows(50))
+        job = rig.post(JOBS, {"model": "smollm2-135m", "training_file": file_id})
+        until(lambda: not rig.parts.being_checked)
+        assert rig.job(job["id"])["status"] == "validating_files"
+        with rig.parts.database.write() as session:
+            session.execute(text("DROP TRIGGER refuse"))
+        rig.parts.keep_house()
+        until(lambda: rig.job(job["id"])["status"] == "queued")
+        assert rig.sweep() == [job["id"]]
 
 
 def test_lists_are_paged_newest_first(rig: Rig) -> None:

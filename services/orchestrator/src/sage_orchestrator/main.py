@@ -61,8 +61,10 @@ class Orchestrator:
         # Two threads: a broker that hangs must not keep lost jobs from being taken back.
         self._ringer = Periodic("ringer", settings.sweep_interval_s, self.sweeper.ring_due)
         self._taker = Periodic("sweeper", settings.sweep_interval_s, self._sweep)
-        self._housekeeper = Periodic("housekeeper", _HOUSEKEEPING_S, self._keep_house)
+        self._housekeeper = Periodic("housekeeper", _HOUSEKEEPING_S, self.keep_house)
         self._validator = ThreadPoolExecutor(1, "validator")
+        self.being_checked: set[str] = set()
+        """The jobs whose files are, or wait for it."""
         self.files = FileService(self.database, home, clock)
         self.uploads = UploadService(self.database, home, clock, self.files, settings.max_file_bytes)
         self.workers = WorkerService(self.database, clock, settings.worker_seen_s)
@@ -89,10 +91,7 @@ class Orchestrator:
         # Before anybody is heard or missed: what ran while no orchestrator did is still its workers'.
         self.sweeper.renew_all()
         self.files.remove_stale_uploads()
-        with self.database.read() as session:
-            unchecked = jobs.ids_in(session, JobStatus.VALIDATING_FILES)
-        for job_id in unchecked:
-            self._check_later(job_id)
+        self._take_up_checks()
 
     def start(self) -> None:
         for thread in (self._ringer, self._taker, self._housekeeper):
@@ -110,13 +109,24 @@ class Orchestrator:
             self._ringer.wake()
         self.sweeps.tend()
 
-    def _keep_house(self) -> None:
+    def keep_house(self) -> None:
+        """What needs doing once a minute."""
+        self._take_up_checks()
         self.files.delete_expired()
         self.uploads.delete_expired()
         self.devices.delete_expired()
         self.workers.forget_unseen()
 
+    def _take_up_checks(self) -> None:
+        """Those that the last process left, and those that a busy database or a full disk cut short."""
+        with self.database.read() as session:
+            unchecked = jobs.ids_in(session, JobStatus.VALIDATING_FILES)
+        for job_id in unchecked:
+            if job_id not in self.being_checked:
+                self._check_later(job_id)
+
     def _check_later(self, job_id: str) -> None:
+        self.being_checked.add(job_id)
         self._validator.submit(self._validate, job_id)
 
     def _validate(self, job_id: str) -> None:
@@ -125,7 +135,9 @@ class Orchestrator:
         except NotFoundError:
             logger.warning("job %s or its file is gone before it was checked", job_id)
         except Exception:
-            logger.exception("the check of job %s broke; it is repeated at the next start", job_id)
+            logger.exception("the check of job %s broke; it is repeated in a minute", job_id)
+        finally:
+            self.being_checked.discard(job_id)
 
 
 def build_app(

@@ -102,7 +102,10 @@ class JobService:
         self._new_row(request, new_id("ftjob"), self._clock())
 
     def finish_validation(self, job_id: str) -> None:
-        """The background part of `create` for large files; harmless when done twice or too late."""
+        """The background part of `create` for large files; harmless when done twice or too late.
+
+        Raises: SageError for what may pass, as a full disk: the files are still to be checked.
+        """
         with self._database.read() as session:
             row = jobs.get(session, job_id)
             if row.status != JobStatus.VALIDATING_FILES.value:
@@ -111,7 +114,7 @@ class JobService:
             uploads = [files.get(session, file_id) for file_id in ids]
         try:
             self._check(row, uploads)
-        except SageError as error:
+        except InvalidRequestError as error:
             self._fail_validation(job_id, error)
             return
         now = self._clock()
