@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from sage_contracts.workers import MergeClaim
-from sage_merger.child import last_words, point_link
+from sage_merger.child import last_words
+from sage_merger.folders import point_link
 from sage_merger.messages import CHILD_MESSAGE, ChildSpec, DoneMessage, FailedMessage, PhaseMessage
 from sage_merger.settings import MergerSettings
 

@@ -138,7 +138,7 @@ def test_what_a_killed_attempt_had_begun_is_removed(tmp_path: Path) -> None:
     kept = ["lora_weights", "checkpoints/checkpoint-5", "versions/1", "logs"]
     for name in begun + kept:
         (tmp_path / name).mkdir(parents=True)
-    remove_leftovers(tmp_path, tmp_path / ".source")
+    remove_leftovers(tmp_path)
     assert not [name for name in begun if (tmp_path / name).exists()]
     assert all((tmp_path / name).exists() for name in kept)
 

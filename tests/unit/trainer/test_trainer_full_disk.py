@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from pathlib import Path
 
@@ -73,3 +74,12 @@ def test_an_attempt_whose_child_cannot_be_started_is_paused_where_it_has_a_check
     ]
     assert "`sage finetune resume`" in (later.finishes[0].error_message or "")
     assert (checkpoints / "job_id").read_text() == "job-1"
+
+
+def test_what_a_child_had_begun_when_it_died_goes_with_it(tmp_path: Path) -> None:
+    checkpoints = checkpoint_in(tmp_path)
+    code = f"import os, sys; os.mkdir({str(checkpoints / '.checkpoint-9.x1')!r}); sys.exit(3)"
+    attempt, link = attempt_in(tmp_path, train_child_command=[sys.executable, "-c", code])
+    attempt.run()
+    assert "exit code 3" in (link.finishes[0].error_message or "")
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-5", "job_id"]

@@ -7,7 +7,6 @@ it, and so does the end of standard input (its parent is gone). What it writes a
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 import traceback
@@ -20,8 +19,9 @@ from typing import IO, Any
 from pydantic import BaseModel
 
 from sage_contracts.errors import SageError, TrainingFailedError
-from sage_contracts.home import Home, replaced_whole
+from sage_contracts.home import Home
 from sage_contracts.workers import MergeClaim
+from sage_merger.folders import folder_of, point_link, remove_leftovers
 from sage_merger.messages import ChildSpec, DoneMessage, FailedMessage, PhaseMessage
 from sage_servicekit.children import end_with_parent, take_stdout
 
@@ -44,21 +44,12 @@ def merge(spec: ChildSpec, out: IO[str]) -> DoneMessage:
     home, claim = Home(Path(spec.home)), spec.claim
     base = resolve_base(claim.base_model, home.root, phase)
     target = home.resolve(claim.output_dir) / folder_of(claim)
-    for left in target.parent.glob(f".{target.name}.*"):  # of an attempt that was killed while it wrote
-        shutil.rmtree(left, ignore_errors=True)
+    remove_leftovers(target)  # of an attempt whose worker was killed too
     adapter = home.resolve(claim.adapter_path) if claim.adapter_path else None
     path, found = write(base, adapter, target, claim, phase)
     if claim.link_path:
         point_link(home.resolve(claim.link_path), path)
     return DoneMessage(merged_path=home.relative(path), meta=found)
-
-
-def folder_of(claim: MergeClaim) -> Path:
-    """Below the version's folder; each format has its own, which a later export replaces."""
-    if claim.format == "safetensors":
-        return Path("merged_model")
-    content = f"-{claim.content}" if claim.format in ("zip", "hub") else ""
-    return Path("exports") / f"{claim.format}{content}"
 
 
 def write(
@@ -74,12 +65,6 @@ def write(
     wish = ExportWish(claim.format, f"{claim.name}-{claim.version}", claim.dtype, claim.content, claim.repo)
     found = asdict(export_model(base, adapter, target, wish, phase))
     return found.pop("path"), {key: value for key, value in found.items() if value}
-
-
-def point_link(link: Path, target: Path) -> None:
-    """Make `link` lead to `target`, by a relative path (homes move), in one step for whoever looks."""
-    with replaced_whole(link) as unfinished:
-        unfinished.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
 
 
 def say(out: IO[str], message: BaseModel) -> None:

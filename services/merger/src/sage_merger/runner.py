@@ -9,6 +9,7 @@ from pathlib import Path
 from sage.tools.finetune.hardware import physical_cores
 from sage_contracts.errors import OutOfMemoryError, TrainingFailedError
 from sage_contracts.workers import MergeClaim, MergeFinish, MergeReport, Outcome
+from sage_merger.folders import folder_of, remove_leftovers
 from sage_merger.messages import (
     CHILD_MESSAGE,
     ChildMessage,
@@ -49,8 +50,11 @@ class MergeAttempt(Attempt[MergeClaim, ChildMessage]):
         self._words: DoneMessage | FailedMessage | None = None
 
     def _work(self) -> Ending:
-        spec = ChildSpec(home=str(self._post.settings.home.root), claim=self._claim)
-        return self._ending_of(self._run_child(spec).exit_code)
+        home = self._post.settings.home
+        end = self._run_child(ChildSpec(home=str(home.root), claim=self._claim))
+        if not self._is_lost:
+            remove_leftovers(home.resolve(self._claim.output_dir) / folder_of(self._claim))
+        return self._ending_of(end.exit_code)
 
     def _spawn(self, spec_path: Path) -> Child:
         settings = self._post.settings

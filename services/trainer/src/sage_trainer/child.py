@@ -39,6 +39,7 @@ from sage_contracts.jobs import EventLevel, JobMetrics
 from sage_servicekit.children import append_output_to, end_with_parent, take_stdout
 from sage_trainer.ending import LastWords
 from sage_trainer.folders import (
+    SOURCE,
     VersionResult,
     give_up_checkpoints,
     named_as_given,
@@ -186,8 +187,8 @@ def train(spec: ChildSpec, tell: Telling) -> DoneMessage | StoppedMessage:
     if (done := read_result(version_dir, claim.job_id)) is not None:
         tell.on_log("info", "An earlier attempt had finished; its result is used")
         return done
-    source_dir = output_dir / ".source"
-    remove_leftovers(output_dir, source_dir)
+    source_dir = output_dir / SOURCE
+    remove_leftovers(output_dir)
     take_checkpoints(output_dir, claim.job_id, claim.unfinished_jobs)
     try:
         result = _run_engine(spec, tell, output_dir, source_dir)

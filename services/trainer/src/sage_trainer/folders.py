@@ -16,14 +16,16 @@ from sage.tools.finetune.checkpoints import holds_checkpoint
 from sage_trainer.messages import DoneMessage
 
 RESULT_FILE = "result.json"
+SOURCE = ".source"
+"""Where a run sees its data under the names that people know."""
 _OWNER_FILE = "job_id"
 _PARKED = ".checkpoints-"
 
 
-def remove_leftovers(output_dir: Path, source_dir: Path) -> None:
+def remove_leftovers(output_dir: Path) -> None:
     """What an attempt that was killed had begun to write."""
-    begun = [".lora_weights.*", ".full_model.*", "checkpoints/.checkpoint-*", "versions/.*"]
-    for left in (source_dir, *(path for pattern in begun for path in output_dir.glob(pattern))):
+    begun = [SOURCE, ".lora_weights.*", ".full_model.*", "checkpoints/.checkpoint-*", "versions/.*"]
+    for left in [path for pattern in begun for path in output_dir.glob(pattern)]:
         shutil.rmtree(left, ignore_errors=True)
 
 

@@ -17,7 +17,7 @@ from sage_servicekit.children import Child, computing_env
 from sage_servicekit.machine import Device, oom_kill_count
 from sage_trainer.child_deaths import ChildDeaths
 from sage_trainer.ending import ending_of, fault, stronger_order
-from sage_trainer.folders import give_up_checkpoints, has_checkpoint
+from sage_trainer.folders import give_up_checkpoints, has_checkpoint, remove_leftovers
 from sage_trainer.messages import CHILD_MESSAGE, ChildMessage, ChildSpec, DoneMessage, RestartMessage
 from sage_trainer.news import News
 from sage_trainer.settings import TrainerSettings
@@ -121,6 +121,8 @@ class TrainAttempt(Attempt[TrainClaim, ChildMessage]):
             grace = f"{self._post.settings.stop_grace_s:.0f} s"
             text = f"The training process did not stop within {grace} and was killed"
             self._news.say(text, EventLevel.WARN)
+        if not self._is_lost:
+            remove_leftovers(self._output_dir)
         return end.exit_code
 
     def _spawn(self, spec_path: Path) -> Child:
