@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import sys
@@ -12,7 +13,9 @@ import pytest
 from tests.fakes.tiny_llama import make_adapter, make_model
 from tests.fakes.worker_rig import Rig, is_alive, rig, wait_until
 
-from sage_contracts.workers import MERGE_TASK
+from sage_contracts.workers import MERGE_TASK, MergeClaim
+from sage_merger.child import merge
+from sage_merger.messages import ChildSpec
 
 MERGING_S = 120.0
 # Says one phase and hangs, as a merge of a large model does.
@@ -109,3 +112,33 @@ def test_an_adapter_is_merged_and_a_missing_one_is_named(folders: Rig) -> None:
     assert zipped.merged_path == "finetune_output/whole/exports/zip-merged/whole-1-merged.zip", zipped
     assert lost.finishes[0].error_code == "model_not_found"
     assert "finetune_output/lost" in lost.finishes[0].error_message
+
+
+class Meanwhile(io.StringIO):
+    """Hears the first phase of a merge, and makes a folder then."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def write(self, text: str) -> int:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return super().write(text)
+
+
+@pytest.mark.parametrize(("made", "is_linked"), [("versions/3", False), ("exports", True)])
+def test_the_top_keeps_to_a_version_that_is_trained_while_an_older_one_is_merged(
+    tmp_path: Path, made: str, is_linked: bool
+) -> None:
+    base = make_model(tmp_path / "base_models/tiny", context=256)
+    output = tmp_path / "finetune_output/code"
+    make_adapter(output / "versions/1/lora_weights", base)
+    (output / "versions/2").mkdir()  # forgotten by its owner: its files stay
+    claim = MergeClaim(
+        merge_id="merge-1", attempt=1, lease_s=60, name="code", version=1, base_model="base_models/tiny",
+        adapter_path="finetune_output/code/versions/1/lora_weights", dtype="fp32",
+        output_dir="finetune_output/code/versions/1", link_path="finetune_output/code/merged_model",
+    )  # fmt: skip
+    done = merge(ChildSpec(home=str(tmp_path), claim=claim), Meanwhile(output / made))
+    assert (tmp_path / done.merged_path / "model.safetensors").is_file()
+    assert (output / "merged_model").is_symlink() is is_linked

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from sage_contracts.errors import SageError, TrainingFailedError
 from sage_contracts.home import Home
 from sage_contracts.workers import MergeClaim
-from sage_merger.folders import folder_of, point_link, remove_leftovers
+from sage_merger.folders import folder_of, newest_version, point_link, remove_leftovers
 from sage_merger.messages import ChildSpec, DoneMessage, FailedMessage, PhaseMessage
 from sage_servicekit.children import end_with_parent, take_stdout
 
@@ -43,11 +43,14 @@ def merge(spec: ChildSpec, out: IO[str]) -> DoneMessage:
 
     home, claim = Home(Path(spec.home)), spec.claim
     base = resolve_base(claim.base_model, home.root, phase)
-    target = home.resolve(claim.output_dir) / folder_of(claim)
+    version_dir = home.resolve(claim.output_dir)
+    target = version_dir / folder_of(claim)
     remove_leftovers(target)  # of an attempt whose worker was killed too
     adapter = home.resolve(claim.adapter_path) if claim.adapter_path else None
+    newest = newest_version(version_dir)
     path, found = write(base, adapter, target, claim, phase)
-    if claim.link_path:
+    # A version that was trained meanwhile has taken the top of the folder for itself.
+    if claim.link_path and newest_version(version_dir) == newest:
         point_link(home.resolve(claim.link_path), path)
     return DoneMessage(merged_path=home.relative(path), meta=found)
 

@@ -24,6 +24,11 @@ def remove_leftovers(target: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
+def newest_version(version_dir: Path) -> int:
+    """The highest number among the versions beside this one and itself."""
+    return max((int(path.name) for path in version_dir.parent.glob("*") if path.name.isdecimal()), default=0)
+
+
 def point_link(link: Path, target: Path) -> None:
     """Make `link` lead to `target`, by a relative path (homes move), in one step for whoever looks."""
     with replaced_whole(link) as unfinished:
