@@ -16,12 +16,13 @@ from pydantic import BaseModel, TypeAdapter
 
 from sage_contracts.errors import (
     ConflictError,
+    DeviceBusyError,
     NotFoundError,
     NotYoursError,
     SageError,
     ServiceUnavailableError,
 )
-from sage_contracts.workers import MergeClaim, Outcome
+from sage_contracts.workers import ClaimRequest, MergeClaim, Outcome
 from sage_servicekit.attempt import Attempt, ChildEnd, Ending, Post, Runner
 from sage_servicekit.children import Child
 from sage_servicekit.machine import Device
@@ -272,6 +273,28 @@ def test_what_is_claimed_is_attempted_and_known_by_its_id_meanwhile(stand: Stand
         runner.run("errand-1")
     assert runner.done == [(CLAIM, "errand-1")]
     assert runner.current is None
+
+
+def test_a_claim_without_a_reply_is_asked_for_again_under_the_same_id(stand: Stand) -> None:
+    asked: list[ClaimRequest] = []
+
+    class Losing(RecordingLink):
+        """The first reply is lost on its way."""
+
+        def _send(self, path: str, message: BaseModel) -> bytes:
+            assert isinstance(message, ClaimRequest)
+            asked.append(message)
+            if len(asked) == 1:
+                raise DeviceBusyError("no reply", retry_after_s=0.01)
+            return super()._send(path, message)
+
+    stand.link = Losing()
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            Errands(stand.post).run("errand-1")
+    ids = [request.claim_id for request in asked]
+    assert ids[0] == ids[1] is not None
+    assert ids[2] not in (None, ids[0])
 
 
 def test_what_somebody_else_has_is_left_alone(tmp_path: Path) -> None:

@@ -54,6 +54,25 @@ def test_a_second_worker_goes_home(rig: Rig) -> None:
     rig.claim("ftjob-no", status=404)
 
 
+def test_a_claim_whose_reply_was_lost_is_answered_again(rig: Rig) -> None:
+    job = rig.create_job()
+    first = rig.claim(job["id"], claim_id="one wish")
+    assert rig.claim(job["id"], claim_id="one wish") == first
+    assert rig.claim(job["id"], status=409)["error"]["code"] == "not_yours"
+    assert rig.claim(job["id"], claim_id="another", status=409)["error"]["code"] == "not_yours"
+    assert len([text for text in rig.messages(job["id"]) if text.startswith("Started on")]) == 1
+    rig.finish(job["id"])
+    rig.claim(job["id"], claim_id="one wish", status=409)
+
+
+def test_a_claim_of_a_merge_whose_reply_was_lost_is_answered_again(rig: Rig) -> None:
+    rig.train()
+    path = f"/internal/merges/{rig.post('/v1/sage/models/code/merge')['id']}/claim"
+    first = rig.post(path, {"worker_id": "m1", "claim_id": "one wish"})
+    assert rig.post(path, {"worker_id": "m1", "claim_id": "one wish"}) == first
+    rig.post(path, {"worker_id": "m1", "claim_id": "another"}, status=409)
+
+
 def test_success_registers_a_version_and_moves_the_name(rig: Rig) -> None:
     job = rig.train()
     assert (job["status"], job["fine_tuned_model"]) == ("succeeded", "code@1")

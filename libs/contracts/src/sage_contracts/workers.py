@@ -36,6 +36,8 @@ class ClaimRequest(_Wire):
     device: str = "cpu"
     """`cpu`, `cuda:0`, …: the device the worker would train on."""
     device_total_bytes: int = 0
+    claim_id: str | None = None
+    """The same when it is asked again since no reply came: whoever has got it then gets it again."""
 
 
 class TrainClaim(_Wire):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import secrets
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -90,7 +91,10 @@ class Runner(ABC, Generic[Claim]):
             post.link,
             f"/internal/{self.noun}s/{work_id}/claim",
             ClaimRequest(
-                worker_id=post.worker_id, device=post.device.name, device_total_bytes=post.device.total_bytes
+                worker_id=post.worker_id,
+                device=post.device.name,
+                device_total_bytes=post.device.total_bytes,
+                claim_id=secrets.token_hex(8),
             ),
             self.claim_type,
             stopping=post.stopping,

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import CursorResult, update
 from sqlalchemy.orm import Session
 
-from sage_contracts.workers import Order
+from sage_contracts.workers import ClaimRequest, Order
 
 _MOST_DOUBLINGS = 4
 
@@ -67,6 +67,12 @@ def queued_values(now: float) -> dict[str, Any]:
 
 def ended_values(now: float) -> dict[str, Any]:
     return {"lease_expires_at": None, "ring_at": None, "finished_at": now}
+
+
+def is_claimed_by(row: Any, request: ClaimRequest) -> bool:
+    """Whether this very request has got the work already, and the reply was lost on its way."""
+    is_same = request.claim_id is not None and row.claim_id == request.claim_id
+    return is_same and row.status == "running"  # jobs and merges call it the same
 
 
 def guarded_update(

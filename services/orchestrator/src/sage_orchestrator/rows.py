@@ -94,6 +94,8 @@ class LeasedWork:
     attempt: Mapped[int] = mapped_column(default=0)
     lost_attempts: Mapped[int] = mapped_column(default=0)
     worker_id: Mapped[str | None]
+    claim_id: Mapped[str | None]
+    """Of the request that the newest attempt was claimed with."""
     lease_expires_at: Mapped[float | None]
     ring_at: Mapped[float | None]
     """When the doorbell is due; None: nobody has to be woken."""

@@ -37,7 +37,7 @@ from sage_orchestrator.files import repository as files
 from sage_orchestrator.jobs import repository as jobs
 from sage_orchestrator.jobs.objects import to_job
 from sage_orchestrator.jobs.results import FILENAME, add_results
-from sage_orchestrator.leases import ended_values, queued_values
+from sage_orchestrator.leases import ended_values, is_claimed_by, queued_values
 from sage_orchestrator.models import repository as models
 from sage_orchestrator.models.registry import register_version, versions_on_disk
 from sage_orchestrator.rows import JobRow
@@ -104,6 +104,8 @@ class AttemptService:
     ) -> TrainClaim | SageError:
         now = self.clock()
         row = jobs.get(session, job_id, lock=True)
+        if is_claimed_by(row, request):
+            return self._train_claim(session, row)
         if row.status != JobStatus.QUEUED.value:
             return NotYoursError(f"{job_id} is {row.status}, not queued.")
         # Locks the name: of two jobs that write the same folder one is claimed, the other waits.
@@ -121,6 +123,7 @@ class AttemptService:
             "attempt": attempt,
             "version": version,
             "worker_id": request.worker_id,
+            "claim_id": request.claim_id,
             "lease_expires_at": now + self.lease_s,
             "pending_order": Order.CONTINUE.value,
             "waiting_for": None,

@@ -15,7 +15,7 @@ from sage_contracts.workers import ClaimRequest, MergeClaim, MergeFinish, MergeR
 from sage_orchestrator.clock import Clock
 from sage_orchestrator.database import Database
 from sage_orchestrator.ids import new_id
-from sage_orchestrator.leases import ended_values, queued_values
+from sage_orchestrator.leases import ended_values, is_claimed_by, queued_values
 from sage_orchestrator.merges import repository as merges
 from sage_orchestrator.models import repository as models
 from sage_orchestrator.models.service import ModelService
@@ -82,16 +82,16 @@ class MergeService:
         now = self.clock()
         with self.database.write() as session:
             row = merges.get(session, merge_id, lock=True)
-            attempt = row.attempt + 1
             values = {
                 "status": MergeStatus.RUNNING.value,
-                "attempt": attempt,
+                "attempt": row.attempt + 1,
                 "worker_id": request.worker_id,
+                "claim_id": request.claim_id,
                 "lease_expires_at": now + self.lease_s,
                 "ring_at": None,
             }
-            if not merges.change(
-                session, merge_id, values, sources=[MergeStatus.QUEUED], attempt=attempt - 1
+            if not is_claimed_by(row, request) and not merges.change(
+                session, merge_id, values, sources=[MergeStatus.QUEUED], attempt=row.attempt
             ):
                 raise NotYoursError(f"{merge_id} is {row.status}, not queued.")
             row = merges.get(session, merge_id)
@@ -100,7 +100,7 @@ class MergeService:
                 raise NotYoursError(f"{row.name}@{row.version} is gone.")
             return MergeClaim(
                 merge_id=merge_id,
-                attempt=attempt,
+                attempt=row.attempt,
                 lease_s=self.lease_s,
                 name=row.name,
                 version=row.version,
