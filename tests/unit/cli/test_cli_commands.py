@@ -145,6 +145,7 @@ def test_start_sends_what_was_said_and_says_what_was_chosen(
     assert "data        rows.jsonl" in shown
     assert "adapters    LoRA r=4, alpha 16" in shown
     with Client.from_env() as client:
+        client.act(client.jobs(1)[0].id, "cancel")
         client.delete_file(body["training_file"])
     assert f"{body['training_file']} (deleted since)" in online("finetune", "show", "mine").output
 
