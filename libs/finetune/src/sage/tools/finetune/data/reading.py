@@ -13,7 +13,7 @@ import orjson
 
 from sage.tools.finetune.data.columnar import columnar_rows
 from sage.tools.finetune.data.conversation import RowError
-from sage.tools.finetune.data.encodings import has_fault, marked_faults, possible_encodings
+from sage.tools.finetune.data.encodings import encoding_name, has_fault, marked_faults, possible_encodings
 from sage.tools.finetune.data.formats import format_name
 from sage.tools.finetune.data.json_members import member_rows, no_rows_in, outline_of, require_no_columns
 from sage.tools.finetune.data.json_rows import MAX_ROW_BYTES, Found, document_rows, line_rows, list_rows
@@ -83,7 +83,7 @@ class Rows:
             raise InvalidDataError(_unreadable(name, found))
         (encoding,) = found
         if not encoding.startswith("utf-8"):
-            self.notes.append(f"{name} is read as {encoding.upper().replace('_', '-')}")
+            self.notes.append(f"{name} is read as {encoding_name(encoding)}")
         return self._text_rows(path, name, encoding, head.decode(encoding, "ignore").lstrip())
 
     def _text_rows(self, path: Path, name: str, encoding: str, head: str) -> Iterable[Found]:
