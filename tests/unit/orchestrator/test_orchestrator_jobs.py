@@ -68,9 +68,10 @@ def test_bad_rows_are_named_and_nothing_is_queued(rig: Rig) -> None:
 
 PAIR = b'{"prompt": "2+2?", "chosen": "4", "rejected": "5"}'
 RATED = b'{"prompt": "2+2?", "completion": "4", "label": true}'
+BOTH_KINDS = RATED + b"\n" + RATED.replace(b"true", b"false")
 
 
-@pytest.mark.parametrize(("kind", "row"), [("dpo", PAIR), ("orpo", PAIR), ("kto", PAIR), ("kto", RATED)])
+@pytest.mark.parametrize(("kind", "row"), [("dpo", PAIR), ("orpo", PAIR), ("kto", PAIR), ("kto", BOTH_KINDS)])
 def test_preferences_are_for_preference_methods(rig: Rig, kind: str, row: bytes) -> None:
     body = {"model": "smollm2-135m", "training_file": rig.upload(row), "method": {"type": kind}}
     job = rig.post(JOBS, body)
@@ -92,6 +93,18 @@ def test_rows_of_another_method_are_named(rig: Rig, method: str, row: bytes, sai
     error = rig.post(JOBS, body, status=400)["error"]
     assert (error["code"], error["param"]) == ("invalid_training_file", "training_file")
     assert "row 1" in error["message"] and said in error["message"]
+
+
+def test_rated_answers_of_one_kind_are_refused_before_anything_is_queued(rig: Rig) -> None:
+    body = {"model": "smollm2-135m", "method": {"type": "kto"}}
+    one_kind, both = rig.upload(RATED), rig.upload(BOTH_KINDS)
+    error = rig.post(JOBS, {**body, "training_file": one_kind}, status=400)["error"]
+    assert (error["code"], error["param"]) == ("invalid_training_file", "training_file")
+    assert "There is no unwanted answer among the rows" in error["message"]
+    assert rig.get(JOBS)["data"] == []
+    # What is held out is only looked at.
+    job = rig.post(JOBS, {**body, "training_file": both, "validation_file": one_kind})
+    assert job["status"] == "queued"
 
 
 def test_preference_methods_need_no_file(rig: Rig) -> None:

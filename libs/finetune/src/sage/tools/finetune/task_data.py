@@ -18,7 +18,8 @@ from sage.tools.finetune.code_data.source_files import own_files, source_files
 from sage.tools.finetune.data import Conversation, RowError, load_conversations, load_rows
 from sage.tools.finetune.data.formats import match
 from sage.tools.finetune.data.layout import is_data_name
-from sage.tools.finetune.data.report import conversation_key, row_key, with_notes
+from sage.tools.finetune.data.report import with_notes
+from sage.tools.finetune.data.row_keys import conversation_key, row_key
 from sage.tools.finetune.data.sources import data_files
 from sage.tools.finetune.registry import Registry
 from sage_contracts.config import TASKS_GROUP, Task, TrainingConfig
