@@ -19,6 +19,7 @@ from sage.tools.finetune.data import BadRow, DataReport, validate_file
 from sage.tools.finetune.data.hub import is_hub_id
 from sage.tools.finetune.data.lengths import Bar, TokenReport
 from sage.tools.finetune.data.tokenizer_files import length_counter
+from sage.tools.finetune.positions import beyond_positions
 from sage.tools.finetune.storage import temporary_folder_errors
 from sage_cli import engine, render
 from sage_cli.failures import YOUR_INPUT
@@ -177,6 +178,9 @@ def _cells(bar: Bar, most: int) -> int:
 
 
 def _show_cut(console: Console, tokens: TokenReport) -> None:
+    longest = min(tokens.longest, tokens.max_length)
+    if warning := beyond_positions(longest, tokens.positions):
+        render.line(console, "warn", warning)
     if not tokens.too_long:
         return
     about = "about " if tokens.is_estimate else ""
