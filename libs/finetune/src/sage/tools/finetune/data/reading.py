@@ -19,7 +19,7 @@ from sage.tools.finetune.data.json_members import member_rows, no_rows_in, outli
 from sage.tools.finetune.data.json_rows import MAX_ROW_BYTES, Found, document_rows, line_rows, list_rows
 from sage.tools.finetune.data.opening import HEAD_BYTES, columnar_kind, head_of, open_plain
 from sage.tools.finetune.data.sources import files_of
-from sage.tools.finetune.data.tables import NO_DELIMITER, find_delimiter, table_rows
+from sage.tools.finetune.data.tables import EMPTY_ROW, NO_DELIMITER, find_delimiter, table_rows
 from sage_contracts.errors import InvalidDataError
 
 _READ_BYTES = 1 << 18
@@ -66,9 +66,16 @@ class Rows:
         self.notes.clear()
         found = False
         for path, name in files_of(self.path, self.name, self.notes):
+            empty = 0
             for number, value in enumerate(self._file_rows(path, name), 1):
+                if value is EMPTY_ROW:
+                    empty += 1
+                    continue
                 found = True
                 yield Row(number, value, name)
+            if empty:
+                rows = "1 row" if empty == 1 else f"{empty:,} rows"
+                self.notes.append(f"{name} has {rows} of empty cells: left out")
         if not found:
             raise InvalidDataError(
                 f"{self.name} is empty. Put at least one row in it, or choose another file."
