@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,39 @@ def test_a_question_through_a_pipe_and_the_environment(
     released = requests("release body")[0]["body"]
     assert (released["model"], released["keep_alive_s"]) == ("finetune/base:m", 0)
     assert {entry["key"] for entry in requests("/v1/chat/completions")} == {"Bearer secret"}
+
+
+GBK_QUESTION = "什么是LoRA？".encode("gbk")
+
+
+@pytest.mark.parametrize("ending", [b"", b"\r\n"])
+def test_a_question_in_another_encoding_is_read_as_rows_are(
+    online: Sage, requests: Requests, ending: bytes
+) -> None:
+    ran = online("chat", "--model", "base:m", stdin=GBK_QUESTION + ending)
+    assert ran.exit_code == 0, ran.output
+    assert requests("chat body")[-1]["body"]["messages"][-1]["content"].strip() == "什么是LoRA？"
+    assert "The message is read as GB18030." in ran.stderr
+    # As Python gives an argument that is not in the terminal's encoding.
+    words = [os.fsdecode(text) for text in (GBK_QUESTION, "你是助手。请简短回答。".encode("gbk"))]
+    ran = online("chat", "--model", "base:m", "-m", words[0], "--system", words[1])
+    assert ran.exit_code == 0, ran.output
+    sent = [message["content"] for message in requests("chat body")[-1]["body"]["messages"]]
+    assert sent == ["你是助手。请简短回答。", "什么是LoRA？"]
+
+
+@pytest.mark.parametrize("option", ["-m", "--system", "pipe"])
+def test_text_that_makes_sense_in_no_encoding_is_refused_with_what_to_do(online: Sage, option: str) -> None:
+    noise = b"x \x80\xff\x81 \x01\xfe"
+    if option == "pipe":
+        ran = online("chat", "--model", "base:m", stdin=noise)
+    else:
+        message = () if option == "-m" else ("-m", "hello")
+        ran = online("chat", "--model", "base:m", option, os.fsdecode(noise), *message)
+    assert ran.exit_code == 2
+    what = "system prompt" if option == "--system" else "message"
+    assert f"The {what} is not UTF-8: set the terminal to UTF-8" in ran.stderr
+    assert "codec" not in ran.stderr
 
 
 @pytest.mark.parametrize(
