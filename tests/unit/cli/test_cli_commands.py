@@ -69,22 +69,23 @@ def test_a_quickstart_is_short_on_a_cpu_whatever_the_preset(online: Sage, reques
 
 
 def test_an_export_asks_for_its_format_and_says_what_ollama_wants(
-    online: Sage, requests: Requests, tmp_path: Path
+    online: Sage, requests: Requests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     online("finetune", "quickstart", "code")
-    folder = tmp_path / "home/finetune_output/code/versions/1/exports/ollama"
+    monkeypatch.setenv("SAGE_HOME", str(tmp_path / "my home"))
+    folder = tmp_path / "my home/finetune_output/code/versions/1/exports/ollama"
     folder.mkdir(parents=True)
     (folder / "Modelfile").write_text("FROM ./code-1-q8_0.gguf\n")
     ran = online("finetune", "export", "code", "--format", "ollama")
     assert ran.exit_code == 0, ran.output
-    assert f"ollama create code -f {folder}/Modelfile" in " ".join(ran.output.split())
+    assert f"ollama create code -f '{folder}/Modelfile'" in " ".join(ran.output.split())
     assert requests("merge body")[-1]["body"]["format"] == "ollama"
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--format", "hub"), "owner/name"),
+        (("--format", "hub"), "--repo owner/name"),
         (("--format", "zip", "--repo", "me/code"), "owner/name"),
         (("--content", "adapter"), "zip and hub"),
     ],
@@ -188,6 +189,7 @@ def test_a_refused_job_leaves_no_uploaded_file(online: Sage, requests: Requests,
         (["--model", "./not-here"], "no such folder"),
         (["--data", "not-here.json"], "There is no not-here.json"),
         (["--name", "../etc"], "cannot be a model's name"),
+        (["--name", "我的模型"], "use up to 64 Latin letters (a-z, A-Z), digits"),
         (["--set", "max_step=3"], "Did you mean 'max_steps'"),
         (["--task", "custom"], "--data FILE"),
         (["--task", "poetry"], "poetry"),

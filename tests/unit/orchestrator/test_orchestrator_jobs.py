@@ -220,7 +220,11 @@ def test_a_wrong_request_is_explained(rig: Rig, body: dict[str, Any], status: in
             'greater than 0, or "auto" (given: -1)',
         ),
         ({"sage": {"task": "code", "config": {"oom_ladder": 3}}}, "sage.config", "a valid list, or"),
-        ({"suffix": "a b"}, "suffix", "'a b' cannot be a model's name: use up to 64 letters, digits"),
+        (
+            {"suffix": "a b"},
+            "suffix",
+            "'a b' cannot be a model's name: use up to 64 Latin letters (a-z, A-Z), digits",
+        ),
         ({"suffix": "mock"}, "suffix", "go to the backend that needs no model"),
         ({"sage": {"task": "code", "name": "default"}}, "sage.name", "go to the gateway's default model"),
         ({"seed": -1}, "seed", "greater than or equal to 0"),

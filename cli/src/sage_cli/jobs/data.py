@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import zipfile
 from collections.abc import Iterator
@@ -48,7 +49,8 @@ def check(path: Path, task: Task, method: str = "sft") -> list[str]:
     if not path.is_file():
         raise InvalidDataError(f"{path} is neither a file nor a folder.")
     if not os.access(path, os.R_OK):
-        raise InvalidDataError(f"{path} cannot be read: you have no permission. Try `chmod u+r {path}`.")
+        allow = f"chmod u+r {shlex.quote(str(path))}"
+        raise InvalidDataError(f"{path} cannot be read: you have no permission. Try `{allow}`.")
     if path.stat().st_size == 0:
         raise InvalidDataError(f"{path} is empty: there is nothing to learn from.")
     if is_archive_name(path.name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -265,7 +266,8 @@ def _unreadable(name: str, encodings: dict[str, str]) -> str:
         )
     read = " or ".join(f"{encoding} (where it says {word!r})" for encoding, word in encodings.items())
     first = next(iter(encodings))
-    convert = f"Save it as UTF-8, for {first} with: iconv -f {first} -t utf-8 {name} > utf8-{name}"
+    files = f"{shlex.quote(name)} > {shlex.quote(f'utf8-{name}')}"
+    convert = f"Save it as UTF-8, for {first} with: iconv -f {first} -t utf-8 {files}"
     return f"{name} may be text in {read}: it has too few characters beyond ASCII to tell. {convert}"
 
 
