@@ -52,6 +52,17 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
     assert [name for name in HEAVY if name in seen["loaded"]] == []
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["chat", "--help"]], ids=" ".join)
+def test_help_for_a_full_disk_says_so(words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "sage_cli.main", *words]
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=30)
+    assert ran.returncode == 2
+    assert "The disk is full" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 def test_the_commands_name_the_tasks_and_presets_that_exist() -> None:
     assert tuple(task.value for task in Task) == options.TASK_NAMES
     help_of_preset = get_args(options.PresetOption)[1].help

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import typer
 from rich.text import Text
 
 from sage_cli import failures, render
+from sage_cli.chat import given_text
 from sage_cli.chat.choose import choose_model
 from sage_cli.chat.stream import AnswerInterruptedError, Printer, stream_answer
 from sage_cli.client import Client
@@ -69,6 +70,8 @@ class Conversation:
 
 
 def chat_command(options: ChatOptions) -> None:
+    if options.system is not None:
+        options = replace(options, system=given_text.from_words(options.system, "system prompt"))
     is_one_shot = options.message is not None or not sys.stdin.isatty()
     question = _one_shot_question(options) if is_one_shot else ""
     ensure_stack()
@@ -85,7 +88,10 @@ def chat_command(options: ChatOptions) -> None:
 
 
 def _one_shot_question(options: ChatOptions) -> str:
-    question = sys.stdin.read() if options.message in (None, "-") else options.message or ""
+    if options.message in (None, "-"):
+        question = given_text.from_pipe()
+    else:
+        question = given_text.from_words(options.message or "", "message")
     if not question.strip():
         raise InvalidRequestError(
             "The message is empty. Ask something: sage chat -m 'Hello' (or through a pipe)."
@@ -110,7 +116,14 @@ def _converse(client: Client, conversation: Conversation) -> None:
     interrupts = 0
     while True:
         try:
-            question = input("\n› " if render.can_show("›", console) else "\n> ").strip()
+            typed = input("\n› " if render.can_show("›", console) else "\n> ")
+            question = given_text.from_words(typed, "message").strip()
+        except UnicodeDecodeError:
+            failures.show(given_text.refusal("message"))
+            continue
+        except InvalidRequestError as error:
+            failures.show(error)
+            continue
         except EOFError:
             console.print()
             return

@@ -279,11 +279,13 @@ class JobService:
     def _check(self, row: JobRow, uploads: list[FileRow]) -> None:
         method = str(row.config.get("method", "sft"))
         for upload in uploads:
+            is_held_out = upload.id != row.training_file
             try:
                 path, model = self._home.resolve(upload.path), str(row.config["model_name"])
-                check_data(path, upload.filename, Task(row.task), method, model, self._home)
+                task, name = Task(row.task), upload.filename
+                check_data(path, name, task, method, model, self._home, is_held_out=is_held_out)
             except InvalidDataError as error:
-                error.param = "training_file" if upload.id == row.training_file else "validation_file"
+                error.param = "validation_file" if is_held_out else "training_file"
                 raise
 
     def _fail_validation(self, job_id: str, error: SageError) -> None:

@@ -78,6 +78,8 @@ class RenderStats:
     """Rows cut at max_length: their ends carry no loss."""
     dropped: int = 0
     """Rows whose answer began beyond max_length."""
+    longest: int = 0
+    """Tokens of a row after the cut."""
 
 
 class ChatRenderer:
@@ -177,6 +179,7 @@ class ChatRenderer:
 
     def _cut(self, text: TokenisedText) -> Sample | None:
         sample = Sample(text.ids, text.labels)
+        self.stats.longest = max(self.stats.longest, min(len(text.ids), self._max_length))
         if len(text.ids) > self._max_length:
             self.stats.truncated += 1
             sample = Sample(text.ids[: self._max_length], text.labels[: self._max_length])

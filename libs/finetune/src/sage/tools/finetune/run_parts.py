@@ -22,6 +22,7 @@ from sage.tools.finetune.modeling import (
     make_optimizer,
     parameter_counts,
 )
+from sage.tools.finetune.positions import beyond_positions, positions_of
 from sage.tools.finetune.random_numbers import RandomNumbers
 from sage.tools.finetune.rendering import ChatRenderer, Sample, Samples
 from sage.tools.finetune.row_supply import parts_needed
@@ -56,6 +57,7 @@ class RunParts:
         self._warn(note)
         self.tokenizer = load_tokenizer(base)
         self.renderer = ChatRenderer(self.tokenizer, config.max_length)
+        self._positions = positions_of(base)
         torch.manual_seed(config.seed)
         model = load_base(base, config, load_on or self.device, self.precision)
         self.renderer.require_known(model.get_input_embeddings().weight.shape[0])
@@ -112,7 +114,12 @@ class RunParts:
             raise InvalidDataError(
                 f"No row has an answer within max_length={self._config.max_length} tokens. Raise max_length."
             )
+        self.tell_positions()
         return train, held, left
+
+    def tell_positions(self) -> None:
+        """Warn where the rows rendered so far are longer than what the base model was made for."""
+        self._warn(beyond_positions(self.renderer.stats.longest, self._positions))
 
     def loss(self, samples: Sequence[Sample]) -> LossFunction:
         """The fast loss, when it is exact for this model."""

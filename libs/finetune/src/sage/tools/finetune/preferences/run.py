@@ -119,6 +119,7 @@ class PreferenceRun(Run):
             raise InvalidDataError(
                 f"No row has its answers within max_length={limit} tokens. Raise max_length."
             )
+        parts.tell_positions()
 
     def _newest(self, checkpoints: Checkpoints) -> Path | None:
         newest = None
