@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis import Redis
 from tests.fakes.worker_rig import Rig, is_alive, rig, wait_until
 
 from sage_contracts.workers import Order, Outcome
@@ -277,6 +278,22 @@ def test_a_job_and_the_worker_outlive_a_restart_of_redis(tmp_path: Path) -> None
         stack.records.wait_for(lambda: other.finishes)
         assert job.finishes[0].outcome is other.finishes[0].outcome is Outcome.SUCCEEDED
         assert job.claims == 1
+
+
+@pytest.mark.redis
+def test_a_worker_starts_and_works_behind_more_bells_than_redis_has_room_for(tmp_path: Path) -> None:
+    with rig("redis", tmp_path) as stack:
+        assert stack.redis is not None
+        job = stack.records.add_job("job-1", "quick")
+        stack.ring("job-1")
+        with Redis(port=stack.redis.port) as redis:
+            redis.config_set("maxmemory", redis.info("memory")["used_memory"] + 300 * 1024)
+        for _ in range(500):
+            stack.ring("job-1")
+
+        stack.start_worker()
+        stack.records.wait_for(lambda: job.finishes)
+        assert job.finishes[0].outcome is Outcome.SUCCEEDED
 
 
 def test_a_busy_device_is_asked_for_again(folders: Rig) -> None:
