@@ -11,6 +11,7 @@ from redis import Redis
 from tests.fakes.worker_rig import Rig, is_alive, rig, wait_until
 
 from sage_contracts.workers import Order, Outcome
+from sage_servicekit.children import MAX_LOG_BYTES
 
 BROKERS = [pytest.param("redis", marks=pytest.mark.redis), "folders"]
 
@@ -203,6 +204,20 @@ def test_how_a_child_failed_is_told(folders: Rig, name: str, code: str, words: l
     assert finish.error_code == code
     for part in words:
         assert part in finish.error_message
+
+
+def test_a_failure_is_told_in_its_own_words_after_a_large_log_was_set_aside(folders: Rig) -> None:
+    log = folders.home / "finetune_output/crash/logs/train.log"
+    log.parent.mkdir(parents=True)
+    log.write_bytes(b"before\n" * (MAX_LOG_BYTES // 7 + 1))
+    job = folders.records.add_job("job-1", "crash")
+    folders.start_worker()
+    folders.ring("job-1")
+
+    (finish,) = folders.records.wait_for(lambda: job.finishes)
+
+    assert "the fake crashed on purpose" in finish.error_message
+    assert log.with_name("train.log.1").stat().st_size > MAX_LOG_BYTES > log.stat().st_size
 
 
 def test_a_child_that_is_killed_for_its_memory_gets_a_smaller_successor(folders: Rig) -> None:
