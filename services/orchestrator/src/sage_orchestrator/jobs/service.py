@@ -196,6 +196,8 @@ class JobService:
                 values = ended_values(now) if target.is_terminal else {"ring_at": None}
                 jobs.transition(session, job_id, target, values, sources=[status])
                 ledger.release(session, ledger.training_holder(job_id), now)
+                if status is JobStatus.QUEUED and not jobs.is_name_running(session, row.name, besides=job_id):
+                    jobs.wake_same_name(session, row.name, now)  # it may have been the one that was woken
                 jobs.add_event(session, job_id, now, f"Job {target.value}")
             elif status is not target:
                 raise ConflictError(f"{job_id} is {status.value}: it cannot become {target.value}.")
