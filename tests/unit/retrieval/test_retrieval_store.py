@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,6 +133,16 @@ def test_an_index_with_a_damaged_file_is_built_again(
         generation = store.folder / DOCS_INDEX / store.cards()[0].generation
         (generation / name).write_bytes(damage((generation / name).read_bytes()))
         assert IndexStore(store.folder, docs).search(DOCS_INDEX, "quantisation") == expected, name
+
+
+@pytest.mark.parametrize("damage", [shutil.rmtree, lambda folder: (folder / "index.json").write_text("{")])
+def test_documentation_that_is_lost_in_use_is_built_again(
+    store: IndexStore, damage: Callable[[Path], object]
+) -> None:
+    expected = store.search(DOCS_INDEX, "quantisation")
+    damage(store.folder / DOCS_INDEX)
+    assert store.search(DOCS_INDEX, "quantisation") == expected
+    assert [card.id for card in store.cards()] == [DOCS_INDEX]
 
 
 def test_an_index_that_lost_a_passage_is_built_again(store: IndexStore, docs: Path) -> None:

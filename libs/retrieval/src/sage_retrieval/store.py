@@ -90,9 +90,9 @@ class IndexStore:
         return self._write(name, folder, documents.files_in(folder))
 
     def _open(self, name: str) -> Index:
-        if name == DOCS_INDEX and not self._is_docs_fresh:
-            self._refresh_docs()
         card = self._card(name)
+        if name == DOCS_INDEX and (card is None or not self._is_docs_fresh):
+            card = self._refresh_docs()
         if card is None:
             raise NotFoundError(
                 f"There is no index {name!r}. Indexes: {', '.join(self.names())}.",
@@ -117,14 +117,15 @@ class IndexStore:
             self.ingest(name, source)
         return self._loaded[name][1]
 
-    def _refresh_docs(self) -> None:
+    def _refresh_docs(self) -> IndexCard:
         """Build docs-public unless what is on disk was made from these very files."""
         root = documents.docs_root(self.docs_dir)
         files = documents.docs_files(root)
         card = self._card(DOCS_INDEX)
         if card is None or card.fingerprint != _fingerprint(root, files):
-            self._write(DOCS_INDEX, root, files)
+            card = self._write(DOCS_INDEX, root, files)
         self._is_docs_fresh = True
+        return card
 
     def _write(self, name: str, root: Path, files: list[Path]) -> IndexCard:
         pieces: list[Piece] = []
