@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from sage_contracts.errors import InvalidRequestError
 
 MARKDOWN_SUFFIXES = frozenset({".md", ".markdown", ".txt"})
 RST_SUFFIXES = frozenset({".rst"})
@@ -15,6 +18,23 @@ MAX_FILE_BYTES = 2 * 1024 * 1024
 """Larger files are data or generated."""
 SKIPPED_FOLDERS = frozenset({"node_modules", "__pycache__", "venv", "dist", "build"})
 """What lies in them was installed or built. Hidden ones are skipped besides."""
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def is_index_name(name: str) -> bool:
+    return bool(_NAME.fullmatch(name))
+
+
+def require_index_name(name: str) -> None:
+    """Raises: InvalidRequestError."""
+    if not is_index_name(name):
+        raise InvalidRequestError(
+            f"{name!r} is no name for an index: letters, digits, dot, dash and underscore, 64 at most, the "
+            "first a letter or a digit.",
+            param="name",
+        )
 
 
 def patterns() -> list[str]:

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import logging
-import re
 import secrets
 import shutil
 import time
@@ -20,7 +19,14 @@ from pydantic import ValidationError
 from sage_contracts.chat import Passage
 from sage_contracts.errors import ConflictError, InvalidRequestError, NotFoundError, StorageFullError
 from sage_contracts.home import sync_path, write_whole
-from sage_contracts.indexes import IndexCard, IndexDocument, PutIndexRequest, patterns
+from sage_contracts.indexes import (
+    IndexCard,
+    IndexDocument,
+    PutIndexRequest,
+    is_index_name,
+    patterns,
+    require_index_name,
+)
 from sage_retrieval import documents
 from sage_retrieval.index import Index
 from sage_retrieval.splitting import split
@@ -30,7 +36,6 @@ logger = logging.getLogger(__name__)
 DOCS_INDEX = "docs-public"
 _MANIFEST = "index.json"
 _SENT = "documents.json"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # Where a generation is written before it is complete; no index can have these names.
 _INCOMING = ".incoming"
 _REBUILT = ".rebuilt"
@@ -197,7 +202,7 @@ class IndexStore:
             self._loaded[card.id] = (card.generation, index)
 
     def _card(self, name: str) -> IndexCard | None:
-        if not _NAME.fullmatch(name):
+        if not is_index_name(name):
             return None
         try:
             return IndexCard.model_validate_json((self.folder / name / _MANIFEST).read_text())
@@ -213,15 +218,11 @@ class IndexStore:
 
 
 def _require_own(name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise InvalidRequestError(
-            f"{name!r} is no name for an index: letters, digits, dot, dash and underscore, 64 at most, the "
-            "first a letter or a digit.",
-            param="name",
-        )
+    require_index_name(name)
     if name == DOCS_INDEX:
         raise ConflictError(
-            f"{DOCS_INDEX} is the project's own documentation, made from it by itself: choose another name.",
+            f"{DOCS_INDEX} is the project's own documentation, and can be neither replaced nor removed: "
+            "choose another name.",
             param="name",
         )
 
