@@ -40,6 +40,7 @@ print("\\n" + json.dumps({"code": code, "loaded": sorted(sys.modules)}))
         ["finetune", "quickstart", "--help"],
         ["chat", "-h"],
         ["up", "--help"],
+        ["index", "--help"],
     ],
     ids=" ".join,
 )
@@ -80,7 +81,7 @@ def test_every_option_says_what_it_does() -> None:
 
 
 def test_every_line_of_the_list_of_commands_is_whole() -> None:
-    for words in ([], ["finetune"], ["finetune", "sweep"]):
+    for words in ([], ["finetune"], ["finetune", "sweep"], ["index"]):
         shown = CliRunner().invoke(main.app, [*words, "--help"], env={"COLUMNS": "80"}).output
         assert "..." not in shown.partition("Commands:")[2]
 
