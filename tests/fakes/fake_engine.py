@@ -1,7 +1,7 @@
 """A program with vLLM's HTTP surface and none of its weight; it misbehaves on request. Standard library only.
 
     python tests/fakes/fake_engine.py [MISBEHAVIOUR …] serve MODEL --port N --served-model-name NAME …
-The words it says depend on the model's name alone, so that base and adapters differ.
+The words it says depend on the model's name alone, so that base and adapters differ. They are its tokens.
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(400, f"max_tokens or prompt above the context of {limit}", param="max_tokens")
             return
         words = self.model.words(body["model"], body.get("max_tokens") or 8)
-        text, reason = cut("".join(words), body.get("stop"))
+        stops = [body["stop"]] if isinstance(body.get("stop"), str) else body.get("stop") or []
+        stops += [WORDS[token] for token in body.get("stop_token_ids") or []]
+        text, reason = cut("".join(words), stops)
         usage = {"prompt_tokens": 5, "completion_tokens": len(words), "total_tokens": 5 + len(words)}
         if body.get("stream"):
             self.stream(body, text, reason, usage)
@@ -189,8 +191,7 @@ class Handler(BaseHTTPRequestHandler):
         return
 
 
-def cut(text: str, stop: str | list[str] | None) -> tuple[str, str]:
-    stops = [stop] if isinstance(stop, str) else stop or []
+def cut(text: str, stops: list[str]) -> tuple[str, str]:
     found = [text.index(one) for one in stops if one in text]
     return (text[: min(found)], "stop") if found else (text, "length")
 

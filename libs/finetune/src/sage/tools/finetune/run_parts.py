@@ -26,6 +26,7 @@ from sage.tools.finetune.random_numbers import RandomNumbers
 from sage.tools.finetune.rendering import ChatRenderer, Sample, Samples
 from sage.tools.finetune.row_supply import parts_needed
 from sage.tools.finetune.task_data import Splits
+from sage.tools.finetune.turn_ends import with_turn_ends
 from sage_contracts.config import OomRung, TrainingConfig
 from sage_contracts.errors import InvalidDataError
 
@@ -102,6 +103,7 @@ class RunParts:
             train.extend(self.renderer.samples(part))
             left -= len(part)
         held = self.renderer.samples(splits.validation)
+        self.stop_at_turn_ends()
         stats = self.renderer.stats
         if stats.truncated:
             left_out = f"; {stats.dropped} lost their whole answer and are left out" if stats.dropped else ""
@@ -113,6 +115,11 @@ class RunParts:
                 f"No row has an answer within max_length={self._config.max_length} tokens. Raise max_length."
             )
         return train, held, left
+
+    def stop_at_turn_ends(self) -> None:
+        """Have the model stop where the rendered rows teach it to: its base may stop at other tokens only."""
+        generation = self.model.generation_config
+        generation.eos_token_id = with_turn_ends(generation.eos_token_id, self.renderer.turn_end_ids)
 
     def loss(self, samples: Sequence[Sample]) -> LossFunction:
         """The fast loss, when it is exact for this model."""

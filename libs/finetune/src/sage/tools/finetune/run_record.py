@@ -14,6 +14,7 @@ from sage.tools.finetune.callbacks import perplexity
 from sage.tools.finetune.ladder import Rung
 from sage.tools.finetune.outputs import package_versions
 from sage.tools.finetune.run_parts import RunParts
+from sage.tools.finetune.turn_ends import META_FIELD
 from sage_contracts.config import TrainingConfig
 
 Metrics = dict[str, float | int | None]
@@ -49,6 +50,7 @@ class RunRecord:
             "data": self.splits.description,
             "data_sha256": self.splits.fingerprint(),
             "chat_template_sha256": parts.renderer.template_hash,
+            META_FIELD: parts.renderer.turn_end_ids,
             "train_rows": train_rows,
             "held_out_rows": held_out_rows,
             "truncated_rows": parts.renderer.stats.truncated,

@@ -45,6 +45,7 @@ class PreferenceRun(Run):
         parts = RunParts(config, base, tell, self._climb.taken)
         train, left = self._train_rows(parts, splits.train)
         held_rows = self._render(parts, splits.validation)
+        parts.stop_at_turn_ends()
         splits.let_go()
         self._report_cuts(parts, train)
         schedule = self._schedule(len(train), left)
