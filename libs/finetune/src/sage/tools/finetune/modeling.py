@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sage.tools.finetune.base_models import hub_name, hub_revision
 from sage.tools.finetune.hardware import ResolvedPrecision, torch_dtype
 from sage_contracts.config import LoRAConfig, TrainingConfig
 from sage_contracts.errors import InvalidRequestError, ModelNotFoundError
@@ -164,6 +165,13 @@ def add_adapters(model: Any, lora: LoRAConfig) -> Any:
             f"These adapters do not fit the base model: {error}. Set lora.target_modules to 'all-linear'.",
             param="lora.target_modules",
         ) from error
+
+
+def name_base(model: Any, name: str, base: Path) -> None:
+    """Have adapters say what they stand on as others find it; a user's own folder stays a path."""
+    if known := hub_name(name, base):
+        adapters = model.peft_config[model.active_adapter]
+        adapters.base_model_name_or_path, adapters.revision = known, hub_revision(base)
 
 
 def is_quantised(model: Any) -> bool:

@@ -20,6 +20,7 @@ from sage.tools.finetune.modeling import (
     load_tokenizer,
     load_weights,
     make_optimizer,
+    name_base,
     parameter_counts,
 )
 from sage.tools.finetune.random_numbers import RandomNumbers
@@ -65,7 +66,10 @@ class RunParts:
         self._kernels = varlen_attentions(kernels.attention)
         if kernels.has_liger:
             apply_liger(model, self._warn)
-        self.model = model if config.tuning == "full" else add_adapters(model, config.lora)
+        self.model = model
+        if config.tuning == "lora":
+            self.model = add_adapters(model, config.lora)
+            name_base(self.model, config.model_name, base)
         self.optimizer, note = make_optimizer(self.model, config, self.device)
         self._warn(note)
         # fp16's range is too small for the gradients of a mean over many tokens.

@@ -9,7 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from sage.tools.finetune.base_models import base_info
+from sage.tools.finetune.base_models import base_info, hub_name
 from sage.tools.finetune.callbacks import perplexity
 from sage.tools.finetune.ladder import Rung
 from sage.tools.finetune.outputs import package_versions
@@ -43,7 +43,7 @@ class RunRecord:
             "base_model_name": config.model_name,
             "base_revision": info.get("revision"),
             "base_licence": info.get("license"),
-            "base_upstream": info.get("upstream"),
+            "base_upstream": hub_name(config.model_name, base),
             "task": config.task.value,
             "tuning": config.tuning,
             "preset": config.preset.value if config.preset else None,
