@@ -22,6 +22,7 @@ from sage.tools.finetune.modeling import (
     make_optimizer,
     name_base,
     parameter_counts,
+    unmatched_targets,
 )
 from sage.tools.finetune.random_numbers import RandomNumbers
 from sage.tools.finetune.rendering import ChatRenderer, Sample, Samples
@@ -70,6 +71,7 @@ class RunParts:
         if config.tuning == "lora":
             self.model = add_adapters(model, config.lora)
             name_base(self.model, config.model_name, base)
+            self._warn(unmatched_targets(self.model))
         self.optimizer, note = make_optimizer(self.model, config, self.device)
         self._warn(note)
         # fp16's range is too small for the gradients of a mean over many tokens.
