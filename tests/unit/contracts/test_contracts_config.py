@@ -136,6 +136,23 @@ def test_no_number_is_without_bounds(value: float) -> None:
                 model.model_validate({name: value})
 
 
+@pytest.mark.parametrize(
+    ("start", "field", "value"),
+    [
+        (PresetConfigs.cpu, "early_stopping_patience", 3),
+        (lambda: TrainingConfig(tuning="full"), "load_in_8bit", True),
+        (lambda: TrainingConfig(method="dpo", load_in_4bit=True), "tuning", "full"),
+        (PresetConfigs.cpu, "learning_rate", -1),
+    ],
+)
+def test_an_assignment_that_is_refused_changes_nothing(start: Any, field: str, value: Any) -> None:
+    config, untouched = start(), start()
+    with pytest.raises(ValidationError):
+        setattr(config, field, value)
+    assert config == untouched
+    assert config.model_dump(exclude_unset=True) == untouched.model_dump(exclude_unset=True)
+
+
 def test_two_quantisations_exclude_each_other() -> None:
     with pytest.raises(ValidationError, match="exclude each other"):
         TrainingConfig(load_in_8bit=True, load_in_4bit=True)

@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sage_contracts.errors import UnknownPresetError
 
@@ -209,9 +209,16 @@ class TrainingConfig(_HumanInput):
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
-        for other in _replaced_by(name, value):
-            super().__setattr__(other, False)
-        super().__setattr__(name, value)
+        before, said = dict(self.__dict__), set(self.__pydantic_fields_set__)
+        try:
+            for other in _replaced_by(name, value):
+                super().__setattr__(other, False)
+            super().__setattr__(name, value)
+        except ValidationError:
+            # What looks at several fields does so once the new value is in place.
+            self.__dict__.update(before)
+            object.__setattr__(self, "__pydantic_fields_set__", said)
+            raise
 
     @property
     def effective_batch_size(self) -> int:
