@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -151,6 +152,20 @@ def test_an_assignment_that_is_refused_changes_nothing(start: Any, field: str, v
         setattr(config, field, value)
     assert config == untouched
     assert config.model_dump(exclude_unset=True) == untouched.model_dump(exclude_unset=True)
+
+
+def test_paths_are_taken_as_they_are_and_kept_as_text() -> None:
+    config = TrainingConfig.model_validate(
+        {"data_path": Path("rows.json"), "output_dir": Path("/out"), "model_name": Path("/models/mine")}
+    )
+    config.data_path = Path("other.json")  # type: ignore[assignment]
+    assert (config.data_path, config.output_dir, config.model_name) == ("other.json", "/out", "/models/mine")
+    assert TrainingConfig.model_validate_json(config.model_dump_json()) == config
+    named = TrainingConfig.model_json_schema()["properties"]
+    assert named["model_name"]["type"] == "string"
+    assert named["data_path"]["anyOf"] == [{"type": "string"}, {"type": "null"}]
+    with pytest.raises(ValidationError):
+        TrainingConfig.model_validate({"data_path": 3})
 
 
 def test_two_quantisations_exclude_each_other() -> None:
