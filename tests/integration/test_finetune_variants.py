@@ -15,6 +15,7 @@ from sage.tools.finetune import LoRATrainer, StepMetrics, TrainingCallback, Trai
 from sage.tools.finetune.data import Conversation
 from sage.tools.finetune.loss_choice import choose_loss
 from sage.tools.finetune.losses import AutocastLoss, PackedLoss, PlainLoss
+from sage.tools.finetune.merging.merge import merge_adapter
 from sage.tools.finetune.modeling import bitsandbytes_for, load_base
 from sage.tools.finetune.rendering import ChatRenderer, Sample
 from sage.tools.finetune.task_data import prepare
@@ -224,6 +225,53 @@ def test_full_tuning_resumes_and_rolls_back_too(tiny_base: Path, rows_file: Path
     with pytest.raises(TrainingFailedError, match="also after going back once"):
         LoRATrainer(config, [watcher]).train()
     assert watcher.losses[0] == watcher.losses[1]
+
+
+@pytest.fixture(scope="module")
+def phi3_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Queries, keys and values come out of one layer, `qkv_proj`."""
+    from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM
+
+    tokenizer, folder = AutoTokenizer.from_pretrained(tiny_base), tmp_path_factory.mktemp("phi3") / "base"
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    config = Phi3Config(vocab_size=len(tokenizer), max_position_embeddings=512, **shape, **special)
+    Phi3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("targets", "adapted", "warned"),
+    [
+        (None, {"qkv_proj", "o_proj"}, ""),
+        (
+            ["q_proj", "v_proj", "o_proj"],
+            {"o_proj"},
+            "no layer called q_proj, v_proj, so the adapters are on o_proj",
+        ),
+        (["o_proj", "qkv_proj"], {"o_proj", "qkv_proj"}, ""),
+        ("all-linear", {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}, ""),
+    ],
+)
+def test_targets_that_a_model_has_in_one_layer_or_not_at_all(
+    phi3_base: Path, rows_file: Path, tmp_path: Path, targets: Any, adapted: set[str], warned: str
+) -> None:
+    from tests.integration.finetune_recorder import Recorder, adapter_weights
+
+    lora = {} if targets is None else {"target_modules": targets}
+    watcher = Recorder()
+    config = settings(phi3_base, rows_file, tmp_path / "out", max_steps=2, lora=lora)
+    result = LoRATrainer(config, [watcher]).train()
+
+    assert {key.split(".")[-3] for key in adapter_weights(result)} == adapted
+    warnings = [
+        message for level, message in watcher.logs if level == "warn" and "no layer called" in message
+    ]
+    assert len(warnings) == bool(warned) and all(warned in message for message in warnings)
+    assert reloaded_loss(phi3_base, config, result) == pytest.approx(result.eval_loss, rel=1e-4)
+    merged = merge_adapter(phi3_base, result.adapter_dir, tmp_path / "merged")
+    assert merged.parity.same == merged.parity.probes
 
 
 class StopAfter(TrainingCallback):

@@ -161,7 +161,9 @@ class Generator:
         Raises: InvalidRequestError when the prompt leaves no room.
         """
         limit = self._limit(len(prompt.ids), request)
-        ends = _token_ids(self._base.generation_config.eos_token_id, self._tokenizer.eos_token_id)
+        ends = _token_ids(
+            self._base.generation_config.eos_token_id, self._tokenizer.eos_token_id, request.stop_token_ids
+        )
         progress = _Progress(
             Detokenizer(lambda ids: self._tokenizer.decode(ids, skip_special_tokens=True)),
             StopScanner(request.stop or []),

@@ -107,6 +107,11 @@ class ChatRenderer:
     def template_hash(self) -> str:
         return self._template.sha256
 
+    @property
+    def turn_end_ids(self) -> list[int]:
+        """The tokens that end an assistant's turn, as far as rows were rendered."""
+        return [self._added_ids[token] for token in self._template.end_tokens]
+
     def is_added(self, token: int) -> bool:
         """Whether the token is one of the template's marks rather than a piece of somebody's words."""
         return token in self._added

@@ -22,13 +22,31 @@ from sage.tools.finetune.run_parts import RunParts
 from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import InvalidRequestError
 
+_HEADS = ("lm_head", "embed_out")
+"""What models call their output layer."""
 NEVER = 10**9
 """A number of steps that no run reaches."""
 
 
-def require_fixed_reference(config: TrainingConfig) -> None:
-    """DPO and KTO compare with the model as it was. Raises: InvalidRequestError, where that would move."""
-    if config.method not in ("dpo", "kto") or config.lora.bias == "none":
+def require_trainable(config: TrainingConfig) -> None:
+    """Raises: InvalidRequestError, for adapters that DPO and KTO cannot train or be compared without."""
+    if config.method not in ("dpo", "kto"):
+        return
+    _require_fixed_reference(config)
+    targets = config.lora.target_modules
+    heads = [] if isinstance(targets, str) else [t for t in targets if t.rpartition(".")[2] in _HEADS]
+    if heads:
+        raise InvalidRequestError(
+            f"TRL computes {config.method} from the weights of the output layer themselves, so that an "
+            f"adapter on {heads[0]} would never train. Leave it out of lora.target_modules, or use "
+            "method=orpo.",
+            param="lora.target_modules",
+        )
+
+
+def _require_fixed_reference(config: TrainingConfig) -> None:
+    """They compare with the model as it was. Raises: InvalidRequestError, where that would move."""
+    if config.lora.bias == "none":
         return
     raise InvalidRequestError(
         f"{config.method} compares with the base, which is the model with its adapters switched off; with "
