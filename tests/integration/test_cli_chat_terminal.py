@@ -61,6 +61,8 @@ class Terminal:
         )
         os.close(slave)
         self.screen = ""
+        self.raw = ""
+        """With the escapes that the screen is without."""
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._seen = 0
 
@@ -100,9 +102,11 @@ class Terminal:
     def _read(self, timeout_s: float) -> None:
         if select.select([self._master], [], [], timeout_s)[0]:
             try:
-                self.screen += _ESCAPES.sub("", self._decoder.decode(os.read(self._master, 65536)))
+                read = self._decoder.decode(os.read(self._master, 65536))
             except OSError:
                 return  # the other side is closed
+            self.raw += read
+            self.screen += _ESCAPES.sub("", read)
 
 
 @pytest.fixture
@@ -133,6 +137,15 @@ def test_questions_are_answered_until_bye(chat: Terminal) -> None:
     chat.expect("The engine died: out of memory.")
     chat.type("/new\n")
     chat.expect("(a new conversation)")
+    chat.type("/bye\n")
+    chat.ends_with(0)
+
+
+def test_what_is_pasted_is_one_question(chat: Terminal) -> None:
+    chat.expect("› ")
+    assert "\x1b[?2004h" in chat.raw  # asks the terminal to mark what is pasted
+    chat.type("\x1b[200~def f(x):\r    return x\x1b[201~\n")
+    chat.expect(r"base:m says: you asked 'def f(x):\n    return x'")
     chat.type("/bye\n")
     chat.ends_with(0)
 

@@ -101,8 +101,7 @@ def _ask_once(client: Client, conversation: Conversation, question: str) -> None
 
 
 def _converse(client: Client, conversation: Conversation) -> None:
-    with suppress(ImportError):
-        import readline  # noqa: F401  (gives input() line editing and history)
+    _edit_lines()
     console = render.output()
     with_index = f" with {conversation.options.index}" if conversation.options.index else ""
     console.print(Text.assemble("Chatting with ", (conversation.model, "bold"), with_index), soft_wrap=True)
@@ -128,6 +127,16 @@ def _converse(client: Client, conversation: Conversation) -> None:
             _do(question, conversation)
         elif question:
             interrupts = _answer(client, conversation, question)
+
+
+def _edit_lines() -> None:
+    """Give input() line editing and history, and take a pasted block as one line."""
+    with suppress(ImportError):
+        import readline
+
+        # Python turns it off; libedit has no such thing, and would say that it does not know the word.
+        if "libedit" not in (readline.__doc__ or ""):
+            readline.parse_and_bind("set enable-bracketed-paste on")
 
 
 def _do(command: str, conversation: Conversation) -> None:
