@@ -172,6 +172,8 @@ class Generator:
         torch = self._torch
         if request.seed is not None:
             torch.manual_seed(request.seed)
+        else:
+            torch.seed()  # else what follows another's seed would be as fixed
         ids = torch.tensor([prompt.ids], device=self._device)
         with torch.inference_mode(), self._using(request.model) as model:
             model.generate(
