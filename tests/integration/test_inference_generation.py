@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from tests.fakes.tiny_llama import make_model
+from tests.fakes.tiny_llama import make_adapter, make_model
 
 from sage_inference.transformers_engine.generation import Generator
 from sage_inference.transformers_engine.protocol import CompletionRequest
@@ -38,3 +38,17 @@ def test_a_seed_is_for_its_own_answer_only(generator: Generator) -> None:
         free.append(say(generator, temperature=1, max_tokens=64))
     assert seeded[0] == seeded[1]
     assert free[0] != free[1]
+
+
+@pytest.mark.parametrize("trained_whole", [[], ["lm_head"]], ids=["lora", "lora and lm_head"])
+def test_the_base_is_itself_again_without_its_last_adapter(
+    generator: Generator, base: Path, tmp_path: Path, trained_whole: list[str]
+) -> None:
+    adapter = make_adapter(tmp_path / "a", base, modules_to_save=trained_whole)
+    before = say(generator)
+    generator.load_adapter("a@1", adapter)
+    assert say(generator, "a@1") != before
+    assert say(generator) == before
+    generator.unload_adapter("a@1")
+    assert say(generator) == before
+    assert generator.adapters == []

@@ -114,8 +114,9 @@ class Generator:
         if self._adapters:
             # peft warns when the active adapter goes; another is active by then.
             self._peft.set_adapter(next(iter(self._adapters.values())))
-            self._peft.delete_adapter(key)
-        else:
+        # First, since the base would be handed out with what an active adapter trained as a whole.
+        self._peft.delete_adapter(key)
+        if not self._adapters:
             self._base, self._peft = self._peft.unload(), None
 
     def encode_chat(self, request: ChatCompletionRequest) -> list[Prompt]:
