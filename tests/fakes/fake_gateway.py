@@ -3,7 +3,8 @@
 Speaks the routes that the command line uses, with the real wire types. By hand:
     python -m tests.fakes.fake_gateway --port 8080
 Names ask for outcomes: a job called `fails`, `no-hub` or `dies` fails, `endless` never ends; a question of
-`break` breaks off, `error` errs inside the stream, `endless` never ends. GET /requests lists what came in;
+`break` breaks off, `error` errs inside the stream, `endless` never ends. The model `base:short` takes three
+messages, and none with `long` in it. GET /requests lists what came in;
 POST /reset forgets everything.
 """
 
@@ -140,11 +141,14 @@ def build_app(stack_id: str | None = None) -> FastAPI:
             raise ModelNotFoundError(
                 f"There is no model {model!r}. Models: {', '.join(names)}.", param="model"
             )
+        question = body["messages"][-1]["content"]
+        if model == "base:short" and (len(body["messages"]) > 3 or "long" in question):
+            raise InvalidRequestError("This model's context is full.", param="messages")
         citations = (
             [{"id": 1, "source": "presets.md#cpu", "score": 1.0, "text": "…"}] if body.get("index") else []
         )
         headers = {"X-Sage-Citations": json.dumps(citations)}
-        stream = answer(model, body["messages"][-1]["content"])
+        stream = answer(model, question)
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
     return app

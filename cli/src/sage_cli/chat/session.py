@@ -18,6 +18,8 @@ from sage_cli.stack.updown import ensure_stack
 from sage_contracts.errors import InvalidRequestError, NotFoundError, SageError
 
 _HELP = "/bye leaves · /new starts over · /help · Ctrl-C ends an answer, twice leaves"
+# What a server says its refusal is about when the messages do not fit; vLLM has a name of its own.
+_TOO_LONG = ("messages", "max_tokens", "input_tokens")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,14 @@ class Conversation:
             self.messages.append({"role": "assistant", "content": answer})
         else:
             self.messages.pop()
+
+    def forget_oldest(self) -> bool:
+        """Leave out the older half of what was said. False: there is nothing to leave out."""
+        first = 1 if self.options.system else 0
+        turns = (len(self.messages) - first) // 2
+        oldest = (turns + 1) // 2
+        self.messages = self.messages[:first] + self.messages[first + 2 * oldest :]
+        return turns > 0
 
 
 def chat_command(options: ChatOptions) -> None:
@@ -151,7 +161,7 @@ def _do(command: str, conversation: Conversation) -> None:
 def _answer(client: Client, conversation: Conversation, question: str) -> int:
     """Print the answer. Returns 1 when Ctrl-C ended it (another one then leaves), else 0."""
     try:
-        answer = stream_answer(client, conversation.request(question), Printer(render.output()))
+        answer = _ask(client, conversation, question)
     except AnswerInterruptedError as interrupted:
         conversation.answered(question, interrupted.partial)
         render.output().print("(stopped)", style="dim")
@@ -164,6 +174,25 @@ def _answer(client: Client, conversation: Conversation, question: str) -> int:
         return 0
     conversation.answered(question, answer)
     return 0
+
+
+def _ask(client: Client, conversation: Conversation, question: str) -> str:
+    """The answer, given as much of the conversation as the model takes. Raises: SageError."""
+    console = render.output()
+    whole = conversation.messages
+    while True:
+        try:
+            return stream_answer(client, conversation.request(question), Printer(console))
+        except InvalidRequestError as error:
+            is_first = conversation.messages is whole
+            if error.param not in _TOO_LONG or not conversation.forget_oldest():
+                conversation.messages = whole
+                raise
+            if is_first:
+                console.print(
+                    "(The conversation has grown too long for this model: its oldest part is left out.)",
+                    style="dim",
+                )
 
 
 def _leave(client: Client, model: str, options: ChatOptions) -> None:
