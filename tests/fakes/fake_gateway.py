@@ -31,6 +31,8 @@ from sage_contracts.status import PartStatus, StackStatus
 from sage_servicekit import errors
 
 EXPORTED = "finetune_output/code/versions/1/exports/ollama"
+# What other backends than our own serve, the last by its bare name.
+ELSEWHERE = ("mock", "openai/", "vllm/", "ollama/", "qwen3")
 PARITY = {"probes": 3, "same": 2, "top1": 0.97, "dtype": "q8_0"}
 
 
@@ -128,7 +130,10 @@ def build_app(stack_id: str | None = None) -> FastAPI:
 
     @app.post("/v1/sage/release")
     async def release(request: Request) -> dict[str, Any]:
-        state.requests.append({"path": "release body", "body": await request.json()})
+        body = await request.json()
+        state.requests.append({"path": "release body", "body": body})
+        if body["model"].startswith(ELSEWHERE):
+            raise ModelNotFoundError(f"There is no model {body['model']!r}.", param="model")
         return {"released": True}
 
     @app.post("/v1/chat/completions")
@@ -137,7 +142,7 @@ def build_app(stack_id: str | None = None) -> FastAPI:
         state.requests.append({"path": "chat body", "body": body})
         model = body["model"].removeprefix("finetune/")
         names = [card.id for card in cards(state)]
-        if model not in names and not model.startswith("base:"):
+        if model not in names and not model.startswith(("base:", *ELSEWHERE)):
             raise ModelNotFoundError(
                 f"There is no model {model!r}. Models: {', '.join(names)}.", param="model"
             )

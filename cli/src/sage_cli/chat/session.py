@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from sage_cli import failures, render
-from sage_cli.chat.choose import choose_model
+from sage_cli.chat.choose import choose_model, is_elsewhere
 from sage_cli.chat.stream import AnswerInterruptedError, Printer, stream_answer
 from sage_cli.client import Client
 from sage_cli.stack.updown import ensure_stack
@@ -196,9 +196,11 @@ def _ask(client: Client, conversation: Conversation, question: str) -> str:
 
 
 def _leave(client: Client, model: str, options: ChatOptions) -> None:
-    if options.keep_alive_s is None:
+    if options.keep_alive_s is None or is_elsewhere(model):
         return
     try:
         client.release(model, options.keep_alive_s)
+    except NotFoundError:
+        pass  # a bare name that was another backend's
     except SageError as error:
         failures.show(error)
