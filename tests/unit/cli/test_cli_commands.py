@@ -289,6 +289,15 @@ def test_text_that_makes_sense_in_no_encoding_is_refused_with_what_to_do(online:
     assert "codec" not in ran.stderr
 
 
+@pytest.mark.parametrize("model", ["mock", "openai/gpt-4o", "vllm/org/m", "ollama/qwen3:8b", "qwen3"])
+def test_another_backend_has_no_engine_to_release(online: Sage, requests: Requests, model: str) -> None:
+    ran = online("chat", "--model", model, "--keep-alive", "0", "-m", "hello")
+    assert (ran.exit_code, ran.stdout) == (0, f"{model} says: you asked 'hello' \n")
+    assert "Error" not in ran.stderr
+    # A bare name may be a tuned model's: the host is asked.
+    assert len(requests("release body")) == (1 if model == "qwen3" else 0)
+
+
 @pytest.mark.parametrize(
     ("backend", "tuned", "words", "sent"),
     [
