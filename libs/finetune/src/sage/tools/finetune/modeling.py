@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sage.tools.finetune.hardware import ResolvedPrecision, torch_dtype
+from sage.tools.finetune.quantisation import keep_differentiable, quantisation_of
 from sage_contracts.config import LoRAConfig, TrainingConfig
 from sage_contracts.errors import InvalidRequestError, ModelNotFoundError
 
@@ -76,7 +77,7 @@ def load_base(base: Path, config: TrainingConfig, device: str, precision: Resolv
     trains_all = config.tuning == "full"
     options: dict[str, Any] = {"dtype": torch_dtype("fp32" if trains_all else precision)}
     if config.load_in_8bit or config.load_in_4bit:
-        options["quantization_config"] = _quantisation(config, precision)
+        options["quantization_config"] = quantisation_of(config, precision)
         options["device_map"] = {"": device}
     try:
         model = AutoModelForCausalLM.from_pretrained(str(base), **options)
@@ -86,25 +87,13 @@ def load_base(base: Path, config: TrainingConfig, device: str, precision: Resolv
         ) from error
     if "device_map" not in options:
         model = model.to(device)
+    keep_differentiable(model)
     model.requires_grad_(trains_all)
     model.config.use_cache = False
     if config.gradient_checkpointing:
         # Not reentrant: works although no input of the first layer needs a gradient.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
-
-
-def _quantisation(config: TrainingConfig, precision: ResolvedPrecision) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    if config.load_in_8bit:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=config.bnb_4bit_quant_type,
-        bnb_4bit_use_double_quant=config.bnb_4bit_use_double_quant,
-        bnb_4bit_compute_dtype=torch_dtype(precision),
-    )
 
 
 @contextmanager
