@@ -83,6 +83,7 @@ def make_trainer(
             * rate_factor(config.lr_scheduler_type, step, schedule.total_steps, config.warmup_ratio)
         ),
     )
+    trained = [(value, value.data) for value in parts.model.parameters() if value.requires_grad]
     trainer = _reporting(trainer_class, progress)(
         model=parts.model,
         args=_arguments(settings, config, parts, schedule, checkpoints),
@@ -93,6 +94,10 @@ def make_trainer(
     if "ref" in parts.model.peft_config:
         # A copy of adapters that do nothing yet: switching them off is the same, and costs no memory.
         parts.model.delete_adapter("ref")
+    for parameter, numbers in trained:
+        # Of a quantised base the trainers round adapters to bf16, too coarse for small updates; and fp16's
+        # scaler has no kernel for it.
+        parameter.data = numbers
     trainer.remove_callback(PrinterCallback)
     trainer.optimizer, trainer.lr_scheduler = parts.optimizer, rates
     return trainer
