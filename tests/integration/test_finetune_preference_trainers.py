@@ -66,3 +66,18 @@ def test_presets_that_quantise_leave_adapters_in_fp32(
     assert {value.dtype for value in weights.values()} == {torch.float32}
     # What fp32 tells apart, as bf16 would not.
     assert any(not torch.equal(value, value.bfloat16().float()) for value in weights.values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_device_trains_where_several_are_visible(
+    tiny_base: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    config = settings(tiny_base, tmp_path, tmp_path, method=method)
+    parts = RunParts(config, tiny_base, TrainingCallback())
+    # What transformers asks on a machine with two GPUs, where this run would be on the first.
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    parts.device = "cuda"
+    arguments = trainer_of(parts, config, tmp_path).args
+    assert (arguments.n_gpu, arguments.train_batch_size) == (1, config.per_device_train_batch_size)

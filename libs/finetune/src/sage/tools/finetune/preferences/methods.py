@@ -135,7 +135,7 @@ def _arguments(
 ) -> Any:
     at_once, accumulation = batch_shape(config)
     is_cpu = parts.device == "cpu"
-    return settings(
+    arguments = settings(
         output_dir=str(checkpoints),
         beta=config.preference_beta,
         max_length=config.max_length,
@@ -158,6 +158,9 @@ def _arguments(
         disable_tqdm=True,
         report_to=[],
     )
+    # Else a batch goes to every GPU that is visible: DPO and KTO refuse that, ORPO takes so many batches.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _columns(
