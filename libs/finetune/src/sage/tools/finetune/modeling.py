@@ -11,6 +11,7 @@ from typing import Any
 
 from sage.tools.finetune.hardware import ResolvedPrecision, torch_dtype
 from sage.tools.finetune.quantisation import keep_differentiable, quantisation_of
+from sage.tools.finetune.trained_biases import train_in_fp32
 from sage_contracts.config import LoRAConfig, TrainingConfig
 from sage_contracts.errors import InvalidRequestError, ModelNotFoundError
 
@@ -123,7 +124,7 @@ def _ask_anew_for_bitsandbytes() -> None:
 
 
 def add_adapters(model: Any, lora: LoRAConfig) -> Any:
-    """Wrap the model; only adapters train, in fp32 whatever the base is in.
+    """Wrap the model; only adapters train, and biases if so asked, in fp32 whatever the base is in.
 
     Raises: InvalidRequestError when no module has one of the target names.
     """
@@ -147,12 +148,14 @@ def add_adapters(model: Any, lora: LoRAConfig) -> Any:
                 use_rslora=lora.use_rslora,
                 use_dora=lora.use_dora,
             )
-            return get_peft_model(model, adapters)
+            adapted = get_peft_model(model, adapters)
     except ValueError as error:
         raise InvalidRequestError(
             f"These adapters do not fit the base model: {error}. Set lora.target_modules to 'all-linear'.",
             param="lora.target_modules",
         ) from error
+    train_in_fp32(adapted)
+    return adapted
 
 
 def is_quantised(model: Any) -> bool:
