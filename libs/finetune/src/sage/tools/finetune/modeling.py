@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sage.tools.finetune.hardware import ResolvedPrecision, torch_dtype
-from sage.tools.finetune.quantisation import keep_differentiable, quantisation_of
+from sage.tools.finetune.quantisation import keep_differentiable, quantisation_of, quantising_errors
 from sage.tools.finetune.trained_biases import train_in_fp32
 from sage_contracts.config import LoRAConfig, TrainingConfig
 from sage_contracts.errors import InvalidRequestError, ModelNotFoundError
@@ -81,7 +81,8 @@ def load_base(base: Path, config: TrainingConfig, device: str, precision: Resolv
         options["quantization_config"] = quantisation_of(config, precision)
         options["device_map"] = {"": device}
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(base), **options)
+        with quantising_errors():
+            model = AutoModelForCausalLM.from_pretrained(str(base), **options)
     except (OSError, ValueError) as error:
         raise ModelNotFoundError(
             f"{base} holds no model that can be trained: {error}", param="model"
