@@ -101,6 +101,7 @@ def make_trainer(
             * rate_factor(config.lr_scheduler_type, step, schedule.total_steps, config.warmup_ratio)
         ),
     )
+    trained = [(value, value.data) for value in parts.model.parameters() if value.requires_grad]
     trainer = _reporting(trainer_class, progress)(
         model=parts.model,
         args=_arguments(settings, config, parts, schedule, checkpoints),
@@ -111,6 +112,10 @@ def make_trainer(
     if "ref" in parts.model.peft_config:
         # A copy of adapters that do nothing yet: switching them off is the same, and costs no memory.
         parts.model.delete_adapter("ref")
+    for parameter, numbers in trained:
+        # Of a quantised base the trainers round adapters to bf16, too coarse for small updates; and fp16's
+        # scaler has no kernel for it.
+        parameter.data = numbers
     trainer.remove_callback(PrinterCallback)
     trainer.optimizer, trainer.lr_scheduler = parts.optimizer, rates
     return trainer
@@ -148,7 +153,7 @@ def _arguments(
 ) -> Any:
     at_once, accumulation = batch_shape(config)
     is_cpu = parts.device == "cpu"
-    return settings(
+    arguments = settings(
         output_dir=str(checkpoints),
         beta=config.preference_beta,
         max_length=config.max_length,
@@ -171,6 +176,9 @@ def _arguments(
         disable_tqdm=True,
         report_to=[],
     )
+    # Else a batch goes to every GPU that is visible: DPO and KTO refuse that, ORPO takes so many batches.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _columns(
