@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from tests.fakes.fake_engine import WORDS
 from tests.fakes.inference_rig import fake_command
 
 from sage_contracts.errors import EngineFailedError, ModelNotFoundError, SageError
@@ -39,6 +40,7 @@ class Subject:
     base: BaseModel
     adapters: list[Adapter]
     large: Adapter
+    is_fake: bool
 
     async def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
         return await self.engine.client.post(path, json=body, timeout=120)
@@ -69,6 +71,18 @@ class Subject:
         choices = answer.json()["choices"]
         assert [choice["index"] for choice in choices] == list(range(len(choices)))
         return [choice["text"] for choice in choices]
+
+    def token_within(self, whole: str) -> tuple[int, str]:
+        """(id, text) of one of an answer's tokens, not the first."""
+        from transformers import AutoTokenizer
+
+        if self.is_fake:
+            word = whole.split()[2]
+            return WORDS.index(word), word
+        letter = next(
+            letter for letter in whole[1:] if letter.isascii() and letter.isprintable() and letter != " "
+        )
+        return int(AutoTokenizer.from_pretrained(self.base.location).convert_tokens_to_ids(letter)), letter
 
     def question(self, model: str | None, **fields: Any) -> dict[str, Any]:
         asked = {"model": model or self.base.served_name, "max_tokens": 16, "temperature": 0}
@@ -114,7 +128,7 @@ async def subject(request: pytest.FixtureRequest, models: Path) -> AsyncIterator
     adapters = [find("one.1@3", "one.1"), find("one.2@3", "one.2")]
     try:
         await engine.wait_ready()
-        yield Subject(engine, base, adapters, find("large@1", "large"))
+        yield Subject(engine, base, adapters, find("large@1", "large"), request.param == "fake")
     finally:
         await engine.stop()
         assert process_group.alive(engine.pid) == []
@@ -211,6 +225,16 @@ async def test_prompts_and_seeds_that_no_model_could_take_are_refused(subject: S
     for seed in (2**64, -(2**64)):
         assert (await subject.chat(seed=seed)).status_code == 400
     assert (await subject.chat(seed=2**63 - 1)).status_code == 200
+
+
+async def test_a_stop_token_ends_the_answer_before_it(subject: Subject) -> None:
+    whole = await subject.text(max_tokens=48)
+    token, text = subject.token_within(whole)
+    unfinished = "\N{REPLACEMENT CHARACTER}"  # bytes of a character that got no further: vLLM keeps them back
+    expected = whole[: whole.index(text)].rstrip(unfinished)
+    answer = (await subject.chat(max_tokens=48, stop_token_ids=[token])).json()["choices"][0]
+    assert (answer["message"]["content"].rstrip(unfinished), answer["finish_reason"]) == (expected, "stop")
+    assert said(await subject.stream(max_tokens=48, stop_token_ids=[token])).rstrip(unfinished) == expected
 
 
 async def test_adapters_come_and_go_while_it_runs(subject: Subject) -> None:

@@ -1,7 +1,7 @@
 """A program with vLLM's HTTP surface and none of its weight; it misbehaves on request. Standard library only.
 
     python tests/fakes/fake_engine.py [MISBEHAVIOUR …] serve MODEL --port N --served-model-name NAME …
-The words it says depend on the model's name alone, so that base and adapters differ.
+The words it says depend on the model's name alone, so that base and adapters differ. They are its tokens.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(400, "seed: 64 bits at most", param="seed")
             return
         words = self.model.words(body["model"], body.get("max_tokens") or 8)
-        text, reason = cut("".join(words), body.get("stop"))
+        text, reason = cut("".join(words), body)
         usage = {"prompt_tokens": 5, "completion_tokens": len(words), "total_tokens": 5 + len(words)}
         if body.get("stream"):
             self.stream(body, text, reason, usage)
@@ -152,7 +152,7 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(400, "no prompt, or ids of no token", param="prompt")
             return
         words = self.model.words(body["model"], body.get("max_tokens") or 8)
-        text, reason = cut("".join(words), body.get("stop"))
+        text, reason = cut("".join(words), body)
         one = {"text": text, "finish_reason": reason, "logprobs": None}
         choices = [one | {"index": index} for index in range(len(prompts))]
         asked, said = sum(map(len, prompts)), len(prompts) * len(words)
@@ -231,8 +231,9 @@ def stray(prompt: Any) -> bool:
     return not isinstance(prompt, str) and any(not 0 <= token < VOCABULARY for token in prompt)
 
 
-def cut(text: str, stop: str | list[str] | None) -> tuple[str, str]:
-    stops = [stop] if isinstance(stop, str) else stop or []
+def cut(text: str, body: dict[str, Any]) -> tuple[str, str]:
+    stops = [body["stop"]] if isinstance(body.get("stop"), str) else body.get("stop") or []
+    stops = [*stops, *(WORDS[token] for token in body.get("stop_token_ids") or [])]
     found = [text.index(one) for one in stops if one in text]
     return (text[: min(found)], "stop") if found else (text, "length")
 

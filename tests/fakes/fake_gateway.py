@@ -3,7 +3,8 @@
 Speaks the routes that the command line uses, with the real wire types. By hand:
     python -m tests.fakes.fake_gateway --port 8080
 Names ask for outcomes: a job called `fails`, `no-hub` or `dies` fails, `endless` never ends; a question of
-`break` breaks off, `error` errs inside the stream, `endless` never ends. GET /requests lists what came in;
+`break` breaks off, `error` errs inside the stream, `endless` never ends. The model `base:short` takes three
+messages, and none with `long` in it. GET /requests lists what came in;
 POST /reset forgets everything.
 """
 
@@ -30,6 +31,8 @@ from sage_contracts.status import PartStatus, StackStatus
 from sage_servicekit import errors
 
 EXPORTED = "finetune_output/code/versions/1/exports/ollama"
+# What other backends than our own serve, the last by its bare name.
+ELSEWHERE = ("mock", "openai/", "vllm/", "ollama/", "qwen3")
 PARITY = {"probes": 3, "same": 2, "top1": 0.97, "dtype": "q8_0"}
 
 
@@ -127,7 +130,10 @@ def build_app(stack_id: str | None = None) -> FastAPI:
 
     @app.post("/v1/sage/release")
     async def release(request: Request) -> dict[str, Any]:
-        state.requests.append({"path": "release body", "body": await request.json()})
+        body = await request.json()
+        state.requests.append({"path": "release body", "body": body})
+        if body["model"].startswith(ELSEWHERE):
+            raise ModelNotFoundError(f"There is no model {body['model']!r}.", param="model")
         return {"released": True}
 
     @app.post("/v1/chat/completions")
@@ -136,15 +142,18 @@ def build_app(stack_id: str | None = None) -> FastAPI:
         state.requests.append({"path": "chat body", "body": body})
         model = body["model"].removeprefix("finetune/")
         names = [card.id for card in cards(state)]
-        if model not in names and not model.startswith("base:"):
+        if model not in names and not model.startswith(("base:", *ELSEWHERE)):
             raise ModelNotFoundError(
                 f"There is no model {model!r}. Models: {', '.join(names)}.", param="model"
             )
+        question = body["messages"][-1]["content"]
+        if model == "base:short" and (len(body["messages"]) > 3 or "long" in question):
+            raise InvalidRequestError("This model's context is full.", param="messages")
         citations = (
             [{"id": 1, "source": "presets.md#cpu", "score": 1.0, "text": "…"}] if body.get("index") else []
         )
         headers = {"X-Sage-Citations": json.dumps(citations)}
-        stream = answer(model, body["messages"][-1]["content"])
+        stream = answer(model, question)
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
     return app

@@ -48,6 +48,9 @@ def add_jobs(app: FastAPI, state: State) -> None:
 
     @app.delete("/v1/files/{file_id}")
     def delete(file_id: str) -> Deleted:
+        for fake in state.jobs.values():
+            if fake.job.training_file == file_id and not fake.job.status.is_terminal:
+                raise ConflictError(f"{file_id} is needed by the job {fake.job.id}: cancel that first.")
         del state.files[file_id]
         return Deleted(id=file_id, object="file")
 
@@ -109,14 +112,20 @@ def add_sweeps(app: FastAPI, state: State) -> None:
     @app.post("/v1/sage/sweeps")
     def create(request: CreateSweepRequest) -> Sweep:
         state.requests.append({"path": "sweep body", "body": request.model_dump(mode="json")})
-        name = request.sage.name or "code"
+        name, sweep_id = request.sage.name or "code", f"sweep-{next(state.counter)}"
         children = []
         for number, point in enumerate(grid_points(request.grid, max_jobs=request.max_jobs), 1):
             options = request.sage.model_copy(update={"name": f"{name}-s{number}"})
-            job = make_job(state, CreateJobRequest(model=request.model, sage=options)).job
+            alone = CreateJobRequest(
+                model=request.model,
+                training_file=request.training_file,
+                metadata={"sweep": sweep_id},
+                sage=options,
+            )
+            job = make_job(state, alone).job
             children.append(SweepChild(job_id=job.id, name=job.sage.name, point=point, status=job.status))
         sweep = Sweep(
-            id=f"sweep-{next(state.counter)}",
+            id=sweep_id,
             created_at=int(time.time()),
             status=SweepStatus.RUNNING,
             name=name,

@@ -130,6 +130,7 @@ def make_job(state: State, request: CreateJobRequest) -> FakeJob:
         model=MODEL,
         status=JobStatus.QUEUED,
         training_file=request.training_file or f"builtin:{task.value}",
+        metadata=request.metadata,
         sage=SageJobInfo(
             name=name,
             task=task,

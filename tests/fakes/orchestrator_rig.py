@@ -42,15 +42,18 @@ class HandClock:
 
 @dataclass
 class ListBell:
-    """A doorbell that writes down who was rung for; it can be broken, as a broker that is down is."""
+    """A doorbell that writes down who was rung for; it can be broken, as a broker may be, and full."""
 
     rung: list[tuple[str, str]] = field(default_factory=list)
     is_down: bool = False
+    is_full: bool = False
 
-    def ring(self, task: str, work_id: str) -> None:
+    def ring(self, task: str, work_id: str) -> bool:
         if self.is_down:
             raise ConnectionError("the broker is down")
-        self.rung.append((task, work_id))
+        if not self.is_full:
+            self.rung.append((task, work_id))
+        return not self.is_full
 
     def take(self) -> list[str]:
         """The ids rung for since the last call."""
@@ -80,7 +83,7 @@ class Rig:
         for path in self.home.iterdir():
             if path.name != "state":
                 shutil.rmtree(path)
-        self.clock.now, self.bell.is_down = HandClock.now, False
+        self.clock.now, self.bell.is_down, self.bell.is_full = HandClock.now, False, False
         self.parts.sweeper.jumps.since_last()
         self.bell.take()
         self.http.headers.pop("X-Sage-Internal-Token", None)

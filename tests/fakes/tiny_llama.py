@@ -46,8 +46,13 @@ def make_model(
     return folder
 
 
-def make_adapter(folder: Path, base: Path, *, rank: int = 4, seed: int = 1) -> Path:
-    """A LoRA adapter whose B is not zero: an answer with it differs from the base's."""
+def make_adapter(
+    folder: Path, base: Path, *, rank: int = 4, seed: int = 1, modules_to_save: list[str] | None = None
+) -> Path:
+    """A LoRA adapter whose B is not zero: an answer with it differs from the base's.
+
+    `modules_to_save` are trained as a whole, and differ as well.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -55,10 +60,13 @@ def make_adapter(folder: Path, base: Path, *, rank: int = 4, seed: int = 1) -> P
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    tuned = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets))
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=targets, modules_to_save=modules_to_save or None
+    )
+    tuned = get_peft_model(model, config)
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name or "modules_to_save" in name:
                 parameter.normal_(std=0.5)
     tuned.save_pretrained(folder)
     return folder

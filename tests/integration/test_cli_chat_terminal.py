@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import uvicorn
 from tests.fakes.fake_gateway import build_app
@@ -61,6 +62,8 @@ class Terminal:
         )
         os.close(slave)
         self.screen = ""
+        self.raw = ""
+        """With the escapes that the screen is without."""
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._seen = 0
 
@@ -100,9 +103,11 @@ class Terminal:
     def _read(self, timeout_s: float) -> None:
         if select.select([self._master], [], [], timeout_s)[0]:
             try:
-                self.screen += _ESCAPES.sub("", self._decoder.decode(os.read(self._master, 65536)))
+                read = self._decoder.decode(os.read(self._master, 65536))
             except OSError:
                 return  # the other side is closed
+            self.raw += read
+            self.screen += _ESCAPES.sub("", read)
 
 
 @pytest.fixture
@@ -135,6 +140,42 @@ def test_questions_are_answered_until_bye(chat: Terminal) -> None:
     chat.expect("(a new conversation)")
     chat.type("/bye\n")
     chat.ends_with(0)
+
+
+def test_what_is_pasted_is_one_question(chat: Terminal) -> None:
+    chat.expect("› ")
+    assert "\x1b[?2004h" in chat.raw  # asks the terminal to mark what is pasted
+    chat.type("\x1b[200~def f(x):\r    return x\x1b[201~\n")
+    chat.expect(r"base:m says: you asked 'def f(x):\n    return x'")
+    chat.type("/bye\n")
+    chat.ends_with(0)
+
+
+def test_a_conversation_that_has_grown_too_long_goes_on_without_its_oldest_part(
+    environment: dict[str, str],
+) -> None:
+    terminal = Terminal(environment, "chat", "--model", "base:short")
+    try:
+        for question in ("one", "two"):
+            terminal.expect("› ")
+            terminal.type(f"{question}\n")
+            terminal.expect(f"you asked '{question}'")
+        terminal.type("three\n")
+        terminal.expect("The conversation has grown too long for this model")
+        terminal.expect("you asked 'three'")
+        terminal.type("a long one\n")
+        terminal.expect("Error: This model's context is full.")
+        terminal.type("four\n")
+        terminal.expect("you asked 'four'")
+        terminal.type("/bye\n")
+        terminal.ends_with(0)
+    finally:
+        terminal.close()
+    bodies = httpx.get(f"{environment['SAGE_GATEWAY_URL']}/requests").json()
+    asked = [[said["content"] for said in body["body"]["messages"]] for body in bodies if "body" in body]
+    # What was asked in vain took nothing of the conversation away.
+    assert asked[-2][-3:] == ["three", "base:short says: you asked 'three' ", "four"] and len(asked[-2]) == 5
+    assert asked[-1] == asked[-2][2:]
 
 
 def test_ctrl_c_ends_an_answer_and_the_conversation_goes_on(chat: Terminal) -> None:

@@ -159,6 +159,31 @@ def test_one_that_the_kernel_kills_had_too_little_memory(tiny_base: Path, data: 
     assert living_children() == []
 
 
+DIES_AS_BITSANDBYTES_DOES = """
+import os, signal
+
+def die(*_):
+    os.write(2, b"Error out of memory at line 60 in file /src/csrc/ops.cu\\n")
+    os._exit(1)
+
+signal.signal(signal.SIGUSR1, die)
+"""
+
+
+def test_one_whose_libraries_get_no_memory_and_exit_had_too_little_too(
+    tiny_base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(DIES_AS_BITSANDBYTES_DOES)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    assassin = Assassin(signal.SIGUSR1)
+    config = settings(tiny_base, data, tmp_path / "out", save_steps=1)
+    result = LoRATrainer(config, [assassin]).train()
+    assert [rung.name for rung in assassin.rungs] == ["halve_batch"]
+    assert any("of device 1 got no memory (Error out of memory at line 60" in t for _, t in assassin.logs)
+    assert result.metrics["steps"] == 4
+    assert living_children() == []
+
+
 def test_what_is_wrong_with_the_data_is_said_once(tiny_base: Path, tmp_path: Path) -> None:
     path = tmp_path / "bad.json"
     path.write_text(json.dumps([{"question": "Why?", "answer": ""}]))

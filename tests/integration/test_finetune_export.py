@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -177,6 +178,56 @@ def test_a_merged_model_carries_its_settings_its_figures_and_a_card_of_its_own(
     assert 'AutoModelForCausalLM.from_pretrained(".")' in card
     assert json.loads((packed / "training_config.json").read_text())["max_steps"] == 1
     assert json.loads((packed / "finetune_meta.json").read_text())["train_rows"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "info", "known", "revision"),
+    [
+        (
+            "smollm2-135m",
+            {"source": "pypi:x", "revision": "sha256:1", "upstream": "org/built"},
+            "org/built",
+            None,
+        ),
+        ("org/tiny", {"source": "hub:org/tiny", "revision": "abc"}, "org/tiny", "abc"),
+        ("base_models/org--tiny", {"source": "hub:org/tiny", "revision": "abc"}, "org/tiny", "abc"),
+        ("org/by-hand", None, "org/by-hand", None),
+        ("base_models/mine", None, None, None),
+    ],
+)
+def test_an_adapter_names_its_base_as_others_find_it(
+    tiny_base: Path, tmp_path: Path, name: str, info: Any, known: str | None, revision: str | None
+) -> None:
+    home = tmp_path / "home"
+    folder = home / "base_models" / name.removeprefix("base_models/").replace("/", "--")
+    shutil.copytree(tiny_base, folder)
+    if info:
+        (folder / "sage_base.json").write_text(json.dumps(info))
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(json.dumps({"prompt": f"{n}?", "completion": f"{n}."}) for n in range(8)))
+    config = TrainingConfig(
+        model_name=name, data_path=str(data), max_steps=1, save_steps=1, output_dir=str(tmp_path / "code")
+    )
+    result = LoRATrainer(config, (), home=home).train()
+    assert result.adapter_dir is not None
+
+    for written in (result.adapter_dir, tmp_path / "code/checkpoints/checkpoint-1"):
+        adapters = json.loads((written / "adapter_config.json").read_text())
+        assert adapters["base_model_name_or_path"] == (known or str(folder))
+        assert adapters["revision"] == revision
+    # As versions of before are.
+    adapters |= {"base_model_name_or_path": str(folder), "revision": None}
+    (result.adapter_dir / "adapter_config.json").write_text(json.dumps(adapters))
+    found = export_model(
+        folder, result.adapter_dir, tmp_path / "zip", ExportWish("zip", "c", content="adapter")
+    )
+    with ZipFile(found.path) as archive:
+        texts = {entry: archive.read(entry).decode(errors="replace") for entry in archive.namelist()}
+    exported = json.loads(texts["c/adapter_config.json"])
+    assert (exported["base_model_name_or_path"], exported["revision"]) == (known or str(folder), revision)
+    if known:
+        assert f'base_model: "{known}"' in texts["c/README.md"]
+        assert [entry for entry, text in texts.items() if str(tmp_path) in text] == []
 
 
 def test_templates_beside_the_default_one_go_wherever_the_tokenizer_goes(tmp_path: Path) -> None:

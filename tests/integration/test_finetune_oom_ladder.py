@@ -186,7 +186,6 @@ def test_whoever_resumes_a_run_begins_on_its_rung(tiny_base: Path, data: Path, t
     assert again.meta["oom_rungs"] == []
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_after_the_last_rung_it_says_what_was_tried(tiny_base: Path, data: Path, tmp_path: Path) -> None:
     watcher = Watcher()
     with (

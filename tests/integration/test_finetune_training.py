@@ -207,7 +207,6 @@ def test_stop_means_now(base: Path, data: Path, tmp_path: Path) -> None:
     assert watcher.checkpoints == []
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("preset", ["rtx_3060", "minimal", "rtx_4090", "a100", "cpu"])
 def test_every_preset_trains_on_a_cpu_too(base: Path, data: Path, tmp_path: Path, preset: str) -> None:
     config = PresetConfigs.named(

@@ -15,6 +15,7 @@ from sage.tools.finetune import LoRATrainer, StepMetrics, TrainingCallback, Trai
 from sage.tools.finetune.data import Conversation
 from sage.tools.finetune.loss_choice import choose_loss
 from sage.tools.finetune.losses import AutocastLoss, PackedLoss, PlainLoss
+from sage.tools.finetune.merging.merge import merge_adapter
 from sage.tools.finetune.modeling import bitsandbytes_for, load_base
 from sage.tools.finetune.rendering import ChatRenderer, Sample
 from sage.tools.finetune.task_data import prepare
@@ -47,12 +48,12 @@ def settings(base: Path, rows_file: Path, output: Path, **changes: Any) -> Train
 def reloaded_loss(
     base: Path, config: TrainingConfig, result: TrainResult, rows: Sequence[Conversation] | None = None
 ) -> float:
-    """The held-out loss of what is on disk, as plain peft loads it onto the unquantised base."""
+    """The held-out loss of what is on disk, as plain peft loads it onto the base that a config asks for."""
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = load_base(base, config, "cpu", "fp32")
     tuned = PeftModel.from_pretrained(model, str(result.adapter_dir)).eval()
     tokenizer = AutoTokenizer.from_pretrained(result.adapter_dir)
     held = ChatRenderer(tokenizer, config.max_length).samples(rows or prepare(config).validation)
@@ -60,37 +61,32 @@ def reloaded_loss(
         return float(PlainLoss(tuned)(held).item() / sum(sample.label_count for sample in held))
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize(
-    ("changes", "tolerance"),
+    "changes",
     [
-        ({"lora": {"use_rslora": True, "r": 16}}, 1e-4),
-        ({"lora": {"use_dora": True}}, 1e-4),
-        ({"lora": {"loraplus_lr_ratio": 4}}, 1e-4),
-        ({"lora": {"target_modules": "all-linear"}}, 1e-4),
-        ({"lora": {"target_modules": ["gate_proj", "down_proj"]}}, 1e-4),
-        # Its base is quantised in training and is not when it is served: near, not equal.
-        ({"load_in_4bit": True}, 0.1),
-        (
-            {
-                "load_in_4bit": True,
-                "bnb_4bit_quant_type": "fp4",
-                "bnb_4bit_use_double_quant": False,
-            },
-            0.2,
-        ),
-        ({"load_in_4bit": True, "lora": {"use_dora": True}}, 0.1),
+        {"lora": {"use_rslora": True, "r": 16}},
+        {"lora": {"use_dora": True}},
+        {"lora": {"loraplus_lr_ratio": 4}},
+        {"lora": {"target_modules": "all-linear"}},
+        {"lora": {"target_modules": ["gate_proj", "down_proj"]}},
+        {"load_in_8bit": True},
+        {"load_in_4bit": True},
+        {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False},
+        {"load_in_4bit": True, "lora": {"use_dora": True}},
     ],
-    ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
+    ids=json.dumps,
 )
 def test_every_variant_learns_and_loads_as_it_was_measured(
-    tiny_base: Path, rows_file: Path, tmp_path: Path, changes: dict[str, Any], tolerance: float
+    tiny_base: Path, rows_file: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     config = settings(tiny_base, rows_file, tmp_path, **changes)
     result = LoRATrainer(config, ()).train()
     assert result.eval_loss is not None and result.base_eval_loss is not None
     assert result.eval_loss < result.base_eval_loss - 0.1
-    assert reloaded_loss(tiny_base, config, result) == pytest.approx(result.eval_loss, rel=tolerance)
+    assert reloaded_loss(tiny_base, config, result) == pytest.approx(result.eval_loss, rel=1e-4)
+    # What was learnt on a quantised base helps a plain one too, which it is served with.
+    plain = config.model_copy(update={"load_in_8bit": False, "load_in_4bit": False})
+    assert reloaded_loss(tiny_base, plain, result) < result.base_eval_loss - 0.1
 
 
 _ONE_AFTER_THE_OTHER = """
@@ -103,7 +99,6 @@ print(LoRATrainer(quantised, ()).train().eval_loss)
 """
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_bitsandbytes_is_imported_for_quantised_bases_only(
     tiny_base: Path, rows_file: Path, tmp_path: Path
 ) -> None:
@@ -224,6 +219,53 @@ def test_full_tuning_resumes_and_rolls_back_too(tiny_base: Path, rows_file: Path
     with pytest.raises(TrainingFailedError, match="also after going back once"):
         LoRATrainer(config, [watcher]).train()
     assert watcher.losses[0] == watcher.losses[1]
+
+
+@pytest.fixture(scope="module")
+def phi3_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Queries, keys and values come out of one layer, `qkv_proj`."""
+    from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM
+
+    tokenizer, folder = AutoTokenizer.from_pretrained(tiny_base), tmp_path_factory.mktemp("phi3") / "base"
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    config = Phi3Config(vocab_size=len(tokenizer), max_position_embeddings=512, **shape, **special)
+    Phi3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("targets", "adapted", "warned"),
+    [
+        (None, {"qkv_proj", "o_proj"}, ""),
+        (
+            ["q_proj", "v_proj", "o_proj"],
+            {"o_proj"},
+            "no layer called q_proj, v_proj, so the adapters are on o_proj",
+        ),
+        (["o_proj", "qkv_proj"], {"o_proj", "qkv_proj"}, ""),
+        ("all-linear", {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}, ""),
+    ],
+)
+def test_targets_that_a_model_has_in_one_layer_or_not_at_all(
+    phi3_base: Path, rows_file: Path, tmp_path: Path, targets: Any, adapted: set[str], warned: str
+) -> None:
+    from tests.integration.finetune_recorder import Recorder, adapter_weights
+
+    lora = {} if targets is None else {"target_modules": targets}
+    watcher = Recorder()
+    config = settings(phi3_base, rows_file, tmp_path / "out", max_steps=2, lora=lora)
+    result = LoRATrainer(config, [watcher]).train()
+
+    assert {key.split(".")[-3] for key in adapter_weights(result)} == adapted
+    warnings = [
+        message for level, message in watcher.logs if level == "warn" and "no layer called" in message
+    ]
+    assert len(warnings) == bool(warned) and all(warned in message for message in warnings)
+    assert reloaded_loss(phi3_base, config, result) == pytest.approx(result.eval_loss, rel=1e-4)
+    merged = merge_adapter(phi3_base, result.adapter_dir, tmp_path / "merged")
+    assert merged.parity.same == merged.parity.probes
 
 
 class StopAfter(TrainingCallback):

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tests.fakes.fake_engine import WORDS
 from tests.fakes.inference_rig import Rig, make_registry, question, running, said
 from tests.fakes.nvidia_smi import Card, install
 
@@ -37,6 +38,18 @@ def test_warm_answers_have_no_comments_and_name_the_version(tmp_path: Path) -> N
         lines = rig.stream("code")
         assert not any(line.startswith(":") for line in lines)
         assert said(lines) == whole["choices"][0]["message"]["content"]
+
+
+def test_a_version_stops_where_its_run_taught_it_to(tmp_path: Path) -> None:
+    registry = make_registry(tmp_path)
+    with running(tmp_path, registry=registry) as rig:
+        words = said(rig.stream("code@1")).split()
+        taught = registry.models["code@1"].model_copy(update={"turn_end_ids": [WORDS.index(words[2])]})
+    registry.models["code@1"] = taught
+    with running(tmp_path, registry=registry) as rig:
+        answer = rig.ask("code@1").json()["choices"][0]
+        assert answer["finish_reason"] == "stop"
+        assert words[2] not in answer["message"]["content"] and words[0] in answer["message"]["content"]
 
 
 def test_concurrent_cold_requests_join_one_start(tmp_path: Path) -> None:

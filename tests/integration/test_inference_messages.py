@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,3 +168,44 @@ def test_ids_of_no_token_are_refused(subject: Subject) -> None:
         with pytest.raises(InvalidRequestError, match=f"{stray} is no token of this model's") as caught:
             encode([[0], [0, stray]])
         assert caught.value.param == "prompt"
+
+
+@families("chatml")
+def test_a_text_that_cannot_fit_is_refused_before_it_takes_the_time_to_be_cut_into_tokens(
+    subject: Subject,
+) -> None:
+    # No token of this vocabulary stands for more characters than `<|im_start|>` has.
+    huge = "a" * (512 * len("<|im_start|>") + 1)
+    request = CompletionRequest.model_validate({"model": "m", "prompt": ["short", huge]})
+    for encode in (
+        lambda: subject.generator.encode_text(request),
+        lambda: subject.ids({"role": "user", "content": huge}),
+    ):
+        with pytest.raises(InvalidRequestError, match=r"context is 512 tokens.* characters") as caught:
+            encode()
+        assert caught.value.param in ("prompt", "messages")
+
+
+@families("chatml")
+def test_a_text_that_may_fit_is_counted(subject: Subject) -> None:
+    marks = "<|im_start|>" * 500
+    request = CompletionRequest.model_validate({"model": "m", "prompt": marks})
+    [prompt] = subject.generator.encode_text(request)
+    assert len(prompt.ids) == 500
+    too_many = CompletionRequest.model_validate({"model": "m", "prompt": "é" * 300})
+    [counted] = subject.generator.encode_text(too_many)
+    with pytest.raises(InvalidRequestError, match="the prompt has 600"):
+        subject.generator.require_room(counted, too_many)
+
+
+def test_a_tokenizer_that_makes_one_token_of_any_text_has_no_longest(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.WordLevel({"<unk>": 0, "<end>": 1, "a": 2}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", eos_token="<end>")
+    folder = make_model(tmp_path / "m", tokenizer=tokenizer)
+    generator = Generator(str(folder), device="cpu", dtype="auto", max_model_len=512)
+    request = CompletionRequest.model_validate({"model": "m", "prompt": "b" * 100_000})
+    assert [prompt.ids for prompt in generator.encode_text(request)] == [[0]]

@@ -15,7 +15,7 @@ import httpx
 import openai
 import pytest
 from tests.fakes.orchestrator_machine import run_job_machine
-from tests.fakes.orchestrator_process import OrchestratorProcess, running_orchestrator
+from tests.fakes.orchestrator_process import OrchestratorProcess, free_port, running_orchestrator
 from tests.fakes.orchestrator_rig import GIB, rows
 
 
@@ -190,3 +190,24 @@ def test_a_long_walk_through_the_state_machine(tmp_path: Path) -> None:
     database.upgrade()
     database.close()
     run_job_machine(url, examples=20)
+
+
+def test_a_second_one_on_the_same_home_is_refused_and_a_killed_one_is_followed(tmp_path: Path) -> None:
+    with running_orchestrator(tmp_path) as first:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("SAGE_")}
+        second = subprocess.run(
+            [sys.executable, "-m", "sage_orchestrator"],
+            env=environment | {"SAGE_HOME": str(tmp_path), "SAGE_ORCHESTRATOR_PORT": str(free_port())},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert second.returncode == 1
+        assert "Another orchestrator" in second.stdout + second.stderr
+        assert "Traceback" not in second.stdout + second.stderr
+        assert httpx.get(f"{first.url}/v1/fine_tuning/jobs").status_code == 200
+        first.process.kill()
+        first.process.wait(10)
+        with running_orchestrator(tmp_path) as third:
+            assert httpx.get(f"{third.url}/v1/fine_tuning/jobs").status_code == 200

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis import Redis
 from tests.fakes.worker_rig import Rig, is_alive, rig, wait_until
 
 from sage_contracts.workers import Order, Outcome
+from sage_servicekit.children import MAX_LOG_BYTES
 
 BROKERS = [pytest.param("redis", marks=pytest.mark.redis), "folders"]
 
@@ -224,6 +226,20 @@ def test_how_a_child_failed_is_told(folders: Rig, name: str, code: str, words: l
         assert part in finish.error_message
 
 
+def test_a_failure_is_told_in_its_own_words_after_a_large_log_was_set_aside(folders: Rig) -> None:
+    log = folders.home / "finetune_output/crash/logs/train.log"
+    log.parent.mkdir(parents=True)
+    log.write_bytes(b"before\n" * (MAX_LOG_BYTES // 7 + 1))
+    job = folders.records.add_job("job-1", "crash")
+    folders.start_worker()
+    folders.ring("job-1")
+
+    (finish,) = folders.records.wait_for(lambda: job.finishes)
+
+    assert "the fake crashed on purpose" in finish.error_message
+    assert log.with_name("train.log.1").stat().st_size > MAX_LOG_BYTES > log.stat().st_size
+
+
 def test_a_child_that_is_killed_for_its_memory_gets_a_smaller_successor(folders: Rig) -> None:
     job = folders.records.add_job("job-1", "hungry")
     folders.start_worker()
@@ -297,6 +313,22 @@ def test_a_job_and_the_worker_outlive_a_restart_of_redis(tmp_path: Path) -> None
         stack.records.wait_for(lambda: other.finishes)
         assert job.finishes[0].outcome is other.finishes[0].outcome is Outcome.SUCCEEDED
         assert job.claims == 1
+
+
+@pytest.mark.redis
+def test_a_worker_starts_and_works_behind_more_bells_than_redis_has_room_for(tmp_path: Path) -> None:
+    with rig("redis", tmp_path) as stack:
+        assert stack.redis is not None
+        job = stack.records.add_job("job-1", "quick")
+        stack.ring("job-1")
+        with Redis(port=stack.redis.port) as redis:
+            redis.config_set("maxmemory", redis.info("memory")["used_memory"] + 300 * 1024)
+        for _ in range(500):
+            stack.ring("job-1")
+
+        stack.start_worker()
+        stack.records.wait_for(lambda: job.finishes)
+        assert job.finishes[0].outcome is Outcome.SUCCEEDED
 
 
 def test_a_busy_device_is_asked_for_again(folders: Rig) -> None:

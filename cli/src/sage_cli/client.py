@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -20,6 +21,7 @@ from sage_cli.stack.gateway import find_own_gateway
 from sage_contracts.devices import DeviceState
 from sage_contracts.errors import ServiceUnavailableError, UpstreamError, from_response
 from sage_contracts.files import FileObject
+from sage_contracts.indexes import IndexCard, PutIndexRequest
 from sage_contracts.inference import HostStatus
 from sage_contracts.jobs import CreateJobRequest, FineTuningJob, JobCheckpoint, JobEvent
 from sage_contracts.models import MergeJob, MergeRequest, ModelCard
@@ -31,6 +33,8 @@ Answer = TypeVar("Answer", bound=BaseModel)
 
 CONNECT_TIMEOUT_S = 5.0
 REPLY_TIMEOUT_S = 60.0
+# Of as many documents as a request may have, on a slow machine.
+INDEX_TIMEOUT_S = 600.0
 # A cold engine sends comments while it starts, so silence this long means that nobody is there.
 STREAM_SILENCE_S = 180.0
 
@@ -141,6 +145,28 @@ class Client:
     def models(self) -> list[ModelCard]:
         """What every backend of the gateway offers."""
         return self._ask(ListPage[ModelCard], "GET", f"{self.gateway_url}/v1/models").data
+
+    def put_index(self, name: str, request: PutIndexRequest) -> IndexCard:
+        """All documents of an index, in place of those it had."""
+        timeout = httpx.Timeout(INDEX_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        headers = {"Content-Type": "application/json"}
+        return self._ask(
+            IndexCard,
+            "PUT",
+            self._index_url(name),
+            content=request.model_dump_json(),
+            headers=headers,
+            timeout=timeout,
+        )
+
+    def indexes(self) -> list[IndexCard]:
+        return self._ask(ListPage[IndexCard], "GET", f"{self.gateway_url}/v1/sage/indexes").data
+
+    def delete_index(self, name: str) -> None:
+        self._send("DELETE", self._index_url(name))
+
+    def _index_url(self, name: str) -> str:
+        return f"{self.gateway_url}/v1/sage/indexes/{quote(name, safe='')}"
 
     def merge(self, name: str, request: MergeRequest) -> MergeJob:
         url = f"{self._jobs_url}/v1/sage/models/{name}/merge"

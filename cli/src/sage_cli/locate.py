@@ -1,6 +1,6 @@
 """Where the stack is: its ports and URLs, from the environment, else from what `sage up` wrote down.
 
-Standard library only, so that it can be asked before anything heavy is imported.
+Nothing heavy is imported, so that it can be asked first.
 """
 
 from __future__ import annotations
@@ -41,9 +41,49 @@ class StackRecord:
         return f"http://{reachable(self.host)}:{self.ports['gateway']}"
 
 
+def source_tree() -> Path | None:
+    """The folder of our compose.yaml: here or above, else where this code lies."""
+    for folder in [Path.cwd(), *Path.cwd().parents, Path(__file__).parents[3]]:
+        # Many projects have a compose.yaml; ours starts the orchestrator.
+        if (folder / "compose.yaml").is_file() and (folder / "services" / "orchestrator").is_dir():
+            return folder
+    return None
+
+
+def given_compose_files() -> list[Path]:
+    """SAGE_COMPOSE_FILE, separated as in PATH."""
+    texts = os.environ.get("SAGE_COMPOSE_FILE", "").split(os.pathsep)
+    return [Path(text).expanduser().absolute() for text in texts if text]
+
+
+def setting(name: str) -> str | None:
+    """An environment variable, else what stands in `.env` beside compose.yaml, where Compose reads it too."""
+    return os.environ.get(name) or _dotenv(name)[0]
+
+
+def _dotenv(name: str) -> tuple[str | None, Path]:
+    """(what `.env` says, the folder that relative paths start from)."""
+    files = given_compose_files()
+    folder = files[0].parent if files else source_tree()
+    if folder is None or not (folder / ".env").is_file():
+        return None, Path()
+    from dotenv import dotenv_values
+
+    return dotenv_values(folder / ".env").get(name) or None, folder
+
+
+def given_home() -> Path | None:
+    """SAGE_HOME as a folder; None where nobody names one."""
+    if given := os.environ.get("SAGE_HOME"):
+        return Path(given).expanduser().absolute()
+    written, folder = _dotenv("SAGE_HOME")
+    # To Compose, a name without any of these is a volume's.
+    return (folder / Path(written).expanduser()).absolute() if written and written[0] in "/.~" else None
+
+
 def home_root() -> Path:
     """SAGE_HOME, or ~/.sage."""
-    return Path(os.environ.get("SAGE_HOME") or "~/.sage").expanduser().absolute()
+    return given_home() or Path("~/.sage").expanduser().absolute()
 
 
 def run_dir() -> Path:
@@ -70,7 +110,10 @@ def record_text(record: StackRecord) -> str:
 
 def port_from_env(part: str) -> int | None:
     """The port a variable asks for. Raises: BadSettingError."""
-    text = os.environ.get(PORT_VARIABLES[part], "")
+    return _port(part, os.environ.get(PORT_VARIABLES[part]))
+
+
+def _port(part: str, text: str | None) -> int | None:
     if not text:
         return None
     if not text.isdecimal() or not 0 < int(text) < 65536:
@@ -80,11 +123,20 @@ def port_from_env(part: str) -> int | None:
 
 def wanted_ports() -> dict[str, int]:
     """The ports a new stack is to listen on. Raises: BadSettingError."""
-    return {part: port_from_env(part) or default for part, default in DEFAULT_PORTS.items()}
+    return {part: _wanted_port(part) for part in DEFAULT_PORTS}
+
+
+def _wanted_port(part: str) -> int:
+    return _port(part, setting(PORT_VARIABLES[part])) or DEFAULT_PORTS[part]
 
 
 def bind_host() -> str:
     return os.environ.get("SAGE_HOST") or "127.0.0.1"
+
+
+def published_host() -> str:
+    """Where the gateway of containers is to answer."""
+    return setting("SAGE_BIND") or "127.0.0.1"
 
 
 def reachable(host: str) -> str:
@@ -112,7 +164,7 @@ def gateway_url() -> str:
         return f"http://{reachable(bind_host())}:{port}"
     if record := read_record():
         return record.gateway_url
-    return f"http://{reachable(bind_host())}:{DEFAULT_PORTS['gateway']}"
+    return f"http://{reachable(bind_host())}:{_wanted_port('gateway')}"
 
 
 def orchestrator_url() -> str:

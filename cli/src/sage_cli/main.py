@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sage_cli.commands import chat, finetune, models, stack
+from sage_cli.commands import chat, finetune, index, models, stack
 from sage_cli.groups import ErrorScreenGroup
 
 # rich_markup_mode=None: Typer's rich help costs more than all the rest of `--help` together.
@@ -23,6 +23,7 @@ app = typer.Typer(
 stack.register(app)
 chat.register(app)
 models.register(app)
+app.add_typer(index.app, name="index")
 app.add_typer(finetune.app, name="finetune")
 
 

@@ -14,7 +14,7 @@ from sage_contracts.errors import ErrorBody, UpstreamError, from_body
 
 @dataclass(frozen=True)
 class Waiting:
-    """A comment: what the server is doing before the first token."""
+    """What the server or the model is doing before the first word."""
 
     text: str
 
@@ -38,6 +38,9 @@ ChatItem = Waiting | Piece | Finished
 # Comments that only keep proxies from closing the line.
 _SILENT_COMMENTS = frozenset({"", "ping", "keep-alive", "keepalive"})
 
+# What servers call a model's thoughts, which OpenAI's dialect has no field for.
+_THOUGHTS = ("reasoning", "reasoning_content")
+
 
 def lines_of(chunks: Iterable[bytes]) -> Iterator[str]:
     """The lines of a stream, which end with LF, or CR and LF, and with nothing else that Unicode has."""
@@ -53,6 +56,7 @@ def lines_of(chunks: Iterable[bytes]) -> Iterator[str]:
 def read_chat(lines: Iterable[str]) -> Iterator[ChatItem]:
     """The items of one streamed completion. Raises: SageError sent inside the stream; UpstreamError."""
     reason: str | None = None
+    has_begun = False
     for line in lines:
         if line.startswith(":"):
             comment = line[1:].strip()
@@ -67,8 +71,12 @@ def read_chat(lines: Iterable[str]) -> Iterator[ChatItem]:
             return
         chunk = _parse(data)
         for choice in chunk.get("choices") or []:
-            if text := (choice.get("delta") or {}).get("content"):
+            delta = choice.get("delta") or {}
+            if text := delta.get("content"):
+                has_begun = True
                 yield Piece(text)
+            elif not has_begun and any(delta.get(name) for name in _THOUGHTS):
+                yield Waiting("thinking")
             reason = choice.get("finish_reason") or reason
     if reason is None:
         raise UpstreamError("The answer broke off: the connection ended before the model did.")

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from openai.types.chat.chat_completion import ChoiceLogprobs
 
 from sage_chat.backend import ChatCall
 from sage_chat.completions import Completion
@@ -77,10 +78,66 @@ def test_messages_with_parts_images_and_tools() -> None:
     assert request["tools"] == [TOOL]
 
 
+def test_ollamas_own_options_are_passed_on_and_win() -> None:
+    request = translated(temperature=0, top_p=0.9, options={"num_ctx": 8192, "temperature": 0.5})
+    assert request["options"] == {"temperature": 0.5, "top_p": 0.9, "num_ctx": 8192}
+    assert translated(options={"num_ctx": 8192})["options"] == {"num_ctx": 8192}
+
+
+def test_tools_are_offered_unless_they_must_not_be_called() -> None:
+    assert translated(tools=[TOOL], tool_choice="auto")["tools"] == [TOOL]
+    assert "tools" not in translated(tools=[TOOL], tool_choice="none")
+    assert "tool_choice" not in translated(tools=[TOOL], tool_choice="auto")
+
+
+LOGPROBS = [
+    {
+        "token": "é",
+        "logprob": -0.1,
+        "bytes": [195, 169],
+        "top_logprobs": [{"token": "é", "logprob": -0.1, "bytes": [195, 169]}, {"token": "e", "logprob": -3}],
+    },
+    {"token": "!", "logprob": -0.5},
+]
+CONTENT = [
+    LOGPROBS[0]
+    | {"top_logprobs": [LOGPROBS[0]["top_logprobs"][0], {"token": "e", "logprob": -3, "bytes": None}]},
+    {"token": "!", "logprob": -0.5, "bytes": None, "top_logprobs": []},
+]
+
+
+def test_logprobs_are_told_as_openai_tells_them() -> None:
+    request = translated(logprobs=True, top_logprobs=2)
+    assert request["logprobs"] is True and request["top_logprobs"] == 2
+    said = {"message": {"content": "é!"}, "logprobs": LOGPROBS, "done": True}
+    (choice,) = json.loads(completion_from(said, "m"))["choices"]
+    assert ChoiceLogprobs.model_validate(choice["logprobs"])
+    assert choice["logprobs"] == {"content": CONTENT, "refusal": None}
+    (choice,) = json.loads(completion_from({"message": {"content": "é!"}, "done": True}, "m"))["choices"]
+    assert choice["logprobs"] is None
+
+
+def test_logprobs_of_a_stream_come_with_their_text() -> None:
+    translator = StreamTranslator(Completion("m"), wants_usage=False)
+    events = []
+    for text, logprobs in (("é", LOGPROBS[:1]), ("", LOGPROBS[1:]), ("?", None)):
+        line = {"message": {"content": text}, "logprobs": logprobs, "done": False}
+        events += translator.feed(json.dumps(line).encode() + b"\n")
+    told = [json.loads(event[6:])["choices"][0]["logprobs"] for event in events]
+    assert told == [
+        {"content": CONTENT[:1], "refusal": None},
+        {"content": CONTENT[1:], "refusal": None},
+        None,
+    ]
+
+
 @pytest.mark.parametrize(
     "body",
     [
         {"n": 2},
+        {"tool_choice": "required"},
+        {"tool_choice": {"type": "function", "function": {"name": "weather"}}},
+        {"options": ["num_ctx"]},
         {
             "messages": [
                 {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://a/b"}}]}

@@ -57,7 +57,7 @@ def sage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sage:
     for name in SAGE_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
-    def run(*words: str, stdin: str | None = None) -> Any:
+    def run(*words: str, stdin: str | bytes | None = None) -> Any:
         return CliRunner().invoke(app, list(words), input=stdin, prog_name="sage")
 
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,22 +69,23 @@ def test_a_quickstart_is_short_on_a_cpu_whatever_the_preset(online: Sage, reques
 
 
 def test_an_export_asks_for_its_format_and_says_what_ollama_wants(
-    online: Sage, requests: Requests, tmp_path: Path
+    online: Sage, requests: Requests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     online("finetune", "quickstart", "code")
-    folder = tmp_path / "home/finetune_output/code/versions/1/exports/ollama"
+    monkeypatch.setenv("SAGE_HOME", str(tmp_path / "my home"))
+    folder = tmp_path / "my home/finetune_output/code/versions/1/exports/ollama"
     folder.mkdir(parents=True)
     (folder / "Modelfile").write_text("FROM ./code-1-q8_0.gguf\n")
     ran = online("finetune", "export", "code", "--format", "ollama")
     assert ran.exit_code == 0, ran.output
-    assert f"ollama create code -f {folder}/Modelfile" in " ".join(ran.output.split())
+    assert f"ollama create code -f '{folder}/Modelfile'" in " ".join(ran.output.split())
     assert requests("merge body")[-1]["body"]["format"] == "ollama"
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--format", "hub"), "owner/name"),
+        (("--format", "hub"), "--repo owner/name"),
         (("--format", "zip", "--repo", "me/code"), "owner/name"),
         (("--content", "adapter"), "zip and hub"),
     ],
@@ -145,6 +147,7 @@ def test_start_sends_what_was_said_and_says_what_was_chosen(
     assert "data        rows.jsonl" in shown
     assert "adapters    LoRA r=4, alpha 16" in shown
     with Client.from_env() as client:
+        client.act(client.jobs(1)[0].id, "cancel")
         client.delete_file(body["training_file"])
     assert f"{body['training_file']} (deleted since)" in online("finetune", "show", "mine").output
 
@@ -186,6 +189,7 @@ def test_a_refused_job_leaves_no_uploaded_file(online: Sage, requests: Requests,
         (["--model", "./not-here"], "no such folder"),
         (["--data", "not-here.json"], "There is no not-here.json"),
         (["--name", "../etc"], "cannot be a model's name"),
+        (["--name", "我的模型"], "use up to 64 Latin letters (a-z, A-Z), digits"),
         (["--set", "max_step=3"], "Did you mean 'max_steps'"),
         (["--task", "custom"], "--data FILE"),
         (["--task", "poetry"], "poetry"),
@@ -250,6 +254,48 @@ def test_a_question_through_a_pipe_and_the_environment(
     released = requests("release body")[0]["body"]
     assert (released["model"], released["keep_alive_s"]) == ("finetune/base:m", 0)
     assert {entry["key"] for entry in requests("/v1/chat/completions")} == {"Bearer secret"}
+
+
+GBK_QUESTION = "什么是LoRA？".encode("gbk")
+
+
+@pytest.mark.parametrize("ending", [b"", b"\r\n"])
+def test_a_question_in_another_encoding_is_read_as_rows_are(
+    online: Sage, requests: Requests, ending: bytes
+) -> None:
+    ran = online("chat", "--model", "base:m", stdin=GBK_QUESTION + ending)
+    assert ran.exit_code == 0, ran.output
+    assert requests("chat body")[-1]["body"]["messages"][-1]["content"].strip() == "什么是LoRA？"
+    assert "The message is read as GB18030." in ran.stderr
+    # As Python gives an argument that is not in the terminal's encoding.
+    words = [os.fsdecode(text) for text in (GBK_QUESTION, "你是助手。请简短回答。".encode("gbk"))]
+    ran = online("chat", "--model", "base:m", "-m", words[0], "--system", words[1])
+    assert ran.exit_code == 0, ran.output
+    sent = [message["content"] for message in requests("chat body")[-1]["body"]["messages"]]
+    assert sent == ["你是助手。请简短回答。", "什么是LoRA？"]
+
+
+@pytest.mark.parametrize("option", ["-m", "--system", "pipe"])
+def test_text_that_makes_sense_in_no_encoding_is_refused_with_what_to_do(online: Sage, option: str) -> None:
+    noise = b"x \x80\xff\x81 \x01\xfe"
+    if option == "pipe":
+        ran = online("chat", "--model", "base:m", stdin=noise)
+    else:
+        message = () if option == "-m" else ("-m", "hello")
+        ran = online("chat", "--model", "base:m", option, os.fsdecode(noise), *message)
+    assert ran.exit_code == 2
+    what = "system prompt" if option == "--system" else "message"
+    assert f"The {what} is not UTF-8: set the terminal to UTF-8" in ran.stderr
+    assert "codec" not in ran.stderr
+
+
+@pytest.mark.parametrize("model", ["mock", "openai/gpt-4o", "vllm/org/m", "ollama/qwen3:8b", "qwen3"])
+def test_another_backend_has_no_engine_to_release(online: Sage, requests: Requests, model: str) -> None:
+    ran = online("chat", "--model", model, "--keep-alive", "0", "-m", "hello")
+    assert (ran.exit_code, ran.stdout) == (0, f"{model} says: you asked 'hello' \n")
+    assert "Error" not in ran.stderr
+    # A bare name may be a tuned model's: the host is asked.
+    assert len(requests("release body")) == (1 if model == "qwen3" else 0)
 
 
 @pytest.mark.parametrize(

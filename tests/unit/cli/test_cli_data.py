@@ -147,6 +147,21 @@ def test_rows_that_a_script_beside_them_hides_are_named(tmp_path: Path) -> None:
     assert "rows in 0.csv, 1.csv, 2.csv and more are left out" in note
 
 
+@pytest.mark.parametrize("beside", ["words.js", "words.py"])
+def test_sources_that_nothing_can_be_made_of_are_named(tmp_path: Path, beside: str) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True, timeout=30)
+    (tmp_path / ".gitignore").write_text("ignored.py\n")
+    (tmp_path / "app.py").write_text(FUNCTION)
+    (tmp_path / beside).write_bytes(
+        "// 返回总数\n".replace("//", "//" if beside[-1] == "s" else "#").encode("gbk")
+    )
+    for name in ("two.py", "ignored.py"):
+        (tmp_path / name).write_text("print 'hello'\n")
+    read, left_out = data.check(tmp_path, Task.CODE)
+    assert read == f"{beside} is read as GB18030"
+    assert left_out.startswith("1 source file is left out: two.py (does not parse")
+
+
 def test_rows_are_checked_for_the_method(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')

@@ -18,6 +18,7 @@ Sage = Callable[..., Any]
 COMMANDS = [
     ["status"],
     ["models"],
+    ["index", "list"],
     ["finetune", "list"],
     ["finetune", "start", "--task", "code", "--no-watch"],
     ["finetune", "quickstart", "code"],

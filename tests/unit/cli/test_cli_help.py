@@ -40,6 +40,7 @@ print("\\n" + json.dumps({"code": code, "loaded": sorted(sys.modules)}))
         ["finetune", "quickstart", "--help"],
         ["chat", "-h"],
         ["up", "--help"],
+        ["index", "--help"],
     ],
     ids=" ".join,
 )
@@ -50,6 +51,17 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
     seen = json.loads(ran.stdout.splitlines()[-1])
     assert seen["code"] == 0
     assert [name for name in HEAVY if name in seen["loaded"]] == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["chat", "--help"]], ids=" ".join)
+def test_help_for_a_full_disk_says_so(words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "sage_cli.main", *words]
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=30)
+    assert ran.returncode == 2
+    assert "The disk is full" in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 def test_the_commands_name_the_tasks_and_presets_that_exist() -> None:
@@ -69,7 +81,7 @@ def test_every_option_says_what_it_does() -> None:
 
 
 def test_every_line_of_the_list_of_commands_is_whole() -> None:
-    for words in ([], ["finetune"], ["finetune", "sweep"]):
+    for words in ([], ["finetune"], ["finetune", "sweep"], ["index"]):
         shown = CliRunner().invoke(main.app, [*words, "--help"], env={"COLUMNS": "80"}).output
         assert "..." not in shown.partition("Commands:")[2]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from sage_cli.sse import Finished, Piece, Waiting, lines_of, read_chat
@@ -24,6 +26,18 @@ def test_comments_are_what_is_waited_for_and_text_is_the_answer() -> None:
         "data: [DONE]",
     ]
     assert list(read_chat(lines)) == [Waiting("loading weights"), Piece("a"), Piece("b"), Finished("length")]
+
+
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+def test_what_a_model_thinks_is_waited_for(field: str) -> None:
+    def thought(**more: str) -> str:
+        return f"data: {json.dumps({'choices': [{'delta': {field: '2+2', **more}}]})}"
+
+    lines = [thought(content=""), thought(), chunk("4"), thought(), chunk("!", '"stop"'), "data: [DONE]"]
+    # Once there is text, the answer is not interrupted by it.
+    waited = [Waiting("thinking"), Waiting("thinking")]
+    assert list(read_chat(lines)) == [*waited, Piece("4"), Piece("!"), Finished("stop")]
+    assert list(read_chat([thought(content="a"), "data: [DONE]"])) == [Piece("a"), Finished(None)]
 
 
 def test_lines_end_where_the_protocol_says_however_the_bytes_arrive() -> None:

@@ -87,9 +87,80 @@ def test_the_method_decides_what_good_means(sage: Sage, tmp_path: Path) -> None:
     assert sage("finetune", "validate", path, "--method", "orpo").exit_code == 0
     refused = sage("finetune", "validate", path, "--method", "sft")
     assert (refused.exit_code, "use method=dpo, orpo or kto" in refused.stdout) == (2, True)
-    rated = write(tmp_path / "rated.jsonl", [{"prompt": "p", "completion": "a", "label": True}])
+    rated = write(
+        tmp_path / "rated.jsonl",
+        [{"prompt": "p", "completion": "a", "label": label} for label in (True, False)],
+    )
     assert sage("finetune", "validate", rated, "--method", "dpo").exit_code == 2
     assert sage("finetune", "validate", rated, "--method", "kto").exit_code == 0
+
+
+@pytest.mark.parametrize("method", [(), ("--method", "kto")])
+@pytest.mark.parametrize(("label", "missing"), [(True, "unwanted"), (False, "wanted")])
+def test_rated_answers_of_one_kind_are_of_no_use(
+    sage: Sage, tmp_path: Path, method: tuple[str, ...], label: bool, missing: str
+) -> None:
+    rated = [{"prompt": f"p{n}", "completion": "a", "label": label} for n in range(3)]
+    path = write(tmp_path / "rated.jsonl", rated)
+    ran = sage("finetune", "validate", path, *method)
+    assert ran.exit_code == 2
+    assert f"There is no {missing} answer among the rows, and kto learns from both kinds." in ran.stdout
+    assert "can be used" not in ran.stdout
+    told = json.loads(sage("finetune", "validate", path, *method, "--json").stdout)
+    assert (told["good"], told["wanted"], told["unwanted"]) == (3, 3 * label, 3 * (not label))
+    started = sage("finetune", "start", "--data", path, "--method", "kto")
+    assert (started.exit_code, f"There is no {missing} answer" in started.stderr) == (2, True)
+
+
+@pytest.fixture
+def words_model(tmp_path: Path) -> str:
+    """A model whose tokens are words, and whose template adds two to a question and its answer."""
+    tokenizers = pytest.importorskip("tokenizers")
+    pytest.importorskip("jinja2")
+    model = tmp_path / "model"
+    model.mkdir()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0}, "[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.save(str(model / "tokenizer.json"))
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<end>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    (model / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    return str(model)
+
+
+LONG = {"question": "word " * 50, "answer": "yes"}
+
+
+def test_rows_whose_answers_all_lie_behind_the_cut_are_of_no_use(
+    sage: Sage, tmp_path: Path, words_model: str
+) -> None:
+    path = write(tmp_path / "long.jsonl", [LONG, {**LONG, "answer": "no"}])
+    words = ("finetune", "validate", path, "--model", words_model, "--max-length")
+    ran = sage(*words, "32")
+    assert ran.exit_code == 2
+    assert "No row can be used with 32 tokens a row: every answer lies behind them." in ran.stdout
+    assert sage(*words, "32", "--json").exit_code == 2
+    ran = sage(*words, "64")
+    assert (ran.exit_code, "Every row can be used.\n" in ran.stdout) == (0, True)
+
+
+def test_rows_whose_answer_lies_behind_the_cut_are_counted_in_the_verdict(
+    sage: Sage, tmp_path: Path, words_model: str
+) -> None:
+    path = write(tmp_path / "long.jsonl", [LONG, GOOD])
+    ran = sage("finetune", "validate", path, "--model", words_model, "--max-length", "32")
+    assert ran.exit_code == 0
+    assert "Every row can be used, but 1 of them not with 32 tokens a row." in ran.stdout
+
+
+def test_an_estimate_refuses_nothing(sage: Sage, tmp_path: Path) -> None:
+    path = write(tmp_path / "long.jsonl", [LONG])
+    ran = sage("finetune", "validate", path, "--max-length", "32")
+    assert ran.exit_code == 0
+    assert "Every row can be used, but about 1 of them not with 32 tokens a row." in ran.stdout
 
 
 @pytest.mark.parametrize(

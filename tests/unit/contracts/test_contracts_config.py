@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -134,6 +135,37 @@ def test_no_number_is_without_bounds(value: float) -> None:
                 continue
             with pytest.raises(ValidationError, match=name):
                 model.model_validate({name: value})
+
+
+@pytest.mark.parametrize(
+    ("start", "field", "value"),
+    [
+        (PresetConfigs.cpu, "early_stopping_patience", 3),
+        (lambda: TrainingConfig(tuning="full"), "load_in_8bit", True),
+        (lambda: TrainingConfig(method="dpo", load_in_4bit=True), "tuning", "full"),
+        (PresetConfigs.cpu, "learning_rate", -1),
+    ],
+)
+def test_an_assignment_that_is_refused_changes_nothing(start: Any, field: str, value: Any) -> None:
+    config, untouched = start(), start()
+    with pytest.raises(ValidationError):
+        setattr(config, field, value)
+    assert config == untouched
+    assert config.model_dump(exclude_unset=True) == untouched.model_dump(exclude_unset=True)
+
+
+def test_paths_are_taken_as_they_are_and_kept_as_text() -> None:
+    config = TrainingConfig.model_validate(
+        {"data_path": Path("rows.json"), "output_dir": Path("/out"), "model_name": Path("/models/mine")}
+    )
+    config.data_path = Path("other.json")  # type: ignore[assignment]
+    assert (config.data_path, config.output_dir, config.model_name) == ("other.json", "/out", "/models/mine")
+    assert TrainingConfig.model_validate_json(config.model_dump_json()) == config
+    named = TrainingConfig.model_json_schema()["properties"]
+    assert named["model_name"]["type"] == "string"
+    assert named["data_path"]["anyOf"] == [{"type": "string"}, {"type": "null"}]
+    with pytest.raises(ValidationError):
+        TrainingConfig.model_validate({"data_path": 3})
 
 
 def test_two_quantisations_exclude_each_other() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from pathlib import Path
 from textwrap import indent
 from typing import get_args
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from sage.tools.finetune.code_data import CodePair, build_code_pairs, split_by_module
 from sage.tools.finetune.code_data.functions import holds_placeholder
+from sage.tools.finetune.code_data.readings import Readings
 from sage_contracts.config import CodeKind
 from sage_contracts.errors import InvalidDataError
 
@@ -129,11 +131,53 @@ def test_sources_are_read_in_the_encoding_that_they_name(tmp_path: Path, first: 
     assert word in pair.answer
 
 
-def test_sources_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", ["", "# -*- coding: utf-8 -*-\n"], ids=["no coding line", "a wrong one"])
+@pytest.mark.parametrize(
+    ("word", "encoding"),
+    [("返回总数", "gbk"), ("größer", "latin-1"), ("傳回總數", "big5"), ("всего", "cp1251")],
+)
+def test_sources_are_read_in_the_encoding_that_makes_sense_of_them(
+    tmp_path: Path, word: str, encoding: str, first: str
+) -> None:
+    text = first + FUNCTION.format(name="double", factor=2).replace("a comment", word)
+    (tmp_path / "double.py").write_bytes(text.replace("\n", "\r\n").encode(encoding))
+    readings = Readings()
+    (pair,) = build_code_pairs(tmp_path, readings=readings)
+    assert word in pair.answer
+    assert "\r" not in pair.answer
+    [note] = readings.notes(tmp_path)
+    assert re.fullmatch(r"double\.py is read as (GB18030|CP1252|BIG5|CP1251)", note)
+
+
+def test_sources_that_nothing_can_be_made_of_are_named(tmp_path: Path) -> None:
+    write_module(tmp_path, "good", 2)
+    (tmp_path / "noise.py").write_bytes(b"x = '\xa1\x00\xfe\x01'\n")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "two.py").write_text("def f(x):\n    print 'hello', x\n    return x\n")
+    readings = Readings()
+    build_code_pairs(tmp_path, readings=readings)
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    assert readings.notes(tmp_path) == [
+        "2 source files are left out: noise.py (no text in an encoding that is known), "
+        f"old/two.py (does not parse as Python {version}, line 2)"
+    ]
+
+
+def test_of_many_sources_that_are_left_out_a_few_are_named(tmp_path: Path) -> None:
+    write_module(tmp_path, "good", 2)
+    for number in range(5):
+        (tmp_path / f"two{number}.py").write_text("print 'hello'\n")
+    readings = Readings()
+    build_code_pairs(tmp_path, readings=readings)
+    [note] = readings.notes(tmp_path)
+    assert note.startswith("5 source files are left out: two0.py (")
+    assert note.endswith(", and 2 more")
+
+
+def test_where_no_source_can_be_read_it_is_said(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        text = FUNCTION.format(name=name, factor=2).replace("a comment", "größer")
-        (tmp_path / f"{name}.py").write_bytes(text.encode("latin-1"))
-    with pytest.raises(InvalidDataError, match=r"holds 2 source files \(2 of them are neither UTF-8 nor"):
+        (tmp_path / f"{name}.py").write_bytes(b"x = '\xa1\x00\xfe\x01'\n")
+    with pytest.raises(InvalidDataError, match=r"holds 2 source files .* 2 source files are left out: a\.py"):
         build_code_pairs(tmp_path)
 
 

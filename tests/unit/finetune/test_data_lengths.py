@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sage.tools.finetune.data import Message, validate_file
 from sage.tools.finetune.data.frames import Frames
 from sage.tools.finetune.data.lengths import LengthCounter
-from sage.tools.finetune.data.report import row_key
+from sage.tools.finetune.data.row_keys import row_key
 from sage.tools.finetune.data.tokenizer_files import Estimate
 from sage.tools.finetune.data.training_check import training_check
 

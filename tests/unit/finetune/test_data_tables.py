@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage.tools.finetune.data import load_rows, validate_file
-from sage.tools.finetune.data.tables import table_rows
+from sage.tools.finetune.data.tables import EMPTY_ROW, table_rows
 from sage_contracts.errors import InvalidDataError
 
 
@@ -33,6 +33,24 @@ def test_two_columns_of_one_name_are_refused_with_their_places(tmp_path: Path, d
 def test_columns_without_a_name_may_be_several(tmp_path: Path) -> None:
     (row,) = rows_of(tmp_path / "rows.csv", "question,answer,,\na,b,,\n")
     assert row == {"question": "a", "answer": "b", "": ""}
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv"])
+@pytest.mark.parametrize("delimiter", [",", "\t", ";"])
+def test_rows_of_empty_cells_are_left_out_and_counted(tmp_path: Path, delimiter: str, name: str) -> None:
+    path = tmp_path / name
+    lines = ["question,answer,,", "a,b,,", ",,,", "c,,,", "d,e,,", ",,,", ' ,"",,', ",,,,,"]
+    path.write_text("".join(line.replace(",", delimiter) + "\r\n" for line in lines))
+    report = validate_file(path)
+    assert [(bad.row, bad.field) for bad in report.bad] == [(3, "answer")]
+    assert (report.rows, report.good) == (3, 2)
+    assert f"{name} has 4 rows of empty cells: left out" in report.notes
+
+
+def test_a_table_of_nothing_but_empty_cells_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("question,answer\n,\n,\n")
+    with pytest.raises(InvalidDataError, match="is empty"):
+        validate_file(tmp_path / "rows.csv")
 
 
 def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path: Path) -> None:
@@ -81,23 +99,33 @@ quoted_row = st.sampled_from(['ab", é\t', 'ab", é\n']).flatmap(
 )
 
 
+def filled(cells: tuple[str, ...]) -> tuple[str, ...]:
+    """Nothing of a row whose cells are all empty."""
+    return cells if any(map(str.strip, cells)) else ()
+
+
+def cells_read(text: io.StringIO, delimiter: str) -> list[tuple[str, ...]]:
+    rows = table_rows(text, delimiter, "rows")
+    return [() if row is EMPTY_ROW else tuple(row.values()) for row in rows]
+
+
 @given(st.lists(quoted_row, max_size=6), st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]))
 def test_quoted_cells_come_back_as_they_were(rows: list[tuple[str, ...]], quoting: int) -> None:
     for delimiter in ",\t":
         written = io.StringIO(newline="")
         csv.writer(written, delimiter=delimiter, quoting=quoting).writerows([("a", "b", "c"), *rows])  # type: ignore[arg-type]
         written.seek(0)
-        read = [tuple(row.values()) for row in table_rows(written, delimiter, "rows")]
-        assert read == rows
+        assert cells_read(written, delimiter) == [filled(row) for row in rows]
 
 
 @given(st.lists(st.tuples(*[st.text(st.sampled_from('ab" ,é'), min_size=1, max_size=5)] * 2), max_size=8))
 def test_no_cell_that_was_never_quoted_swallows_another(rows: list[tuple[str, ...]]) -> None:
     text = io.StringIO("".join("\t".join(row) + "\n" for row in [("a", "b"), *rows]), newline="")
-    read = [tuple(row.values()) for row in table_rows(text, "\t", "rows")]
-    assert [[cell.strip('"').replace('""', '"') for cell in row] for row in read] == [
-        [cell.strip('"').replace('""', '"') for cell in row] for row in rows
-    ]
+    read, written = (
+        [filled(tuple(cell.strip('"').replace('""', '"') for cell in row)) for row in some]
+        for some in (cells_read(text, "\t"), rows)
+    )
+    assert read == written
 
 
 @pytest.mark.parametrize("header", ["text", "question,answer", "question;answer"])

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage.tools.finetune.data.preferences import PreferencePair, RatedAnswer, load_preferences
-from sage.tools.finetune.preferences.methods import batch_shape, require_fixed_reference
+from sage.tools.finetune.preferences.methods import batch_shape, require_trainable
 from sage.tools.finetune.preferences.planned import sampled_judged
 from sage.tools.finetune.preferences.samples import (
     PairSample,
@@ -242,11 +242,23 @@ def test_a_reference_that_trains_along_is_refused(bias: str) -> None:
     for method in ("dpo", "kto"):
         config = TrainingConfig.model_validate({"method": method, "lora": {"bias": bias}})
         with pytest.raises(InvalidRequestError, match=r"Set lora\.bias=none") as refused:
-            require_fixed_reference(config)
+            require_trainable(config)
         assert refused.value.param == "lora.bias"
-        require_fixed_reference(TrainingConfig.model_validate({"method": method}))
+        require_trainable(TrainingConfig.model_validate({"method": method}))
     # It compares with nothing.
-    require_fixed_reference(TrainingConfig.model_validate({"method": "orpo", "lora": {"bias": bias}}))
+    require_trainable(TrainingConfig.model_validate({"method": "orpo", "lora": {"bias": bias}}))
+
+
+@pytest.mark.parametrize("target", ["lm_head", "model.lm_head", "embed_out"])
+def test_an_adapter_on_the_output_layer_is_refused_where_it_would_not_train(target: str) -> None:
+    lora = {"target_modules": ["q_proj", target]}
+    for method in ("dpo", "kto"):
+        with pytest.raises(InvalidRequestError, match=f"an adapter on {target} would never train") as refused:
+            require_trainable(TrainingConfig.model_validate({"method": method, "lora": lora}))
+        assert refused.value.param == "lora.target_modules"
+    require_trainable(TrainingConfig.model_validate({"method": "orpo", "lora": lora}))
+    every = {"target_modules": "all-linear"}
+    require_trainable(TrainingConfig.model_validate({"method": "dpo", "lora": every}))
 
 
 def test_quick_sizes_leave_the_learning_rate_of_preferences_alone() -> None:

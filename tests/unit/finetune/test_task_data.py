@@ -73,6 +73,10 @@ def test_code_learns_from_a_tree(tmp_path: Path) -> None:
     splits = prepare(TrainingConfig(task=Task.CODE, data_path=str(tmp_path)))
     assert (len(splits.train), len(splits.validation)) == (9, 1)
     assert "rows in rows.json are left out" in splits.description
+    (tmp_path / "two.py").write_text("print 'hello'\n")
+    (tmp_path / "cn.py").write_bytes("# 返回总数\n".encode("gbk"))
+    said = prepare(TrainingConfig(task=Task.CODE, data_path=str(tmp_path))).description
+    assert "; cn.py is read as GB18030; 1 source file is left out: two.py (does not parse as" in said
 
 
 def test_custom_needs_data_of_its_own(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ def ending(code: str, timeout_s: float = 60) -> None:
         ("import os; os.kill(os.getpid(), 9)", "was killed"),
         ("import sys; print('CUDA out of memory', file=sys.stderr); sys.exit(75)", "CUDA out of memory"),
         ("import sys; print('std::bad_alloc', file=sys.stderr); sys.exit(134)", "was killed"),
+        ("import sys; sys.exit('Error out of memory at line 60 in file /src/csrc/ops.cu')", "was killed"),
     ],
 )
 def test_a_lack_of_memory_is_told_from_other_ends(code: str, words: str) -> None:

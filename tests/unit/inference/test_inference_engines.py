@@ -291,6 +291,33 @@ def test_only_the_models_name_is_rewritten() -> None:
     assert json.loads(call.for_engine("code@3")) == {"model": "code@3", "stream": True, "x": {"y": [1, "é"]}}
 
 
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ({}, {"stop_token_ids": [2, 5]}),
+        ({"stop_token_ids": None}, {"stop_token_ids": [2, 5]}),
+        ({"stop_token_ids": [7, 5]}, {"stop_token_ids": [7, 5, 2]}),
+        ({"stop_token_ids": "wrong"}, {"stop_token_ids": "wrong"}),
+        ({"ignore_eos": True}, {"ignore_eos": True}),
+    ],
+)
+def test_the_engine_is_told_where_the_models_answers_end(asked: dict[str, Any], sent: dict[str, Any]) -> None:
+    call = Call.parse(json.dumps({"model": "code", **asked}).encode())
+    assert json.loads(call.for_engine("code@3", (2, 5))) == {"model": "code@3", **sent}
+    assert json.loads(call.for_engine("code@3")) == {"model": "code@3", **asked}
+
+
+def test_where_a_versions_answers_end_goes_wherever_it_is_served(home: Home) -> None:
+    adapter, merged = home.resolve(CODE.adapter_path or ""), "finetune_output/code/versions/3/merged_model"
+    model = CODE.model_copy(update={"turn_end_ids": [2], "merged_path": merged})
+    assert locate(model, home, "vllm").turn_end_ids == (2,)
+    (adapter / "adapter_config.json").write_text(json.dumps({"r": 8, "use_dora": True}))
+    make_base_folder(home.resolve(merged))
+    served_merged = locate(model, home, "vllm")
+    assert (served_merged.adapter, served_merged.turn_end_ids) == (None, (2,))
+    assert locate(CODE, home, "transformers").turn_end_ids == ()
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b'"text"', b"{}", b'{"model": 3}', b'{"model": ""}', b"\xff"])
 def test_bodies_that_are_none(body: bytes) -> None:
     with pytest.raises(InvalidRequestError):

@@ -70,9 +70,10 @@ def test_bad_rows_are_named_and_nothing_is_queued(rig: Rig) -> None:
 
 PAIR = b'{"prompt": "2+2?", "chosen": "4", "rejected": "5"}'
 RATED = b'{"prompt": "2+2?", "completion": "4", "label": true}'
+BOTH_KINDS = RATED + b"\n" + RATED.replace(b"true", b"false")
 
 
-@pytest.mark.parametrize(("kind", "row"), [("dpo", PAIR), ("orpo", PAIR), ("kto", PAIR), ("kto", RATED)])
+@pytest.mark.parametrize(("kind", "row"), [("dpo", PAIR), ("orpo", PAIR), ("kto", PAIR), ("kto", BOTH_KINDS)])
 def test_preferences_are_for_preference_methods(rig: Rig, kind: str, row: bytes) -> None:
     body = {"model": "smollm2-135m", "training_file": rig.upload(row), "method": {"type": kind}}
     job = rig.post(JOBS, body)
@@ -94,6 +95,18 @@ def test_rows_of_another_method_are_named(rig: Rig, method: str, row: bytes, sai
     error = rig.post(JOBS, body, status=400)["error"]
     assert (error["code"], error["param"]) == ("invalid_training_file", "training_file")
     assert "row 1" in error["message"] and said in error["message"]
+
+
+def test_rated_answers_of_one_kind_are_refused_before_anything_is_queued(rig: Rig) -> None:
+    body = {"model": "smollm2-135m", "method": {"type": "kto"}}
+    one_kind, both = rig.upload(RATED), rig.upload(BOTH_KINDS)
+    error = rig.post(JOBS, {**body, "training_file": one_kind}, status=400)["error"]
+    assert (error["code"], error["param"]) == ("invalid_training_file", "training_file")
+    assert "There is no unwanted answer among the rows" in error["message"]
+    assert rig.get(JOBS)["data"] == []
+    # What is held out is only looked at.
+    job = rig.post(JOBS, {**body, "training_file": both, "validation_file": one_kind})
+    assert job["status"] == "queued"
 
 
 def test_preference_methods_need_no_file(rig: Rig) -> None:
@@ -209,7 +222,11 @@ def test_a_wrong_request_is_explained(rig: Rig, body: dict[str, Any], status: in
             'greater than 0, or "auto" (given: -1)',
         ),
         ({"sage": {"task": "code", "config": {"oom_ladder": 3}}}, "sage.config", "a valid list, or"),
-        ({"suffix": "a b"}, "suffix", "'a b' cannot be a model's name: use up to 64 letters, digits"),
+        (
+            {"suffix": "a b"},
+            "suffix",
+            "'a b' cannot be a model's name: use up to 64 Latin letters (a-z, A-Z), digits",
+        ),
         ({"suffix": "mock"}, "suffix", "go to the backend that needs no model"),
         ({"sage": {"task": "code", "name": "default"}}, "sage.name", "go to the gateway's default model"),
         ({"seed": -1}, "seed", "greater than or equal to 0"),

@@ -46,6 +46,7 @@ def test_names_resolve_to_what_serving_needs(rig: Rig) -> None:
         "adapter_path": f"adapters/{job['id']}",
         "merged_path": None,
         "max_lora_rank": 32,
+        "turn_end_ids": [],
     }
     rig.train()
     assert resolve(rig, "code@1")["adapter_path"] == f"adapters/{job['id']}"
@@ -59,6 +60,7 @@ def test_a_model_tuned_in_full_is_its_own_base_and_has_nothing_to_merge(rig: Rig
     rig.finish(job_id, base_model=own, adapter_path=None)
     assert resolve(rig, "code") == {
         "id": "code@1", "base_model": own, "adapter_path": None, "merged_path": None, "max_lora_rank": 16,
+        "turn_end_ids": [],
     }  # fmt: skip
     refused = rig.post("/v1/sage/models/code/merge", {}, status=400)
     assert f"{own} is a plain model folder already" in refused["error"]["message"]
@@ -78,7 +80,7 @@ def test_a_model_tuned_in_full_is_exported_from_its_own_folder(rig: Rig) -> None
 def test_base_models_resolve_to_the_folder_that_adapters_stand_on(rig: Rig) -> None:
     add_base(rig, "smollm2-135m")
     add_base(rig, "Org--Tiny")
-    plain = {"adapter_path": None, "merged_path": None, "max_lora_rank": 16}
+    plain = {"adapter_path": None, "merged_path": None, "max_lora_rank": 16, "turn_end_ids": []}
     assert resolve(rig, "base:smollm2-135m") == {
         "id": "base:smollm2-135m",
         "base_model": "base_models/smollm2-135m",
@@ -148,6 +150,12 @@ def test_checkpoints_of_a_finished_job_resolve_by_the_names_they_are_listed_unde
         assert rig.get(f"/v1/models/{name}")["id"] == name
     assert resolve(rig, "code:ckpt-step-2")["id"] == "code@1:ckpt-step-2"
     assert [item["sage"]["is_servable"] for item in listed] == [True, True]
+
+
+def test_serving_hears_where_the_run_taught_its_answers_to_end(rig: Rig) -> None:
+    train_with_checkpoints(rig, 2, as_result={"meta": {"turn_end_ids": [2]}})
+    for name in ("code", "code@1:ckpt-step-2"):
+        assert resolve(rig, name)["turn_end_ids"] == [2]
 
 
 def test_a_checkpoint_that_is_gone_names_those_that_are_there(rig: Rig) -> None:

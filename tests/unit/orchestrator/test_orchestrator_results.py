@@ -87,7 +87,7 @@ def test_results_cannot_be_uploaded(rig: Rig) -> None:
     data, files = {"purpose": "fine-tune-results"}, {"file": ("x.csv", b"step\n")}
     response = rig.http.post("/v1/files", files=files, data=data)
     assert response.status_code == 400
-    assert "one of fine-tune, assistants" in response.json()["error"]["message"]
+    assert "but for fine-tune, assistants" in response.json()["error"]["message"]
 
 
 @given(

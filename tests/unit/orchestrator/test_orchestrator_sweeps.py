@@ -183,6 +183,17 @@ def test_a_wrong_grid_is_refused_before_anything_is_queued(
     assert told in message
 
 
+def test_patience_is_tried_where_there_are_evaluations_to_count(rig: Rig) -> None:
+    grid = {"early_stopping_patience": [0, 2, 4]}
+    sage = {"task": "code", "config": {"eval_steps": 5}}
+    assert "set eval_steps too" in refusal(rig, grid=grid)[1]
+    assert (
+        refusal(rig, grid={"early_stopping_patience": [-1]}, sage=sage)[0] == "grid.early_stopping_patience"
+    )
+    assert len(create(rig, grid=grid, sage=sage)["children"]) == 3
+    assert len(create(rig, grid={**grid, "eval_steps": [5]}, max_jobs=3)["children"]) == 3
+
+
 def test_what_is_said_twice_or_cannot_be_named_is_refused(rig: Rig) -> None:
     sage = {"task": "code", "config": {"lora": {"r": 16}}}
     assert "in sage.config and in the grid" in refusal(rig, sage=sage)[1]

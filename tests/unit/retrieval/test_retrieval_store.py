@@ -1,15 +1,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from sage_contracts.errors import InvalidRequestError, NotFoundError
+from sage_contracts.errors import ConflictError, InvalidRequestError, NotFoundError
+from sage_contracts.indexes import IndexDocument
 from sage_retrieval.store import DOCS_INDEX, IndexStore
 
 FILLER = "It is explained here at some length, so that the passage may stand alone in the index. " * 3
+
+
+MEMORY = [
+    IndexDocument(
+        path="memory.md",
+        text=f"# Memory\n\n## Out of memory\n\nQuantisation. Shared. {FILLER}\n\n## Gradients\n\n{FILLER}",
+    ),
+    IndexDocument(
+        path="zh/memory.md", text="# 显存\n\n## 显存不足\n\n请启用量化，并减小批量大小。" + "说明文字。" * 50
+    ),
+]
+ZEPPELINS = [IndexDocument(path="tuning.md", text=f"# Tuning\n\nUse zeppelins. Shared. {FILLER}")]
 
 
 @pytest.fixture
@@ -75,31 +90,101 @@ def test_changed_documentation_is_read_again_by_the_next_process(store: IndexSto
     assert [path.name for path in (store.folder / DOCS_INDEX).glob("g-*")] == [again.cards()[0].generation]
 
 
-def test_users_add_their_own_folders(store: IndexStore, docs: Path) -> None:
-    card = store.ingest("mine", docs / "docs")
-    assert card.passages == 3 and store.names() == [DOCS_INDEX, "mine"]
+def test_users_add_their_own_documents(store: IndexStore) -> None:
+    card = store.put("mine", MEMORY)
+    assert (card.files, card.passages, card.source) == (2, 3, "") and store.names() == [DOCS_INDEX, "mine"]
     assert store.search("mine", "quantisation")[0].source == "memory.md#out-of-memory"
+    assert store.search("mine", "显存不足怎么办？")[0].source == "zh/memory.md#显存不足"
+    assert IndexStore(store.folder).search("mine", "quantisation") == store.search("mine", "quantisation")
 
 
-def test_an_unknown_index_lists_the_right_names(store: IndexStore, docs: Path) -> None:
-    store.ingest("mine", docs / "docs")
+def test_documents_take_the_place_of_those_that_were_there(store: IndexStore) -> None:
+    store.put("mine", MEMORY)
+    store.search("mine", "quantisation")
+    store.put("mine", ZEPPELINS)
+    assert store.search("mine", "quantisation") == []
+    assert store.search("mine", "zeppelin")[0].source == "tuning.md#tuning"
+    assert {path.name for path in (store.folder / "mine").iterdir()} == {
+        "index.json",
+        store.cards()[0].generation,
+    }
+    assert [path.name for path in store.folder.iterdir()] == ["mine"]
+
+
+def test_searches_are_answered_while_an_index_is_replaced(store: IndexStore) -> None:
+    store.put("mine", MEMORY)
+    expected = store.search("mine", "quantisation")
+    seen = []
+
+    class Asking(list[IndexDocument]):
+        """Asks the index, as another request would, whenever the build looks at its documents."""
+
+        def __iter__(self) -> Iterator[IndexDocument]:
+            seen.append(elsewhere.submit(store.search, "mine", "quantisation").result(timeout=30))
+            return super().__iter__()
+
+    with ThreadPoolExecutor(1) as elsewhere:
+        store.put("mine", Asking(ZEPPELINS))
+    assert seen and all(found == expected for found in seen)
+    assert store.search("mine", "quantisation") == [] and store.search("mine", "zeppelin")
+
+
+def test_a_failed_replacement_leaves_the_old_index(store: IndexStore) -> None:
+    expected = (store.put("mine", MEMORY), store.search("mine", "quantisation"))
+    with pytest.raises(InvalidRequestError, match="no text to index"):
+        store.put("mine", [IndexDocument(path="empty.md", text=" \n")])
+    assert (store.cards()[0], store.search("mine", "quantisation")) == expected
+
+
+def test_a_removed_index_is_gone(store: IndexStore) -> None:
+    store.put("mine", MEMORY)
+    store.remove("mine")
+    assert store.names() == [DOCS_INDEX] and list(store.folder.iterdir()) == []
+    with pytest.raises(NotFoundError, match="no index 'mine'"):
+        store.search("mine", "quantisation")
+    with pytest.raises(NotFoundError, match="no index 'mine'"):
+        store.remove("mine")
+
+
+def test_an_index_without_its_manifest_can_be_removed(store: IndexStore) -> None:
+    store.put("mine", MEMORY)
+    (store.folder / "mine" / "index.json").write_text("{")
+    store.remove("mine")
+    assert list(store.folder.iterdir()) == []
+
+
+def test_an_unknown_index_lists_the_right_names(store: IndexStore) -> None:
+    store.put("mine", MEMORY)
     with pytest.raises(NotFoundError, match=r"no index 'docs'.*docs-public, mine"):
         store.search("docs", "anything")
     with pytest.raises(NotFoundError):
         store.search("../../etc", "anything")
 
 
-def test_a_folder_without_text_is_refused_and_leaves_nothing(store: IndexStore, tmp_path: Path) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    (empty / "picture.png").write_bytes(b"\x89PNG")
-    with pytest.raises(InvalidRequestError, match="no text to index"):
-        store.ingest("mine", empty)
-    with pytest.raises(InvalidRequestError, match="no folder"):
-        store.ingest("mine", tmp_path / "absent")
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", ".hidden", "-x", "mine\n", "a b", "x" * 65, "名"])
+def test_what_is_no_name_is_refused_and_leaves_nothing(store: IndexStore, name: str) -> None:
     with pytest.raises(InvalidRequestError, match="no name"):
-        store.ingest("a/b", empty)
+        store.put(name, MEMORY)
+    with pytest.raises(InvalidRequestError, match="no name"):
+        store.remove(name)
     assert not store.folder.exists()
+
+
+def test_the_projects_documentation_is_protected(store: IndexStore) -> None:
+    expected = store.search(DOCS_INDEX, "quantisation")
+    with pytest.raises(ConflictError, match="the project's own documentation"):
+        store.put(DOCS_INDEX, ZEPPELINS)
+    with pytest.raises(ConflictError, match="the project's own documentation"):
+        store.remove(DOCS_INDEX)
+    assert store.search(DOCS_INDEX, "quantisation") == expected
+
+
+def test_what_a_killed_process_left_is_cleared_away(store: IndexStore) -> None:
+    left = store.folder / ".incoming" / "bm25"
+    left.mkdir(parents=True)
+    assert store.cards() == []
+    store.put("mine", MEMORY)
+    assert [path.name for path in store.folder.iterdir()] == ["mine"]
 
 
 def test_a_docs_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
@@ -134,11 +219,39 @@ def test_an_index_with_a_damaged_file_is_built_again(
         assert IndexStore(store.folder, docs).search(DOCS_INDEX, "quantisation") == expected, name
 
 
+@pytest.mark.parametrize("damage", [shutil.rmtree, lambda folder: (folder / "index.json").write_text("{")])
+def test_documentation_that_is_lost_in_use_is_built_again(
+    store: IndexStore, damage: Callable[[Path], object]
+) -> None:
+    expected = store.search(DOCS_INDEX, "quantisation")
+    damage(store.folder / DOCS_INDEX)
+    assert store.search(DOCS_INDEX, "quantisation") == expected
+    assert [card.id for card in store.cards()] == [DOCS_INDEX]
+
+
 def test_an_index_that_lost_a_passage_is_built_again(store: IndexStore, docs: Path) -> None:
     expected = store.search(DOCS_INDEX, "quantisation")
     pieces = store.folder / DOCS_INDEX / store.cards()[0].generation / "passages.jsonl"
     pieces.write_text("".join(pieces.read_text().splitlines(keepends=True)[1:]))
     assert IndexStore(store.folder, docs).search(DOCS_INDEX, "quantisation") == expected
+
+
+def test_sent_documents_are_kept_to_build_a_damaged_index_again(store: IndexStore) -> None:
+    store.put("mine", MEMORY)
+    expected = store.search("mine", "quantisation")
+    for _ in range(2):
+        shutil.rmtree(store.folder / "mine" / store.cards()[0].generation / "bm25")
+        assert IndexStore(store.folder).search("mine", "quantisation") == expected
+
+
+def test_an_index_that_is_lost_with_its_documents_says_what_to_do(store: IndexStore) -> None:
+    store.put("mine", MEMORY)
+    shutil.rmtree(store.folder / "mine" / store.cards()[0].generation)
+    again = IndexStore(store.folder)
+    with pytest.raises(ConflictError, match="add them again"):
+        again.search("mine", "quantisation")
+    again.put("mine", ZEPPELINS)
+    assert again.search("mine", "zeppelin")
 
 
 def test_the_projects_own_documentation_answers(tmp_path: Path) -> None:

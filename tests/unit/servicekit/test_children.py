@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sage_servicekit.children import Child, describe_exit, tail
+from sage_servicekit.children import MAX_LOG_BYTES, Child, describe_exit, tail
 
 
 def spawn(tmp_path: Path, code: str) -> Child:
@@ -51,6 +51,23 @@ def test_a_child_is_heard_and_its_noise_is_logged(tmp_path: Path) -> None:
         assert child.receive(10) == []
         assert child.reap() == 3
     assert tail(tmp_path / "logs/child.log") == "noise"
+
+
+def test_a_log_that_has_grown_large_is_set_aside_for_the_next_child(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "child.log"
+    say = "import sys; print('noise', file=sys.stderr)"
+    log.parent.mkdir()
+    for _ in range(2):
+        log.write_bytes(b"x" * MAX_LOG_BYTES + b"last")
+        with spawn(tmp_path, say) as child:
+            assert child.receive(20) == []  # it has ended
+        assert log.read_text() == "noise\n"
+    assert tail(log.with_name("child.log.1"), max_bytes=4) == "last"
+    assert len(list(log.parent.iterdir())) == 2
+
+    with spawn(tmp_path, say) as child:
+        assert child.receive(20) == []
+    assert log.read_text() == "noise\nnoise\n"
 
 
 def test_stdout_is_for_messages_alone(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from sage_servicekit.settings import ServiceSettings
 LOCAL = "http://127.0.0.1:8080"
 
 
-def client_of(home: Path, host: str = "127.0.0.1") -> TestClient:
-    app = create_app("probe", ServiceSettings(home_dir=home, host=host))
+def client_of(home: Path, host: str = "127.0.0.1", published_on: str = "") -> TestClient:
+    app = create_app("probe", ServiceSettings(home_dir=home, host=host, published_on=published_on))
 
     @app.api_route("/thing", methods=["GET", "POST", "PUT", "DELETE"])
     def thing() -> str:
@@ -30,7 +30,7 @@ def client(tmp_path: Path) -> TestClient:
 
 
 @pytest.mark.parametrize("host", [
-    "evil.example", "evil.example:8080", "127.0.0.1.evil.example", "localhost.evil.example", "notlocalhost",
+    "evil.example", "evil.example:8080", "127.0.0.1.evil.example", "localhost.evil.example", "0x7f.1",
     f"{socket.gethostname()}.evil.example", "evil.example:127.0.0.1", "evil.example@127.0.0.1",
     "[::1].evil.example", "[evil.example]", "[", "",
 ])  # fmt: skip
@@ -45,7 +45,7 @@ def test_a_name_that_somebody_else_could_own_is_refused(client: TestClient, host
 @pytest.mark.parametrize("host", [
     "127.0.0.1", "127.0.0.1:8080", "192.168.1.5:8080", "[::1]:8080", "localhost", "LocalHost:8080",
     "localhost.", "sage.localhost:8080", "host.docker.internal:8080", "box.local", socket.gethostname(),
-    f"{socket.gethostname().partition('.')[0].upper()}:8080",
+    f"{socket.gethostname().partition('.')[0].upper()}:8080", "orchestrator:8081", "box.",
 ])  # fmt: skip
 def test_an_address_and_the_machines_own_names_are_answered(client: TestClient, host: str) -> None:
     assert client.post("/thing", headers={"host": host}).status_code == 200
@@ -59,6 +59,18 @@ def test_every_loopback_address_is_for_the_machine_alone(tmp_path: Path, host: s
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "sage.example"])
 def test_a_service_on_a_network_answers_to_every_name(tmp_path: Path, host: str) -> None:
     assert client_of(tmp_path, host).get("/thing", headers={"host": "sage.example"}).status_code == 200
+
+
+@pytest.mark.parametrize(("published_on", "status"), [
+    ("127.0.0.1", 403), ("localhost", 403), ("::1", 403), ("0.0.0.0", 200), ("192.168.1.5", 200), ("", 200),
+])  # fmt: skip
+def test_a_container_is_for_the_machine_alone_where_it_is_published_there_alone(
+    tmp_path: Path, published_on: str, status: int
+) -> None:
+    client = client_of(tmp_path, "0.0.0.0", published_on)
+    assert client.get("/thing", headers={"host": "evil.example"}).status_code == status
+    for host in ("127.0.0.1:8081", "localhost", "orchestrator:8081"):
+        assert client.post("/thing", headers={"host": host}).status_code == 200
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])

@@ -25,6 +25,8 @@ from sage_trainer.ending import Ending
         (-9, "", 0, 1, Cause.PROBABLY),
         (-6, "terminate called after throwing an instance of 'std::bad_alloc'", 0, 0, Cause.ALLOCATION),
         (1, "OSError: [Errno 12] Cannot allocate memory", None, 0, Cause.ALLOCATION),
+        (1, "Error out of memory at line 60 in file /src/csrc/ops.cu", 0, 0, Cause.ALLOCATION),
+        (1, "Error invalid argument at line 60 in file /src/csrc/ops.cu", 0, 0, Cause.OTHER),
         (-11, "", None, 0, Cause.SIGNAL),
         (-7, "", 0, 1, Cause.SIGNAL),
         (3, "RuntimeError: no", 1, 0, Cause.OTHER),

@@ -37,6 +37,11 @@ def choose_model(
     return f"finetune/{_only_tuned(list_models)}"
 
 
+def is_elsewhere(model: str) -> bool:
+    """Whether the name says a backend that has no engine of ours; a bare name does not say."""
+    return model.partition("/")[0] in ("mock", *_OWN_MODEL_BACKENDS)
+
+
 def tuned_names(models: Sequence[ModelCard]) -> list[str]:
     """Aliases of tuned models, newest first."""
     found = [card for card in models if card.sage is not None]

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import typer
 from rich.text import Text
 
 from sage_cli import failures, render
-from sage_cli.chat.choose import choose_model
+from sage_cli.chat import given_text
+from sage_cli.chat.choose import choose_model, is_elsewhere
 from sage_cli.chat.stream import AnswerInterruptedError, Printer, stream_answer
 from sage_cli.client import Client
 from sage_cli.stack.updown import ensure_stack
 from sage_contracts.errors import InvalidRequestError, NotFoundError, SageError
 
 _HELP = "/bye leaves · /new starts over · /help · Ctrl-C ends an answer, twice leaves"
+# What a server says its refusal is about when the messages do not fit; vLLM has a name of its own.
+_TOO_LONG = ("messages", "max_tokens", "input_tokens")
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,18 @@ class Conversation:
         else:
             self.messages.pop()
 
+    def forget_oldest(self) -> bool:
+        """Leave out the older half of what was said. False: there is nothing to leave out."""
+        first = 1 if self.options.system else 0
+        turns = (len(self.messages) - first) // 2
+        oldest = (turns + 1) // 2
+        self.messages = self.messages[:first] + self.messages[first + 2 * oldest :]
+        return turns > 0
+
 
 def chat_command(options: ChatOptions) -> None:
+    if options.system is not None:
+        options = replace(options, system=given_text.from_words(options.system, "system prompt"))
     is_one_shot = options.message is not None or not sys.stdin.isatty()
     question = _one_shot_question(options) if is_one_shot else ""
     ensure_stack()
@@ -85,7 +98,10 @@ def chat_command(options: ChatOptions) -> None:
 
 
 def _one_shot_question(options: ChatOptions) -> str:
-    question = sys.stdin.read() if options.message in (None, "-") else options.message or ""
+    if options.message in (None, "-"):
+        question = given_text.from_pipe()
+    else:
+        question = given_text.from_words(options.message or "", "message")
     if not question.strip():
         raise InvalidRequestError(
             "The message is empty. Ask something: sage chat -m 'Hello' (or through a pipe)."
@@ -101,8 +117,7 @@ def _ask_once(client: Client, conversation: Conversation, question: str) -> None
 
 
 def _converse(client: Client, conversation: Conversation) -> None:
-    with suppress(ImportError):
-        import readline  # noqa: F401  (gives input() line editing and history)
+    _edit_lines()
     console = render.output()
     with_index = f" with {conversation.options.index}" if conversation.options.index else ""
     console.print(Text.assemble("Chatting with ", (conversation.model, "bold"), with_index), soft_wrap=True)
@@ -110,7 +125,14 @@ def _converse(client: Client, conversation: Conversation) -> None:
     interrupts = 0
     while True:
         try:
-            question = input("\n› " if render.can_show("›", console) else "\n> ").strip()
+            typed = input("\n› " if render.can_show("›", console) else "\n> ")
+            question = given_text.from_words(typed, "message").strip()
+        except UnicodeDecodeError:
+            failures.show(given_text.refusal("message"))
+            continue
+        except InvalidRequestError as error:
+            failures.show(error)
+            continue
         except EOFError:
             console.print()
             return
@@ -130,6 +152,16 @@ def _converse(client: Client, conversation: Conversation) -> None:
             interrupts = _answer(client, conversation, question)
 
 
+def _edit_lines() -> None:
+    """Give input() line editing and history, and take a pasted block as one line."""
+    with suppress(ImportError):
+        import readline
+
+        # Python turns it off; libedit has no such thing, and would say that it does not know the word.
+        if "libedit" not in (readline.__doc__ or ""):
+            readline.parse_and_bind("set enable-bracketed-paste on")
+
+
 def _do(command: str, conversation: Conversation) -> None:
     console = render.output()
     if command == "/new":
@@ -142,7 +174,7 @@ def _do(command: str, conversation: Conversation) -> None:
 def _answer(client: Client, conversation: Conversation, question: str) -> int:
     """Print the answer. Returns 1 when Ctrl-C ended it (another one then leaves), else 0."""
     try:
-        answer = stream_answer(client, conversation.request(question), Printer(render.output()))
+        answer = _ask(client, conversation, question)
     except AnswerInterruptedError as interrupted:
         conversation.answered(question, interrupted.partial)
         render.output().print("(stopped)", style="dim")
@@ -157,10 +189,31 @@ def _answer(client: Client, conversation: Conversation, question: str) -> int:
     return 0
 
 
+def _ask(client: Client, conversation: Conversation, question: str) -> str:
+    """The answer, given as much of the conversation as the model takes. Raises: SageError."""
+    console = render.output()
+    whole = conversation.messages
+    while True:
+        try:
+            return stream_answer(client, conversation.request(question), Printer(console))
+        except InvalidRequestError as error:
+            is_first = conversation.messages is whole
+            if error.param not in _TOO_LONG or not conversation.forget_oldest():
+                conversation.messages = whole
+                raise
+            if is_first:
+                console.print(
+                    "(The conversation has grown too long for this model: its oldest part is left out.)",
+                    style="dim",
+                )
+
+
 def _leave(client: Client, model: str, options: ChatOptions) -> None:
-    if options.keep_alive_s is None:
+    if options.keep_alive_s is None or is_elsewhere(model):
         return
     try:
         client.release(model, options.keep_alive_s)
+    except NotFoundError:
+        pass  # a bare name that was another backend's
     except SageError as error:
         failures.show(error)

@@ -9,7 +9,8 @@ import typer
 Backend = Literal["mock", "openai", "finetune", "vllm", "ollama"]
 MessageOption = Annotated[str | None, typer.Option("-m", "--message", help="Ask once and exit.")]
 IndexOption = Annotated[
-    str | None, typer.Option("--index", help="Answer with passages from this index: docs-public.")
+    str | None,
+    typer.Option("--index", help="Answer with passages from this index: docs-public, or one of your own."),
 ]
 SystemOption = Annotated[str | None, typer.Option("--system", help="System prompt.")]
 TemperatureOption = Annotated[

@@ -148,7 +148,7 @@ def validate(
     """Check training data, before a run.
 
     Which rows cannot be used and why, how long they are, and what a run would cut. Needs no server; exit code
-    2 when a row cannot be used.
+    2 when a row, or the file as a whole, cannot be used.
     """
     from sage_cli.jobs.validate import validate_command
 

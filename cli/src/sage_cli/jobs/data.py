@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import zipfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from tempfile import TemporaryDirectory
 from sage.tools.finetune.code_data import SOURCE_SUFFIXES, build_code_pairs
 from sage.tools.finetune.code_data import source_files as trees
 from sage.tools.finetune.code_data.archives import check_archive, is_archive_name
+from sage.tools.finetune.code_data.readings import Readings, look_at
 from sage.tools.finetune.data.hub import is_hub_id
 from sage.tools.finetune.data.opening import is_columnar
 from sage.tools.finetune.storage import temporary_folder_errors
@@ -47,13 +49,14 @@ def check(path: Path, task: Task, method: str = "sft") -> list[str]:
     if not path.is_file():
         raise InvalidDataError(f"{path} is neither a file nor a folder.")
     if not os.access(path, os.R_OK):
-        raise InvalidDataError(f"{path} cannot be read: you have no permission. Try `chmod u+r {path}`.")
+        allow = f"chmod u+r {shlex.quote(str(path))}"
+        raise InvalidDataError(f"{path} cannot be read: you have no permission. Try `{allow}`.")
     if path.stat().st_size == 0:
         raise InvalidDataError(f"{path} is empty: there is nothing to learn from.")
     if is_archive_name(path.name):
         check_archive(path, path.name, task, method)
     elif _means_sources(path, task, method):
-        _check_sources(path, [path])
+        return _check_sources(path, [path])
     else:
         return _check_rows(path, method)
     return []
@@ -116,21 +119,23 @@ def _check_folder(path: Path, task: Task, method: str) -> list[str]:
             f"{path} holds no source code ({', '.join(sorted(SOURCE_SUFFIXES))}). Give --data a folder with"
             " code in it, or leave it out to learn from Python's own library."
         )
-    _check_sources(path, sources)
-    return left_out_rows(path)
+    return [*_check_sources(path, sources), *left_out_rows(path)]
 
 
-def _check_sources(path: Path, sources: list[Path]) -> None:
+def _check_sources(path: Path, sources: list[Path]) -> list[str]:
     if all(file.suffix == ".py" for file in sources):
-        # The grammars of other languages are the trainer's: only there it is known what can be learned.
-        build_code_pairs(path)
+        readings = Readings()
+        build_code_pairs(path, readings=readings)
+        return readings.notes(path, among={*sources})
+    # The grammars of other languages are the trainer's: only there it is known what can be learned.
+    return look_at(sources).notes(path)
 
 
 def _check_rows(path: Path, method: str) -> list[str]:
     from sage.tools.finetune.data import validate_file
 
     report = validate_file(path, method=method)
-    report.require_all_good()
+    report.require_trainable()
     return report.notes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from typing import Any, Literal
 
@@ -34,6 +35,8 @@ def export_command(
     repo: str | None,
     timeout_s: float,
 ) -> None:
+    if format_name == "hub" and repo is None:
+        raise InvalidRequestError("--format hub needs a repository: --repo owner/name.", param="repo")
     try:
         request = MergeRequest(dtype=dtype, format=format_name, content=content, repo=repo)
     except ValidationError as error:
@@ -48,7 +51,8 @@ def export_command(
     rows = [("address", str(merge.report["url"]))] if "url" in merge.report else [("files", where)]
     folder = path if path.is_dir() else path.parent
     if (folder / "Modelfile").is_file():
-        rows.append(("Ollama", f"ollama create {merge.model.partition('@')[0]} -f {folder / 'Modelfile'}"))
+        modelfile = shlex.quote(str(folder / "Modelfile"))
+        rows.append(("Ollama", f"ollama create {merge.model.partition('@')[0]} -f {modelfile}"))
     rows += [("note", str(note)) for note in merge.report.get("notes", [])]
     outcome.facts(console, [*rows, *_found(merge.report)])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
@@ -186,6 +188,21 @@ def output_folder(job: FineTuningJob) -> str:
     stored = job.sage.output_dir or f"finetune_output/{job.sage.name}"
     path = locate.home_root() / stored
     return f"{path}/" if path.is_dir() else f"{stored}/ (in the stack's SAGE_HOME)"
+
+
+@contextmanager
+def detaching(job_id: str) -> Iterator[None]:
+    """Ctrl-C leaves the block and not the job. Raises: typer.Exit then."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise detached(job_id) from None
+
+
+def nothing_queued() -> typer.Exit:
+    """After Ctrl-C before there was anything to go on."""
+    typer.echo("\nInterrupted; nothing was queued.", err=True)
+    return typer.Exit(INTERRUPTED)
 
 
 def detached(job_id: str) -> typer.Exit:

@@ -97,6 +97,8 @@ def show(console: Console, plan: dict[str, Any]) -> None:
     config, counts, trial = plan["config"], plan["counts"], plan["trial"]
     outcome.facts(console, [*_data_rows(plan, counts, config), *_run_rows(plan, config, trial)])
     console.print()
+    if plan["length_warning"]:
+        render.line(console, "warn", plan["length_warning"])
     if plan["fits"]:
         untried = " By the size of its shards; nothing was measured." if plan["trial"] is None else ""
         render.line(console, "ok", f"This run fits.{untried}")

@@ -144,10 +144,8 @@ def logs_command(given: str, *, is_following: bool, with_metrics: bool) -> None:
             for event in EventFeed(client, job.id).new():
                 lines.event(event)
             return
-        try:
+        with outcome.detaching(job.id):
             follow(client, job.id, lines)
-        except KeyboardInterrupt:
-            raise outcome.detached(job.id) from None
 
 
 class _LogLines:

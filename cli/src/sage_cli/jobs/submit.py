@@ -11,9 +11,10 @@ from typing import Any
 from sage_cli import render
 from sage_cli.client import Client
 from sage_cli.jobs import data as job_data
+from sage_cli.jobs import outcome
 from sage_cli.jobs.wish import JobWish
 from sage_contracts.config import PresetName, Task, preset_fields
-from sage_contracts.errors import InvalidRequestError, SageError
+from sage_contracts.errors import ConflictError, InvalidRequestError, SageError
 from sage_contracts.jobs import CreateJobRequest, FineTuningJob, SageJobOptions, name_fault
 
 
@@ -72,10 +73,31 @@ def check(wish: JobWish, *, is_trained: bool = True) -> CheckedWish:
 
 
 def submit(client: Client, wish: CheckedWish) -> FineTuningJob:
-    """Upload the data and create the job. Raises: SageError; then the uploaded data is deleted again."""
+    """Upload the data and create the job.
+
+    Raises: SageError; then the uploaded data is deleted again. typer.Exit after Ctrl-C, told how it stands.
+    """
     with uploaded(client, wish) as file_id:
         request = CreateJobRequest(model=wish.model, training_file=file_id, sage=wish.options)
-        return client.create_job(request)
+        try:
+            return client.create_job(request)
+        except KeyboardInterrupt:
+            job = queued_anyway(client, wish, file_id)
+            raise (outcome.detached(job.id) if job else outcome.nothing_queued()) from None
+
+
+def queued_anyway(client: Client, wish: CheckedWish, file_id: str | None) -> FineTuningJob | None:
+    """The job that the server made of a request whose answer was not waited for; None: it makes none."""
+    if file_id is None:
+        # Of the task's own rows a job is made at once.
+        newest = client.jobs(1)
+        name = wish.options.name or wish.task.value
+        return next((job for job in newest if job.sage.name == name and not job.status.is_terminal), None)
+    with suppress(ConflictError):
+        # Refused once a job needs the file; before that the job is refused for want of it.
+        client.delete_file(file_id)
+        return None
+    return next((job for job in client.jobs(100) if job.training_file == file_id), None)
 
 
 @contextmanager

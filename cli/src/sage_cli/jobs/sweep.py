@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import typer
@@ -17,7 +17,7 @@ from sage_cli.failures import INTERRUPTED, print_json
 from sage_cli.jobs import outcome
 from sage_cli.jobs.follow import POLL_S, patiently
 from sage_cli.jobs.grid import check_grid, parse_grid, without_grid
-from sage_cli.jobs.submit import CheckedWish, check, uploaded
+from sage_cli.jobs.submit import CheckedWish, check, queued_anyway, uploaded
 from sage_cli.jobs.sweep_table import base_loss, print_table, view_for
 from sage_cli.jobs.wish import JobWish
 from sage_cli.stack.updown import ensure_stack
@@ -37,8 +37,9 @@ def start_command(
         if is_auto:
             checked = checked.sized_for(client)
         checked = checked.with_config(without_grid(checked.options.config, values, wish.settings))
-        sweep = _submit(client, checked, values, max_jobs)
-        _show_choices(console, client, sweep, checked)
+        sweep = submit_sweep(client, checked, values, max_jobs)
+        with _detaching(sweep.id):
+            _show_choices(console, client, sweep, checked)
         if not is_watching:
             typer.echo(f"Queued. Follow it with: sage finetune sweep watch {sweep.id}")
             return
@@ -86,13 +87,45 @@ def find_sweep(client: Client, given: str) -> Sweep:
     )
 
 
-def _submit(client: Client, wish: CheckedWish, grid: Grid, max_jobs: int) -> Sweep:
+def submit_sweep(client: Client, wish: CheckedWish, grid: Grid, max_jobs: int) -> Sweep:
+    """Upload the data and queue the jobs. Raises: as `submit`."""
     with uploaded(client, wish) as file_id:
-        return client.create_sweep(
-            CreateSweepRequest(
-                model=wish.model, training_file=file_id, sage=wish.options, grid=grid, max_jobs=max_jobs
-            )
+        request = CreateSweepRequest(
+            model=wish.model, training_file=file_id, sage=wish.options, grid=grid, max_jobs=max_jobs
         )
+        try:
+            return client.create_sweep(request)
+        except KeyboardInterrupt:
+            sweep_id = _queued_anyway(client, wish, file_id)
+            raise (_detached(sweep_id) if sweep_id else outcome.nothing_queued()) from None
+
+
+def _queued_anyway(client: Client, wish: CheckedWish, file_id: str | None) -> str | None:
+    """The sweep that the server made of a request whose answer was not waited for."""
+    if file_id is not None:
+        job = queued_anyway(client, wish, file_id)
+        return (job.metadata or {}).get("sweep") if job else None
+    name = wish.options.name or wish.task.value
+    newest = client.sweeps()[:1]
+    return next((sweep.id for sweep in newest if sweep.name == name and not sweep.status.is_terminal), None)
+
+
+@contextmanager
+def _detaching(sweep_id: str) -> Iterator[None]:
+    """Ctrl-C leaves the block and not the sweep. Raises: typer.Exit then."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise _detached(sweep_id) from None
+
+
+def _detached(sweep_id: str) -> typer.Exit:
+    typer.echo(
+        f"\nDetached: the sweep goes on without you.\n"
+        f"  come back  sage finetune sweep watch {sweep_id}\n"
+        f"  stop it    sage finetune sweep cancel {sweep_id}"
+    )
+    return typer.Exit(INTERRUPTED)
 
 
 def _show_choices(console: Console, client: Client, sweep: Sweep, wish: CheckedWish) -> None:
@@ -110,21 +143,13 @@ def _show_choices(console: Console, client: Client, sweep: Sweep, wish: CheckedW
 def _watch(console: Console, client: Client, sweep: Sweep) -> None:
     """Raises: TrainingFailedError when no job came to a model, or all that is left is paused; typer.Exit when
     detached."""
-    try:
-        with view_for(console) as view:
-            while True:
-                view.show(sweep)
-                if sweep.status.is_terminal or _waits_for(sweep):
-                    break
-                time.sleep(POLL_S)
-                sweep = patiently(partial(client.sweep, sweep.id))
-    except KeyboardInterrupt:
-        typer.echo(
-            f"\nDetached: the sweep goes on without you.\n"
-            f"  come back  sage finetune sweep watch {sweep.id}\n"
-            f"  stop it    sage finetune sweep cancel {sweep.id}"
-        )
-        raise typer.Exit(INTERRUPTED) from None
+    with _detaching(sweep.id), view_for(console) as view:
+        while True:
+            view.show(sweep)
+            if sweep.status.is_terminal or _waits_for(sweep):
+                break
+            time.sleep(POLL_S)
+            sweep = patiently(partial(client.sweep, sweep.id))
     _show_result(console, sweep)
     if paused := _waits_for(sweep):
         reason = next((f": {child.error.message}" for child in paused if child.error), ".")

@@ -19,6 +19,7 @@ from sage.tools.finetune.data import BadRow, DataReport, validate_file
 from sage.tools.finetune.data.hub import is_hub_id
 from sage.tools.finetune.data.lengths import Bar, TokenReport
 from sage.tools.finetune.data.tokenizer_files import length_counter
+from sage.tools.finetune.positions import beyond_positions
 from sage.tools.finetune.storage import temporary_folder_errors
 from sage_cli import engine, render
 from sage_cli.failures import YOUR_INPUT
@@ -57,7 +58,7 @@ def validate_command(
             _write_json(report, bad_rows)
         else:
             show(render.output(), report)
-    if report.good < report.rows:
+    if report.good < report.rows or _fault(report):
         raise typer.Exit(YOUR_INPUT)
 
 
@@ -103,11 +104,29 @@ def show(console: Console, report: DataReport) -> None:
         empty = f", {report.empty_answers:,} for want of an answer" if report.empty_answers else ""
         verdict = f"{bad_count:,} of {report.rows:,} rows cannot be used{empty}. Correct or remove them."
         render.line(console, "bad", verdict)
+    elif fault := _fault(report):
+        render.line(console, "bad", fault)
     elif report.refused:
         verdict = "Every row can be used, with a model whose chat template takes it: see --model."
         render.line(console, "ok", verdict)
+    elif report.tokens is not None and report.tokens.answers_cut_off:
+        tokens = report.tokens
+        lost = f"{'about ' if tokens.is_estimate else ''}{tokens.answers_cut_off:,}"
+        verdict = f"Every row can be used, but {lost} of them not with {tokens.max_length:,} tokens a row."
+        render.line(console, "warn", verdict)
     else:
         render.line(console, "ok", "Every row can be used.")
+
+
+def _fault(report: DataReport) -> str | None:
+    """Why no run can learn from the good rows; None when one can."""
+    tokens = report.tokens
+    if tokens is None or tokens.is_estimate or tokens.answers_cut_off < report.good:
+        return report.fault()
+    return (
+        f"No row can be used with {tokens.max_length:,} tokens a row: every answer lies behind them. Raise "
+        "max_length, or make the rows shorter."
+    )
 
 
 def _show_bad(console: Console, report: DataReport) -> None:
@@ -159,6 +178,9 @@ def _cells(bar: Bar, most: int) -> int:
 
 
 def _show_cut(console: Console, tokens: TokenReport) -> None:
+    longest = min(tokens.longest, tokens.max_length)
+    if warning := beyond_positions(longest, tokens.positions):
+        render.line(console, "warn", warning)
     if not tokens.too_long:
         return
     about = "about " if tokens.is_estimate else ""

@@ -13,10 +13,10 @@ from sage_cli import locate
 from sage_cli.failures import StackError
 from sage_cli.locate import PORT_VARIABLES, StackRecord
 from sage_cli.stack.token import internal_token
-from sage_contracts.errors import InvalidRequestError
+from sage_contracts.errors import ConflictError, InvalidRequestError
 from sage_contracts.home import Home, write_whole
 
-# The images' own user; root on the host is not root in the containers.
+# The images' own user and group; root on the host is not root in the containers.
 _IMAGE_UID = 10001
 _BUILD_AND_START_S = 3600.0
 
@@ -37,19 +37,16 @@ def find_files() -> list[Path]:
 
     Raises: InvalidRequestError for a file that is not there.
     """
-    if given := os.environ.get("SAGE_COMPOSE_FILE"):
-        files = [Path(text).expanduser().absolute() for text in given.split(os.pathsep) if text]
+    if files := locate.given_compose_files():
         for file in files:
             if not file.is_file():
                 raise InvalidRequestError(f"SAGE_COMPOSE_FILE names {file}, which is no file.")
         return files
-    for folder in [Path.cwd(), *Path.cwd().parents, Path(__file__).parents[4]]:
-        file = folder / "compose.yaml"
-        # Many projects have a compose.yaml; ours starts the orchestrator.
-        if file.is_file() and (folder / "services" / "orchestrator").is_dir():
-            gpu = folder / "deploy" / "compose.gpu.yaml"
-            return [file, gpu] if gpu.is_file() and _has_nvidia_runtime() else [file]
-    return []
+    folder = locate.source_tree()
+    if folder is None:
+        return []
+    gpu = folder / "deploy" / "compose.gpu.yaml"
+    return [folder / "compose.yaml", *([gpu] if gpu.is_file() and _has_nvidia_runtime() else [])]
 
 
 def container_ids(*, only_running: bool = False) -> list[str]:
@@ -62,7 +59,18 @@ def container_ids(*, only_running: bool = False) -> list[str]:
 
 def project() -> str:
     """The name that compose.yaml takes too."""
-    return os.environ.get("COMPOSE_PROJECT_NAME") or "sage"
+    return locate.setting("COMPOSE_PROJECT_NAME") or "sage"
+
+
+def require_no_volume(home: Home) -> None:
+    """Raises: ConflictError: the home is a volume's, as after `docker compose up`, and this one is empty."""
+    volume = f"{project()}_sage-home"
+    if _run(["docker", "volume", "inspect", volume], timeout_s=15).returncode == 0:
+        raise ConflictError(
+            f"`docker compose up` has kept models and jobs in the volume {volume}, and `sage up` would start"
+            f" without them, in {home.root}. Go on with them: `docker compose up -d`, with the `-f` files"
+            f" of before. Or use the folder: `SAGE_HOME={home.root} sage up`."
+        )
 
 
 def up(
@@ -75,7 +83,7 @@ def up(
         "compose",
         secrets.token_hex(8),
         dict(ports),
-        os.environ.get("SAGE_BIND") or "127.0.0.1",
+        locate.published_host(),
         [str(file) for file in files],
     )
     write_whole(locate.record_path(), locate.record_text(record))
@@ -113,7 +121,7 @@ def _compose(record: StackRecord | None) -> list[str]:
 
 
 def _environment(home: Home, record: StackRecord) -> dict[str, str]:
-    uid, gid = (os.getuid(), os.getgid()) if os.getuid() != 0 else (_IMAGE_UID, _IMAGE_UID)
+    uid, gid = _user()
     return dict(os.environ) | {
         "SAGE_HOME": str(home.root),
         "SAGE_UID": str(uid),
@@ -124,16 +132,28 @@ def _environment(home: Home, record: StackRecord) -> dict[str, str]:
     }
 
 
+def _user() -> tuple[int, int]:
+    """Whose processes the containers run, by number. Raises: InvalidRequestError."""
+    own = (os.getuid(), os.getgid()) if os.getuid() != 0 else (_IMAGE_UID, _IMAGE_UID)
+    names = ("SAGE_UID", "SAGE_GID")
+    texts = [locate.setting(name) or str(number) for name, number in zip(names, own, strict=True)]
+    for name, text in zip(names, texts, strict=True):
+        if not text.isdecimal():
+            raise InvalidRequestError(f"{name}={text!r} is no number of a user or group.")
+    return int(texts[0]), int(texts[1])
+
+
 def _prepare_home(home: Home) -> None:
     for folder in (home.files, home.base_models, home.finetune_output, home.state, home.run, home.logs):
         folder.mkdir(parents=True, exist_ok=True)
     internal_token(home)
     if os.getuid() == 0:
-        # What an embedded stack of root wrote has to be writable for the images' user as well.
+        # What an embedded stack of root wrote has to be writable for the containers' user as well.
+        uid, gid = _user()
         for parent, _, names in os.walk(home.root):
             for path in [Path(parent), *[Path(parent) / name for name in names]]:
-                if path.lstat().st_uid != _IMAGE_UID:
-                    os.chown(path, _IMAGE_UID, _IMAGE_UID, follow_symlinks=False)
+                if path.lstat().st_uid != uid:
+                    os.chown(path, uid, gid, follow_symlinks=False)
 
 
 def _why(record: StackRecord, home: Home) -> str:

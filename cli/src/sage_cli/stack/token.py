@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 
+from sage_cli import locate
 from sage_contracts.home import Home, write_whole
 
 
 def internal_token(home: Home) -> str:
     """SAGE_INTERNAL_TOKEN, else the home's own, made once and readable by its owner alone."""
-    if given := os.environ.get("SAGE_INTERNAL_TOKEN"):
+    if given := locate.setting("SAGE_INTERNAL_TOKEN"):
         return given
     path = home.state / "internal_token"
     if token := _read(path):

@@ -88,7 +88,7 @@ def down_command(*, remove_volumes: bool) -> None:
         say("Nothing was running.", "ok")
         return
     # `docker compose up` by hand keeps them in a volume, unless SAGE_HOME was set for it too.
-    if has_record or "SAGE_HOME" in os.environ:
+    if has_record or locate.given_home():
         fate = f"kept in {home.root}"
     else:
         fate = "deleted with the data volume" if remove_volumes else "kept in the data volume"
@@ -166,8 +166,11 @@ def _up_embedded(home: Home, timeout_s: float) -> StackRecord:
 
 def _up_compose(home: Home, timeout_s: float, *, is_building: bool) -> StackRecord:
     ports = locate.wanted_ports()
+    record = locate.read_record()
+    if not locate.given_home() and not (record and record.kind == "compose"):
+        compose.require_no_volume(home)
     if not compose.container_ids():
-        require_free(os.environ.get("SAGE_BIND") or "127.0.0.1", ports)
+        require_free(locate.published_host(), ports)
     return compose.up(home, compose.find_files(), ports, timeout_s=timeout_s, is_building=is_building)
 
 

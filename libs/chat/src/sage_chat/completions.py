@@ -50,18 +50,29 @@ class Completion:
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
+    def chunk(
+        self,
+        delta: dict[str, Any],
+        finish_reason: str | None = None,
+        logprobs: dict[str, Any] | None = None,
+    ) -> bytes:
         """One event of a stream."""
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
         return event({**self._head("chat.completion.chunk"), "choices": [choice]})
 
     def usage_chunk(self, counted: dict[str, int]) -> bytes:
         """The last event before DONE, for clients that asked for it."""
         return event({**self._head("chat.completion.chunk"), "choices": [], "usage": counted})
 
-    def whole(self, message: dict[str, Any], finish_reason: str, counted: dict[str, int]) -> bytes:
+    def whole(
+        self,
+        message: dict[str, Any],
+        finish_reason: str,
+        counted: dict[str, int],
+        logprobs: dict[str, Any] | None = None,
+    ) -> bytes:
         """The answer in one piece."""
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
+        choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": finish_reason}
         return to_json({**self._head("chat.completion"), "choices": [choice], "usage": counted})
 
     def _head(self, kind: str) -> dict[str, Any]:

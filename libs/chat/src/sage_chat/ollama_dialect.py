@@ -40,15 +40,18 @@ def chat_request(call: ChatCall) -> dict[str, Any]:
         raise InvalidRequestError(
             "Ollama gives one answer per request: leave `n` out.", param="n", source=_SOURCE
         )
+    if body.get("tool_choice") not in (None, "auto", "none"):
+        raise InvalidRequestError(
+            'Ollama lets the model choose whether it calls a tool: tool_choice is "auto" or "none".',
+            param="tool_choice",
+            source=_SOURCE,
+        )
     request: dict[str, Any] = {
         "model": call.model,
         "messages": _messages(body.get("messages") or []),
         "stream": call.is_stream,
     }
-    options = {ours: body[name] for name, ours in _OPTIONS.items() if body.get(name) is not None}
-    stop = body.get("stop")
-    if stop is not None:
-        options["stop"] = [stop] if isinstance(stop, str) else list(stop)
+    options = _options(body)
     if options:
         request["options"] = options
     answer_format = _format(body.get("response_format"))
@@ -60,7 +63,21 @@ def chat_request(call: ChatCall) -> dict[str, Any]:
     for name in ("tools", "keep_alive", "logprobs", "top_logprobs"):
         if body.get(name) is not None:
             request[name] = body[name]
+    if body.get("tool_choice") == "none":
+        request.pop("tools", None)
     return request
+
+
+def _options(body: Mapping[str, Any]) -> dict[str, Any]:
+    options = {ours: body[name] for name, ours in _OPTIONS.items() if body.get(name) is not None}
+    stop = body.get("stop")
+    if stop is not None:
+        options["stop"] = [stop] if isinstance(stop, str) else list(stop)
+    own = body.get("options") or {}
+    if not isinstance(own, Mapping):
+        raise InvalidRequestError("Ollama's options are an object.", param="options", source=_SOURCE)
+    # Whoever says it in Ollama's own words means Ollama.
+    return {**options, **own}
 
 
 def _format(response_format: Any) -> Any:
@@ -156,6 +173,21 @@ def _counted(answer: Mapping[str, Any]) -> dict[str, int]:
     return usage(int(answer.get("prompt_eval_count") or 0), int(answer.get("eval_count") or 0))
 
 
+def _logprobs(answer: Mapping[str, Any]) -> dict[str, Any] | None:
+    told = answer.get("logprobs")
+    if not told:
+        return None
+    content = [
+        _logprob(token) | {"top_logprobs": [_logprob(other) for other in token.get("top_logprobs") or []]}
+        for token in told
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _logprob(token: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: token.get(name) for name in ("token", "logprob", "bytes")}
+
+
 def completion_from(answer: Mapping[str, Any], model: str) -> bytes:
     """The one object of a non-streamed answer as OpenAI's."""
     given = answer.get("message") or {}
@@ -165,7 +197,8 @@ def completion_from(answer: Mapping[str, Any], model: str) -> bytes:
         message["reasoning"] = given["thinking"]
     if tools:
         message["tool_calls"] = [{key: tool[key] for key in ("id", "type", "function")} for tool in tools]
-    return Completion(model).whole(message, _finish(answer, bool(tools)), _counted(answer))
+    finish = _finish(answer, bool(tools))
+    return Completion(model).whole(message, finish, _counted(answer), _logprobs(answer))
 
 
 @dataclass(slots=True)
@@ -220,7 +253,8 @@ class StreamTranslator:
         if tools:
             self._tool_calls += len(tools)
             delta["tool_calls"] = tools
-        events = [self.completion.chunk(delta)] if delta else []
+        logprobs = _logprobs(answer)
+        events = [self.completion.chunk(delta, logprobs=logprobs)] if delta or logprobs else []
         if answer.get("done"):
             self.is_done = True
             events.append(self.completion.chunk({}, _finish(answer, self._tool_calls > 0)))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from sage_contracts.errors import UnknownPresetError
 
@@ -75,6 +76,14 @@ Count = Annotated[int, Field(ge=0, le=_MOST)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
+def _path_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+PathText = Annotated[str, BeforeValidator(_path_text)]
+"""Text; paths become theirs."""
+
+
 def _replaced_by(field: str, value: Any) -> tuple[str, ...]:
     """Switches that a setting takes the place of: who asks for it means it instead of what a preset set."""
     quantisations = ("load_in_8bit", "load_in_4bit")
@@ -118,9 +127,9 @@ class LoRAConfig(_HumanInput):
 class TrainingConfig(_HumanInput):
     """Everything that decides a training run. The resolved form is stored with the job."""
 
-    model_name: str = "Qwen/Qwen2.5-Coder-1.5B-Instruct"
-    data_path: str | None = None
-    output_dir: str | None = None
+    model_name: PathText = "Qwen/Qwen2.5-Coder-1.5B-Instruct"
+    data_path: PathText | None = None
+    output_dir: PathText | None = None
     task: Task = Task.CUSTOM
     preset: PresetName | None = None
 
@@ -209,9 +218,16 @@ class TrainingConfig(_HumanInput):
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
-        for other in _replaced_by(name, value):
-            super().__setattr__(other, False)
-        super().__setattr__(name, value)
+        before, said = dict(self.__dict__), set(self.__pydantic_fields_set__)
+        try:
+            for other in _replaced_by(name, value):
+                super().__setattr__(other, False)
+            super().__setattr__(name, value)
+        except ValidationError:
+            # What looks at several fields does so once the new value is in place.
+            self.__dict__.update(before)
+            object.__setattr__(self, "__pydantic_fields_set__", said)
+            raise
 
     @property
     def effective_batch_size(self) -> int:

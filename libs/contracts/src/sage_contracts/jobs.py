@@ -26,8 +26,8 @@ def name_fault(name: str) -> str | None:
     if re.fullmatch(_NAME, name):
         return None
     return (
-        f"{name!r} cannot be a model's name: use up to 64 letters, digits, dots, dashes and underscores, "
-        "beginning with a letter or a digit."
+        f"{name!r} cannot be a model's name: use up to 64 Latin letters (a-z, A-Z), digits, dots, dashes "
+        "and underscores, beginning with a letter or a digit."
     )
 
 

@@ -69,6 +69,8 @@ class ResolvedModel(BaseModel):
     merged_path: str | None = None
     """Base and adapter in one folder, where that has been made: for engines that cannot load the adapter."""
     max_lora_rank: int = 16
+    turn_end_ids: list[int] = []
+    """Tokens that it was taught to end its answers with: its base may stop at others only."""
 
 
 class MergeStatus(StrEnum):

@@ -61,6 +61,10 @@ _SAME_LOSS = (
 )
 
 
+_NEEDED: dict[str, dict[str, Any]] = {"early_stopping_patience": {"eval_steps": 1}}
+"""What a field is refused without: a value is looked at alone, and whole points later."""
+
+
 class SweepStatus(StrEnum):
     """`running` until the last job has ended; then it succeeded if any of them did."""
 
@@ -214,7 +218,7 @@ def _check_values(name: str, values: Sequence[Any], words: GridWords) -> None:
         if value in values[:position]:
             raise InvalidRequestError(f"{param} has {value_text(value)} twice.", param=param)
         try:
-            TrainingConfig.model_validate(point_fields({name: value}))
+            TrainingConfig.model_validate(_NEEDED.get(name, {}) | point_fields({name: value}))
         except ValidationError as error:
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise InvalidRequestError(f"{param}: {value_text(value)}: {reason}", param=param) from None

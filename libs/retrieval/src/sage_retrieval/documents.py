@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sage_contracts.errors import InvalidRequestError
-from sage_retrieval.splitting import SUFFIXES
-
-_MAX_FILE_BYTES = 2 * 1024 * 1024
-_SKIPPED_FOLDERS = frozenset({"node_modules", "__pycache__", "venv", "dist", "build"})
+from sage_contracts.indexes import MAX_FILE_BYTES, SKIPPED_FOLDERS, TEXT_SUFFIXES
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -16,9 +13,9 @@ def files_in(folder: Path) -> list[Path]:
     found: list[Path] = []
     for path in folder.rglob("*"):
         parts = path.relative_to(folder).parts
-        if any(part.startswith(".") or part in _SKIPPED_FOLDERS for part in parts):
+        if any(part.startswith(".") or part in SKIPPED_FOLDERS for part in parts):
             continue
-        if path.suffix.lower() in SUFFIXES and path.is_file() and path.stat().st_size <= _MAX_FILE_BYTES:
+        if path.suffix.lower() in TEXT_SUFFIXES and path.is_file() and path.stat().st_size <= MAX_FILE_BYTES:
             found.append(path)
     return sorted(found)
 
@@ -50,7 +47,3 @@ def docs_root(configured: Path | None) -> Path:
         "The project's documentation is not on this machine: set SAGE_DOCS_DIR to the folder that has it.",
         param="index",
     )
-
-
-def patterns() -> list[str]:
-    return sorted(f"*{suffix}" for suffix in SUFFIXES)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+from sage_contracts.indexes import CODE_SUFFIXES, RST_SUFFIXES
+
 MIN_CHARS = 200
 MAX_CHARS = 1200
 
@@ -15,11 +17,6 @@ _RST_UNDERLINE = re.compile(r"^([=\-~^\"'+*#])\1{2,}\s*$")
 _DEFINITION = re.compile(r"^(?:async\s+def|def|class|func|fn|function|interface|struct)\s+(\w+)")
 _FENCE = re.compile(r"^\s*(```|~~~)")
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？；\n])")
-
-MARKDOWN_SUFFIXES = frozenset({".md", ".markdown", ".txt"})
-RST_SUFFIXES = frozenset({".rst"})
-CODE_SUFFIXES = frozenset({".py", ".js", ".ts", ".go", ".rs", ".java", ".c", ".h", ".cpp", ".sh"})
-SUFFIXES = MARKDOWN_SUFFIXES | RST_SUFFIXES | CODE_SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)

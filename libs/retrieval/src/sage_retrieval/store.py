@@ -2,48 +2,43 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
-import re
 import secrets
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
+from threading import Lock, RLock
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from sage_contracts.chat import Passage
-from sage_contracts.errors import InvalidRequestError, NotFoundError
-from sage_contracts.home import write_whole
+from sage_contracts.errors import ConflictError, InvalidRequestError, NotFoundError, StorageFullError
+from sage_contracts.home import sync_path, write_whole
+from sage_contracts.indexes import (
+    IndexCard,
+    IndexDocument,
+    PutIndexRequest,
+    is_index_name,
+    patterns,
+    require_index_name,
+)
 from sage_retrieval import documents
 from sage_retrieval.index import Index
-from sage_retrieval.splitting import Piece, split
+from sage_retrieval.splitting import split
 
 logger = logging.getLogger(__name__)
 
 DOCS_INDEX = "docs-public"
 _MANIFEST = "index.json"
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-
-
-class IndexCard(BaseModel):
-    """What is known of an index: its manifest on disk, and one entry of the list."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    id: str
-    object: str = "sage.index"
-    created_at: int
-    passages: int
-    source: str
-    """The folder it was read from."""
-    generation: str
-    """The subfolder with the data of this build."""
-    fingerprint: str
-    """Of names, sizes and times of the files; another one means that they changed."""
+_SENT = "documents.json"
+# Where a generation is written before it is complete; no index can have these names.
+_INCOMING = ".incoming"
+_REBUILT = ".rebuilt"
 
 
 @dataclass(slots=True)
@@ -54,7 +49,9 @@ class IndexStore:
     docs_dir: Path | None = None
     """Where docs-public is read from; None finds the project's own documentation."""
     _loaded: dict[str, tuple[str, Index]] = field(default_factory=dict)
-    _lock: Lock = field(default_factory=Lock)
+    _lock: RLock = field(default_factory=RLock)
+    _put_lock: Lock = field(default_factory=Lock)
+    """Held for as long as an index takes to build; searches go on meanwhile."""
     _is_docs_fresh: bool = False
 
     def cards(self) -> list[IndexCard]:
@@ -69,98 +66,165 @@ class IndexStore:
     def search(self, name: str, question: str, limit: int = 4) -> list[Passage]:
         """The best passages of an index, building docs-public at first use.
 
-        Raises: NotFoundError, listing the names there are; InvalidRequestError when there are no documents.
+        Raises: NotFoundError, listing the names there are; InvalidRequestError when there are no documents;
+        ConflictError: damaged beyond repair.
         """
         with self._lock:
             index = self._open(name)
         return index.search(question, limit)
 
-    def ingest(self, name: str, folder: Path) -> IndexCard:
-        """Read a folder into an index, replacing the one of that name.
+    def put(self, name: str, sent: Sequence[IndexDocument]) -> IndexCard:
+        """Make an index of documents, in place of the one of that name, which answers until this is whole.
 
-        Raises: InvalidRequestError when the name is no name or the folder has no text.
+        Raises: InvalidRequestError: no name, or no text; ConflictError: docs-public; StorageFullError.
         """
-        if not _NAME.match(name):
-            raise InvalidRequestError(
-                f"{name!r} is no name for an index: letters, digits, dot, dash and underscore, 64 at most.",
-                param="name",
-            )
-        if not folder.is_dir():
-            raise InvalidRequestError(f"{folder} is no folder that can be read here.", param="path")
-        return self._write(name, folder, documents.files_in(folder))
+        _require_own(name)
+        with self._put_lock:
+            return self._write(name, sent, self.folder / _INCOMING)
+
+    def remove(self, name: str) -> None:
+        """Raises: InvalidRequestError: no name; ConflictError: docs-public; NotFoundError."""
+        _require_own(name)
+        with self._lock:
+            if not (self.folder / name).is_dir():
+                raise self._unknown(name)
+            (self.folder / name / _MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+            self._loaded.pop(name, None)
 
     def _open(self, name: str) -> Index:
-        if name == DOCS_INDEX and not self._is_docs_fresh:
-            self._refresh_docs()
         card = self._card(name)
+        if name == DOCS_INDEX and (card is None or not self._is_docs_fresh):
+            card = self._refresh_docs()
         if card is None:
-            raise NotFoundError(
-                f"There is no index {name!r}. Indexes: {', '.join(self.names())}.",
-                param="index",
-                source="retrieval",
-            )
+            raise self._unknown(name)
         generation, index = self._loaded.get(name, ("", None))
         if index is None or generation != card.generation:
             try:
                 index = Index.load(self.folder / name / card.generation)
             except (OSError, ValueError, TypeError, EOFError) as error:
-                logger.warning("index %s is damaged (%s): reading %s again", name, error, card.source)
-                return self._rebuild(name, Path(card.source))
+                logger.warning("index %s is damaged (%s): building it again", name, error)
+                return self._rebuild(name, card.generation)
             self._loaded[name] = (card.generation, index)
         return index
 
-    def _rebuild(self, name: str, source: Path) -> Index:
+    def _rebuild(self, name: str, generation: str) -> Index:
         if name == DOCS_INDEX:
             root = documents.docs_root(self.docs_dir)
-            self._write(name, root, documents.docs_files(root))
+            self._write_docs(root, documents.docs_files(root))
         else:
-            self.ingest(name, source)
+            try:
+                kept = (self.folder / name / generation / _SENT).read_bytes()
+                sent = PutIndexRequest.model_validate_json(kept).documents
+            except (OSError, ValidationError) as error:
+                raise ConflictError(
+                    f"The index {name!r} is damaged, and so are the documents that it was made of: add them "
+                    "again, or remove it.",
+                    param="index",
+                    source="retrieval",
+                ) from error
+            self._write(name, sent, self.folder / _REBUILT)
         return self._loaded[name][1]
 
-    def _refresh_docs(self) -> None:
+    def _refresh_docs(self) -> IndexCard:
         """Build docs-public unless what is on disk was made from these very files."""
         root = documents.docs_root(self.docs_dir)
         files = documents.docs_files(root)
         card = self._card(DOCS_INDEX)
         if card is None or card.fingerprint != _fingerprint(root, files):
-            self._write(DOCS_INDEX, root, files)
+            card = self._write_docs(root, files)
         self._is_docs_fresh = True
+        return card
 
-    def _write(self, name: str, root: Path, files: list[Path]) -> IndexCard:
-        pieces: list[Piece] = []
-        for path in files:
-            text = path.read_text(encoding="utf-8", errors="replace")
-            pieces.extend(split(path.relative_to(root).as_posix(), text))
+    def _write_docs(self, root: Path, files: list[Path]) -> IndexCard:
+        read = [
+            IndexDocument(
+                path=path.relative_to(root).as_posix(),
+                text=path.read_text(encoding="utf-8", errors="replace"),
+            )
+            for path in files
+        ]
+        return self._write(
+            DOCS_INDEX, read, self.folder / _REBUILT, source=str(root), fingerprint=_fingerprint(root, files)
+        )
+
+    def _write(
+        self,
+        name: str,
+        read: Sequence[IndexDocument],
+        unfinished: Path,
+        *,
+        source: str = "",
+        fingerprint: str = "",
+    ) -> IndexCard:
+        pieces = [piece for document in read for piece in split(document.path, document.text)]
         if not pieces:
+            where = f"{source} has" if source else "The documents have"
             raise InvalidRequestError(
-                f"{root} has no text to index: looked for {', '.join(documents.patterns())}.", param="path"
+                f"{where} no text to index: looked for {', '.join(patterns())}.", param="documents"
             )
         card = IndexCard(
             id=name,
             created_at=int(time.time()),
+            files=len(read),
             passages=len(pieces),
-            source=str(root),
+            source=source,
             generation=f"g-{secrets.token_hex(6)}",
-            fingerprint=_fingerprint(root, files),
+            fingerprint=fingerprint,
         )
-        home = self.folder / name
         index = Index.build(pieces)
-        index.save(home / card.generation)
-        # The manifest is the switch: until it is renamed into place, readers keep the old generation.
-        write_whole(home / _MANIFEST, card.model_dump_json(indent=2))
-        for old in home.glob("g-*"):
-            if old.name != card.generation:
-                shutil.rmtree(old, ignore_errors=True)
-        self._loaded[name] = (card.generation, index)
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+        try:
+            if not source:
+                # There is no folder to read again when the scores are damaged.
+                write_whole(unfinished / _SENT, PutIndexRequest(documents=list(read)).model_dump_json())
+            index.save(unfinished)
+            self._switch(card, index, unfinished)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StorageFullError(f"There is no room for the index {name!r}: {error}") from error
+            raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
         return card
 
+    def _switch(self, card: IndexCard, index: Index, complete: Path) -> None:
+        home = self.folder / card.id
+        with self._lock:
+            home.mkdir(exist_ok=True)
+            complete.rename(home / card.generation)
+            sync_path(home)
+            # The manifest is the switch: until it is renamed into place, readers keep the old generation.
+            write_whole(home / _MANIFEST, card.model_dump_json(indent=2))
+            for old in home.glob("g-*"):
+                if old.name != card.generation:
+                    shutil.rmtree(old, ignore_errors=True)
+            self._loaded[card.id] = (card.generation, index)
+
     def _card(self, name: str) -> IndexCard | None:
-        if not _NAME.match(name):
+        if not is_index_name(name):
             return None
         try:
             return IndexCard.model_validate_json((self.folder / name / _MANIFEST).read_text())
         except (OSError, ValidationError):
             return None
+
+    def _unknown(self, name: str) -> NotFoundError:
+        return NotFoundError(
+            f"There is no index {name!r}. Indexes: {', '.join(self.names())}.",
+            param="index",
+            source="retrieval",
+        )
+
+
+def _require_own(name: str) -> None:
+    require_index_name(name)
+    if name == DOCS_INDEX:
+        raise ConflictError(
+            f"{DOCS_INDEX} is the project's own documentation, and can be neither replaced nor removed: "
+            "choose another name.",
+            param="name",
+        )
 
 
 def _fingerprint(root: Path, files: list[Path]) -> str:

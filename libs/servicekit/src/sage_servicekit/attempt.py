@@ -28,7 +28,7 @@ from sage_contracts.errors import (
 )
 from sage_contracts.home import write_whole
 from sage_contracts.workers import ClaimRequest, MergeClaim, Outcome, TrainClaim
-from sage_servicekit.children import Child, tail
+from sage_servicekit.children import Child, begin_log, tail
 from sage_servicekit.machine import Device
 from sage_servicekit.settings import WorkerSettings
 from sage_servicekit.worker import OrchestratorLink, claim, until_accepted
@@ -196,7 +196,7 @@ class Attempt(ABC, Generic[Claim, Message]):
         name = f"{self.verb}-{self._work_id}"
         spec_path = self._post.settings.home.run / f"{name}-{self._claim.attempt}.json"
         write_whole(spec_path, spec.model_dump_json(indent=1))
-        self._log_start = self._log_path.stat().st_size if self._log_path.exists() else 0
+        self._log_start = begin_log(self._log_path)
         try:
             with self._spawn(spec_path) as child:
                 self._pump(child)

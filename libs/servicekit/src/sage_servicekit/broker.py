@@ -50,6 +50,23 @@ def _folders(settings: ServiceSettings) -> dict[str, Any]:
     }
 
 
-def ring(app: Any, task: str, argument: str) -> None:
-    """Send a doorbell: the id alone. Raises the broker's error when it cannot be delivered."""
+MOST_WAITING = 50
+"""Doorbells in a queue. Redis has room for more, but lets no worker start once it is full; and of bells that
+nobody needs any more, a worker answers one or two a second before it comes to a new one."""
+
+
+def ring(app: Any, task: str, argument: str) -> bool:
+    """Send a doorbell: the id alone. False: the workers have enough of them to answer, and none was sent.
+
+    Raises the broker's error when it cannot be delivered.
+    """
+    if _waiting(app, app.conf.task_routes[task]["queue"]) >= MOST_WAITING:
+        return False
     app.send_task(task, args=[argument], retry=True)
+    return True
+
+
+def _waiting(app: Any, queue: str) -> int:
+    # On a connection of its own: those that Celery keeps may be broken since, and sending repairs them.
+    with app.connection_for_write() as connection, connection.channel() as channel:
+        return int(channel.queue_declare(queue).message_count)

@@ -25,6 +25,8 @@ from typing import IO, Self
 _MAX_LINE_BYTES = 1_000_000
 _MAX_LINES = 10_000
 """Received at once, so that a chattering child cannot keep its parent from anything else."""
+MAX_LOG_BYTES = 10_000_000
+"""A larger log is set aside when a child starts, in place of the one that was before."""
 _POLL_S = 0.2
 """How long an ended child may go unnoticed while it says nothing."""
 
@@ -37,6 +39,7 @@ class Child:
     ) -> None:
         """Raises: OSError when the program cannot be started or the log not written."""
         log_path.parent.mkdir(parents=True, exist_ok=True)
+        begin_log(log_path)
         with log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
@@ -156,6 +159,21 @@ def end_with_parent() -> queue.SimpleQueue[bytes]:
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
     return orders
+
+
+def begin_log(path: Path) -> int:
+    """Where a child's words will begin in its log, behind what is there; a log that is large is set aside.
+
+    Raises: OSError.
+    """
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return 0
+    if size <= MAX_LOG_BYTES:
+        return size
+    path.replace(path.with_name(f"{path.name}.1"))
+    return 0
 
 
 def append_output_to(path: Path) -> None:

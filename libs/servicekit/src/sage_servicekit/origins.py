@@ -57,8 +57,10 @@ def is_of_this_machine(host: str) -> bool:
     if found is None:
         return False
     name = found[1] or found[2].rstrip(".")
-    own = socket.gethostname().lower()
-    if name.rpartition(".")[2] in _PRIVATE or name in (own, own.partition(".")[0]):
+    if name.rpartition(".")[2] in _PRIVATE or name == socket.gethostname().lower():
+        return True
+    # Nobody can register a name without a dot: it is of this machine's network, as those of containers are.
+    if found[2] and name and "." not in name:
         return True
     try:
         ipaddress.ip_address(name)

@@ -23,6 +23,8 @@ class ServiceSettings(BaseSettings):
         default_factory=lambda: Path("~/.sage"), validation_alias=AliasChoices("SAGE_HOME", "home_dir")
     )
     host: str = "127.0.0.1"
+    published_on: str = ""
+    """The machine's address that leads to a container, which itself listens on all its own; empty: `host`."""
     log_level: str = "INFO"
     orchestrator_url: str = "http://127.0.0.1:8081"
     gateway_url: str = "http://127.0.0.1:8080"
@@ -46,11 +48,12 @@ class ServiceSettings(BaseSettings):
 
     @property
     def is_local(self) -> bool:
-        """Whether the service is for its own machine alone, by the address that it listens on."""
+        """Whether the service is for its own machine alone, by the address that leads to it."""
+        address = self.published_on or self.host
         try:
-            return ipaddress.ip_address(self.host).is_loopback
+            return ipaddress.ip_address(address.strip("[]")).is_loopback
         except ValueError:
-            return self.host.lower() == "localhost"
+            return address.lower() == "localhost"
 
     @property
     def internal_headers(self) -> dict[str, str]:

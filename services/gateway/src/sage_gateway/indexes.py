@@ -1,20 +1,45 @@
-"""GET /v1/sage/indexes: what `index` in a chat request may name."""
+"""/v1/sage/indexes: what `index` in a chat request may name, and the ones that people add."""
 
 from __future__ import annotations
 
 import asyncio
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from starlette.requests import ClientDisconnect
 
-from sage_contracts.paging import ListPage
-from sage_retrieval.store import IndexCard, IndexStore
+from sage_contracts.errors import InvalidRequestError
+from sage_contracts.indexes import IndexCard, PutIndexRequest
+from sage_contracts.paging import Deleted, ListPage
+from sage_retrieval.store import IndexStore
 
 
 def make_router(indexes: IndexStore) -> APIRouter:
     router = APIRouter(tags=["retrieval"])
+    # Each that waited for its turn in a thread would keep that thread from the searches.
+    one_at_a_time = asyncio.Lock()
 
     @router.get("/v1/sage/indexes")
     async def list_indexes() -> ListPage[IndexCard]:
         return ListPage(data=await asyncio.to_thread(indexes.cards))
+
+    # Its documents come with the request: what is a folder to the sender need not be one here.
+    @router.put("/v1/sage/indexes/{name}")
+    async def put_index(name: str, request: Request) -> IndexCard:
+        try:
+            body = await request.body()
+        except ClientDisconnect as error:
+            raise InvalidRequestError("The request ended before its body did.") from error
+
+        def put() -> IndexCard:
+            # Not as a parameter of FastAPI's: to parse many megabytes would hold up every other request.
+            return indexes.put(name, PutIndexRequest.model_validate_json(body).documents)
+
+        async with one_at_a_time:
+            return await asyncio.to_thread(put)
+
+    @router.delete("/v1/sage/indexes/{name}")
+    async def delete_index(name: str) -> Deleted:
+        await asyncio.to_thread(indexes.remove, name)
+        return Deleted(id=name, object="sage.index")
 
     return router

@@ -50,6 +50,8 @@ class Wanted:
     adapter: Adapter | None = None
     merge_reason: str | None = None
     """Why the engine cannot load the adapter: its merged weights have to be made first."""
+    turn_end_ids: tuple[int, ...] = ()
+    """Where its answers end, beside where its base's do."""
 
     @property
     def rank(self) -> int:
@@ -62,6 +64,10 @@ class Wanted:
 
 def locate(model: ResolvedModel, home: Home, kind: Kind) -> Wanted:
     """Hold what the orchestrator resolved against this machine and engine. Raises: ModelNotFoundError."""
+    return replace(_located(model, home, kind), turn_end_ids=tuple(model.turn_end_ids))
+
+
+def _located(model: ResolvedModel, home: Home, kind: Kind) -> Wanted:
     if model.adapter_path is None:
         base = _base(model.base_model, home)
         # A model tuned in full is its own base.

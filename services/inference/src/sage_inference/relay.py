@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -76,9 +76,14 @@ class Call:
         """Whether the answer may be a call of a tool."""
         return bool(self.fields.get("tools")) and self.fields.get("tool_choice") != "none"
 
-    def for_engine(self, model: str) -> bytes:
-        """The same request with the name that the engine knows."""
-        return json.dumps(self.fields | {"model": model}, ensure_ascii=False).encode()
+    def for_engine(self, model: str, turn_end_ids: Sequence[int] = ()) -> bytes:
+        """The same request with the name that the engine knows, and where the model's answers end."""
+        fields = self.fields | {"model": model}
+        asked = fields.get("stop_token_ids") or []
+        # What is no list is the engine's to refuse; and who ignores the base's own end ignores these.
+        if turn_end_ids and isinstance(asked, list) and not fields.get("ignore_eos"):
+            fields["stop_token_ids"] = [*asked, *(end for end in turn_end_ids if end not in asked)]
+        return json.dumps(fields, ensure_ascii=False).encode()
 
 
 class Answer(Response):
@@ -177,7 +182,7 @@ class Answer(Response):
         request = client.build_request(
             "POST",
             self._path,
-            content=self._call.for_engine(grant.model),
+            content=self._call.for_engine(grant.model, self._wanted.turn_end_ids),
             headers={"content-type": "application/json", "accept-encoding": "identity"},
             timeout=timeout,
         )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
@@ -28,6 +28,7 @@ class Database:
     def __init__(self, url: str) -> None:
         self.engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
         self._read, self._write = self.engine, self.engine
+        self._lock: IO[str] | None = None
         if self.engine.dialect.name == "sqlite":
             _prepare_sqlite(self.engine)
             # A transaction that reads first and writes later cannot be upgraded while another one writes:
@@ -54,14 +55,39 @@ class Database:
             else:
                 self._upgrade_postgresql()
 
+    def hold(self) -> None:
+        """Keep other orchestrators from a database on SQLite until this is closed or its process is gone.
+
+        Raises: ConflictError: another one has it.
+        """
+        if self.engine.dialect.name != "sqlite":
+            return
+        path = self._beside("lock")
+        lock = path.open("w")
+        try:
+            # The kernel drops it with the process, however that ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise ConflictError(
+                f"Another orchestrator writes to {self.engine.url.database} ({path} is locked); only one may."
+                " Stop it (`sage down`, `docker compose down`), or set SAGE_HOME to another place."
+            ) from None
+        self._lock = lock
+
     def close(self) -> None:
         self.engine.dispose()
+        if self._lock is not None:
+            self._lock.close()
 
     def _upgrade_sqlite(self) -> None:
+        with _file_lock(self._beside("migrate")), self.engine.connect() as connection:
+            _run_migrations(connection)
+
+    def _beside(self, ending: str) -> Path:
         database = Path(str(self.engine.url.database))
         database.parent.mkdir(parents=True, exist_ok=True)
-        with _file_lock(database.with_name(f"{database.name}.migrate")), self.engine.connect() as connection:
-            _run_migrations(connection)
+        return database.with_name(f"{database.name}.{ending}")
 
     def _upgrade_postgresql(self) -> None:
         with self.engine.connect() as connection:

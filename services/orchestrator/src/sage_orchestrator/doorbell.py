@@ -9,8 +9,11 @@ from sage_orchestrator.settings import OrchestratorSettings
 
 
 class Doorbell(Protocol):
-    def ring(self, task: str, work_id: str) -> None:
-        """Tell whoever listens that `work_id` waits. Raises: the broker's error when it cannot deliver."""
+    def ring(self, task: str, work_id: str) -> bool:
+        """Tell whoever listens that `work_id` waits; False where so many wait that it has to be done later.
+
+        Raises: the broker's error when it cannot deliver.
+        """
 
 
 class CeleryDoorbell:
@@ -21,10 +24,10 @@ class CeleryDoorbell:
         self._lock = threading.Lock()
         self._celery: Any = None
 
-    def ring(self, task: str, work_id: str) -> None:
+    def ring(self, task: str, work_id: str) -> bool:
         from sage_servicekit import broker
 
         with self._lock:
             if self._celery is None:
                 self._celery = broker.make_celery(self._settings)
-        broker.ring(self._celery, task, work_id)
+        return broker.ring(self._celery, task, work_id)

@@ -179,9 +179,11 @@ def main() -> None:
     # Alembic tells of every table it looks at.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     app = build_app(settings, steady=time.monotonic)
+    database = app.state.orchestrator.database
     try:
+        database.hold()
         # Once here for a message instead of a traceback; the lifespan finds nothing left to do.
-        app.state.orchestrator.database.upgrade()
+        database.upgrade()
     except SageError as error:
         logger.error("%s", error.message)
         sys.exit(1)

@@ -127,8 +127,11 @@ class Sweeper:
                 for row in merges.due(session, now)
                 if self._judge(row, now) is Sweep.RING
             ]
+        full: set[str] = set()
         for task, row, work_id in due:
-            self._ring(task, row, work_id)
+            # What finds no room stays due, so that the queue is filled up as workers empty it.
+            if task not in full and not self._ring(task, row, work_id):
+                full.add(task)
 
     def _judge(self, row: LeasedWork, now: float) -> Sweep:
         # Jobs and merges call these two states by the same names.
@@ -142,9 +145,11 @@ class Sweeper:
         )
         return judge(work, now=now, max_attempts=self.settings.max_attempts)
 
-    def _ring(self, task: str, row: LeasedWork, work_id: str) -> None:
+    def _ring(self, task: str, row: LeasedWork, work_id: str) -> bool:
+        """False: there was no room for it."""
         try:
-            self.doorbell.ring(task, work_id)
+            if not self.doorbell.ring(task, work_id):
+                return False
         except Exception as error:
             # Whatever the broker's client raises: the work is safe in the database, only nobody knows yet.
             logger.warning("doorbell %s(%s) not delivered, ringing again later: %s", task, work_id, error)
@@ -159,6 +164,7 @@ class Sweeper:
                 jobs.change_queued(session, work_id, values, attempt=row.attempt)
             else:
                 merges.change(session, work_id, values, sources=[MergeStatus.QUEUED], attempt=row.attempt)
+        return True
 
     def _take_back_job(self, job_id: str, now: float) -> bool:
         with self.database.write() as session:

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sage.tools.finetune.climbing import advice, read_rungs
+from sage.tools.finetune.hardware import last_memory_words
 from sage.tools.finetune.ladder import RESTARTING, climbed, next_rung
 from sage_contracts.config import OomRung
 from sage_contracts.errors import OutOfMemoryError
@@ -18,7 +19,7 @@ from sage_servicekit.attempt import Ending
 from sage_servicekit.children import describe_exit
 from sage_trainer.folders import has_checkpoint
 
-_ALLOCATION_FAILED = ("bad_alloc", "Cannot allocate memory", "can't allocate memory", "MemoryError")
+_ALLOCATION_FAILED = ("Cannot allocate memory", "can't allocate memory", "MemoryError")
 
 
 class Cause(Enum):
@@ -38,7 +39,7 @@ def cause_of(exit_code: int, log: str, kernel_kills: int | None, unexplained_bef
         # Daemons that watch the memory kill too, and nothing counts what they do: one death may be somebody's
         # hand, two are taken for a lack of memory.
         return Cause.SOMEBODY if kernel_kills == 0 and not unexplained_before else Cause.PROBABLY
-    if exit_code != 0 and any(words in log for words in _ALLOCATION_FAILED):
+    if exit_code != 0 and (last_memory_words(log) or any(words in log for words in _ALLOCATION_FAILED)):
         return Cause.ALLOCATION
     if exit_code < 0:
         return Cause.SIGNAL

@@ -13,13 +13,14 @@ from typing import Any
 
 from sage_contracts.errors import InvalidRequestError
 from sage_inference.transformers_engine.messages import Message, render
+from sage_inference.transformers_engine.progress import Progress
 from sage_inference.transformers_engine.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
     GenerationRequest,
     Outcome,
 )
-from sage_inference.transformers_engine.text import Detokenizer, StopScanner
+from sage_inference.transformers_engine.text import Detokenizer, StopScanner, longest_token
 
 # Without a limit in the request: a model that does not stop must not hold the queue for a whole context.
 _DEFAULT_MAX_TOKENS = 1024
@@ -55,6 +56,8 @@ class Generator:
         self._vocabulary = int(self._base.get_input_embeddings().weight.shape[0])
         positions = getattr(self._base.config, "max_position_embeddings", None) or max_model_len
         self._max_length = min(max_model_len, positions)
+        longest = longest_token(self._tokenizer)
+        self._max_characters = None if longest is None else longest * self._max_length
         self._warm_up()
 
     @property
@@ -114,25 +117,26 @@ class Generator:
         if self._adapters:
             # peft warns when the active adapter goes; another is active by then.
             self._peft.set_adapter(next(iter(self._adapters.values())))
-            self._peft.delete_adapter(key)
-        else:
+        # First, since the base would be handed out with what an active adapter trained as a whole.
+        self._peft.delete_adapter(key)
+        if not self._adapters:
             self._base, self._peft = self._peft.unload(), None
 
     def encode_chat(self, request: ChatCompletionRequest) -> list[Prompt]:
-        """Raises: InvalidRequestError for messages that the model's template refuses."""
+        """Raises: InvalidRequestError for messages that the model's template refuses, or that cannot fit."""
         if not self._tokenizer.chat_template:
             raise InvalidRequestError(
                 "This base model has no chat template: use an instruct model, or /v1/completions.",
                 param="messages",
             )
         text = render(request.messages, self._tokenizer.get_chat_template(), self._in_template)
-        return [Prompt(list(self._tokenizer(text, add_special_tokens=False)["input_ids"]))]
+        return [self._prompt(text, request, add_special_tokens=False)]
 
     def _in_template(self, messages: list[Message]) -> str:
         return str(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
     def encode_text(self, request: CompletionRequest) -> list[Prompt]:
-        """Raises: InvalidRequestError for ids of no token."""
+        """Raises: InvalidRequestError for ids of no token, and for texts that cannot fit."""
         for prompt in request.prompts:
             stray = next((i for i in prompt if isinstance(i, int) and not 0 <= i < self._vocabulary), None)
             if stray is not None:
@@ -141,9 +145,19 @@ class Generator:
                     param="prompt",
                 )
         return [
-            Prompt(list(self._tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else prompt)
+            self._prompt(prompt, request) if isinstance(prompt, str) else Prompt(prompt)
             for prompt in request.prompts
         ]
+
+    def _prompt(self, text: str, request: GenerationRequest, *, add_special_tokens: bool = True) -> Prompt:
+        # Megabytes would take the tokenizer many seconds, and everybody waits in the same line.
+        if self._max_characters is not None and len(text) > self._max_characters:
+            raise InvalidRequestError(
+                f"This model's context is {self._max_length} tokens; the prompt has {len(text)} characters, "
+                "more than these can say. Shorten the prompt.",
+                param=request.prompt_field,
+            )
+        return Prompt(list(self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]))
 
     def require_room(self, prompt: Prompt, request: GenerationRequest) -> None:
         """Raises: InvalidRequestError when the prompt is empty or leaves no room."""
@@ -161,8 +175,10 @@ class Generator:
         Raises: InvalidRequestError when the prompt leaves no room.
         """
         limit = self._limit(len(prompt.ids), request)
-        ends = _token_ids(self._base.generation_config.eos_token_id, self._tokenizer.eos_token_id)
-        progress = _Progress(
+        ends = _token_ids(
+            self._base.generation_config.eos_token_id, self._tokenizer.eos_token_id, request.stop_token_ids
+        )
+        progress = Progress(
             Detokenizer(lambda ids: self._tokenizer.decode(ids, skip_special_tokens=True)),
             StopScanner(request.stop or []),
             ends,
@@ -172,6 +188,8 @@ class Generator:
         torch = self._torch
         if request.seed is not None:
             torch.manual_seed(request.seed)
+        else:
+            torch.seed()  # else what follows another's seed would be as fixed
         ids = torch.tensor([prompt.ids], device=self._device)
         with torch.inference_mode(), self._using(request.model) as model:
             model.generate(
@@ -247,53 +265,6 @@ def _sampling(temperature: float | None, top_p: float | None, top_k: int | None)
         "top_p": top_p,
         "top_k": max(top_k or 0, 0),
     }
-
-
-class _Progress:
-    """Sees each token as it is made, sends its text, and says when to stop."""
-
-    def __init__(
-        self,
-        detokenizer: Detokenizer,
-        scanner: StopScanner,
-        ends: frozenset[int],
-        send: Callable[[str], None],
-        cancelled: threading.Event,
-    ) -> None:
-        self._detokenizer = detokenizer
-        self._scanner = scanner
-        self._ends = ends
-        self._send = send
-        self._cancelled = cancelled
-        self._count = 0
-        self._saw_end = False
-
-    def criterion(self, torch: Any) -> Callable[..., Any]:
-        """In the form that `generate` calls after every token, with ids of shape (1, seq)."""
-
-        def check(input_ids: Any, scores: Any, **_: Any) -> Any:
-            is_over = self._see(int(input_ids[0, -1]))
-            return torch.full((1,), is_over, dtype=torch.bool, device=input_ids.device)
-
-        return check
-
-    def _see(self, token: int) -> bool:
-        self._count += 1
-        if token in self._ends:
-            self._saw_end = True
-            return True
-        self._say(self._scanner.push(self._detokenizer.push(token)))
-        return self._scanner.is_stopped or self._cancelled.is_set()
-
-    def finish(self, prompt_tokens: int) -> Outcome:
-        self._say(self._scanner.push(self._detokenizer.flush()))
-        self._say(self._scanner.flush())
-        is_stop = self._saw_end or self._scanner.is_stopped
-        return Outcome("stop" if is_stop else "length", prompt_tokens, self._count)
-
-    def _say(self, text: str) -> None:
-        if text:
-            self._send(text)
 
 
 def _token_ids(*values: int | list[int] | None) -> frozenset[int]:

@@ -53,6 +53,8 @@ class GenerationRequest(BaseModel):
     """vLLM's extension, like the next one; 0 and -1 take all tokens."""
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     stop: list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    """vLLM's extension: tokens that end the answer beside the model's own."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Literal[1] | None = None
     response_format: dict[str, Any] | None = None

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import sys
-import threading
-from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Response
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from sage_contracts.errors import InvalidRequestError, ModelNotFoundError, NotFoundError, SageError
+from sage_contracts.errors import InvalidRequestError, NotFoundError, SageError
 from sage_inference.reply import EVENT_STREAM, ReplyWriter
-from sage_inference.transformers_engine.generation import Generator, Prompt
+from sage_inference.transformers_engine.engine import SOURCE, Encode, Engine, Names, Waiting
+from sage_inference.transformers_engine.generation import Generator
 from sage_inference.transformers_engine.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -32,103 +29,6 @@ from sage_inference.transformers_engine.protocol import (
 )
 from sage_servicekit import errors
 from sage_servicekit.connection import ClientLeftError, unless_client_leaves
-
-Result = TypeVar("Result")
-Encode = Callable[[Generator], list[Prompt]]
-Said = tuple[int, str | Outcome]
-"""A piece of the answer to the prompt of that index, or how that answer ended."""
-
-_SOURCE = "transformers"
-
-
-@dataclass(frozen=True)
-class Names:
-    """The base's names; the first is the one that answers carry."""
-
-    base: list[str]
-    location: str
-
-
-class Engine:
-    """One thread owns the model; everything asked of it waits in one line, first come, first served."""
-
-    def __init__(self, generator: Generator, thread: ThreadPoolExecutor, names: Names) -> None:
-        self.names = names
-        self._generator = generator
-        self._thread = thread
-
-    async def run(self, work: Callable[[Generator], Result]) -> Result:
-        """Do something with the model when it is its turn."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._generator)
-
-    def cards(self) -> list[dict[str, Any]]:
-        base = [
-            {"id": name, "object": "model", "owned_by": _SOURCE, "root": self.names.location, "parent": None}
-            for name in self.names.base
-        ]
-        parent = self.names.base[0]
-        return base + [
-            {"id": name, "object": "model", "owned_by": _SOURCE, "root": name, "parent": parent}
-            for name in self._generator.adapters
-        ]
-
-    def require_model(self, name: str) -> None:
-        """Raises: ModelNotFoundError."""
-        if name not in self.names.base and name not in self._generator.adapters:
-            raise ModelNotFoundError(f"The model `{name}` does not exist.", param="model")
-
-    async def answer(self, request: GenerationRequest, encode: Encode) -> AsyncGenerator[Said, None]:
-        """Text as it comes, and each prompt's outcome. Closing it early ends the generation.
-
-        Raises: InvalidRequestError, before the first text.
-        """
-        loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[Said | BaseException | None] = asyncio.Queue()
-        cancelled = threading.Event()
-
-        def put(item: Said | BaseException | None) -> None:
-            loop.call_soon_threadsafe(pieces.put_nowait, item)
-
-        def work(generator: Generator) -> None:
-            # Those who left while they waited in line cost nothing.
-            if cancelled.is_set():
-                return
-            try:
-                _answer_all(generator, encode(generator), request, put, cancelled)
-                put(None)
-            except Exception as error:
-                put(error)
-
-        turn = asyncio.ensure_future(self.run(work))
-        try:
-            while True:
-                item = await pieces.get()
-                if isinstance(item, BaseException):
-                    raise item
-                if item is None:
-                    return
-                yield item
-        finally:
-            cancelled.set()
-            turn.cancel()
-
-
-def _answer_all(
-    generator: Generator,
-    prompts: list[Prompt],
-    request: GenerationRequest,
-    put: Callable[[Said], None],
-    cancelled: threading.Event,
-) -> None:
-    for prompt in prompts:
-        generator.require_room(prompt, request)
-    for index, prompt in enumerate(prompts):
-
-        def say(text: str, index: int = index) -> None:
-            put((index, text))
-
-        if not cancelled.is_set():
-            put((index, generator.generate(prompt, request, say, cancelled)))
 
 
 class Completion(Response):
@@ -151,7 +51,7 @@ class Completion(Response):
         self._shape = Shape(request.model, is_chat)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = ReplyWriter(send, _SOURCE)
+        reply = ReplyWriter(send, SOURCE)
         answering = self._stream(reply) if self._request.stream else self._whole(reply)
         with suppress(ClientLeftError):
             await unless_client_leaves(receive, answering)
@@ -161,7 +61,11 @@ class Completion(Response):
         outcomes: list[Outcome] = []
         try:
             async with aclosing(self._engine.answer(self._request, self._encode)) as answer:
-                async for index, item in answer:
+                async for said in answer:
+                    if isinstance(said, Waiting):
+                        await reply.comment(str(said))
+                        continue
+                    index, item = said
                     await reply.start(200, EVENT_STREAM)
                     if isinstance(item, Outcome):
                         outcomes.append(item)
@@ -180,7 +84,10 @@ class Completion(Response):
         text = ""
         try:
             async with aclosing(self._engine.answer(self._request, self._encode)) as answer:
-                async for _, item in answer:
+                async for said in answer:
+                    if isinstance(said, Waiting):
+                        continue
+                    _, item = said
                     if isinstance(item, Outcome):
                         texts.append(text)
                         outcomes.append(item)
@@ -202,7 +109,7 @@ def _known(error: Exception) -> SageError:
 
 def build_app(engine: Engine) -> FastAPI:
     app = FastAPI(title="transformers engine")
-    errors.install(app, _SOURCE)
+    errors.install(app, SOURCE)
 
     @app.get("/health")
     async def health() -> Response:

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 # A character has at most four bytes, and a token at least one: more than this is no character in the making.
 _MAX_PENDING = 4
+# White space, a rare character and one of four bytes: what tokenizers that lose text lose.
+_PROBE = "a  b\n\n\tc 龘 é 🌻"
+
+
+def longest_token(tokenizer: Any) -> int | None:
+    """The most characters that a token stands for; None where any text may become a single token.
+
+    As the vocabulary spells them, byte by byte for some, tokens are never shorter than what they stand for.
+    """
+    ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+    if tokenizer.decode(ids, clean_up_tokenization_spaces=False) != _PROBE:
+        return None
+    return max(len(token) for token in tokenizer.get_vocab())
 
 
 class Detokenizer:

@@ -125,10 +125,11 @@ def begun_and_unfinished(session: Session, *, besides: str) -> list[str]:
 
 
 def wake_same_name(session: Session, name: str, now: float) -> None:
-    """The name's folder is free: whoever waited for it may start."""
+    """The name's folder is free: who has waited longest for it may start, and its end wakes the next."""
+    waiting = (JobRow.name == name) & (JobRow.status == JobStatus.QUEUED.value)
     session.execute(
         update(JobRow)
-        .where(JobRow.name == name, JobRow.status == JobStatus.QUEUED.value)
+        .where(JobRow.seq == select(func.min(JobRow.seq)).where(waiting).scalar_subquery())
         .values(ring_at=now)
         .execution_options(synchronize_session=False)
     )

@@ -199,6 +199,8 @@ class JobService:
                 values = ended_values(now) if target.is_terminal else {"ring_at": None}
                 jobs.transition(session, job_id, target, values, sources=[status])
                 ledger.release(session, ledger.training_holder(job_id), now)
+                if status is JobStatus.QUEUED and not jobs.is_name_running(session, row.name, besides=job_id):
+                    jobs.wake_same_name(session, row.name, now)  # it may have been the one that was woken
                 jobs.add_event(session, job_id, now, f"Job {target.value}")
             elif status is not target:
                 raise ConflictError(f"{job_id} is {status.value}: it cannot become {target.value}.")
@@ -282,11 +284,13 @@ class JobService:
     def _check(self, row: JobRow, uploads: list[FileRow]) -> None:
         method = str(row.config.get("method", "sft"))
         for upload in uploads:
+            is_held_out = upload.id != row.training_file
             try:
                 path, model = self._home.resolve(upload.path), str(row.config["model_name"])
-                check_data(path, upload.filename, Task(row.task), method, model, self._home)
+                task, name = Task(row.task), upload.filename
+                check_data(path, name, task, method, model, self._home, is_held_out=is_held_out)
             except InvalidDataError as error:
-                error.param = "training_file" if upload.id == row.training_file else "validation_file"
+                error.param = "validation_file" if is_held_out else "training_file"
                 raise
 
     def _fail_validation(self, job_id: str, error: SageError) -> None:

@@ -150,6 +150,8 @@ def _resolved(row: VersionRow) -> ResolvedModel:
         adapter_path=row.adapter_path or None,
         merged_path=row.merged_path,
         max_lora_rank=next((rank for rank in _SERVED_RANKS if rank >= row.lora_rank), row.lora_rank),
+        # As our trainers record it; versions of before, and those of others' trainers, have none.
+        turn_end_ids=row.meta.get("turn_end_ids", []),
     )
 
 

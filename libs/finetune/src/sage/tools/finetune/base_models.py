@@ -55,6 +55,23 @@ def base_info(folder: Path) -> dict[str, Any]:
     return info if isinstance(info, dict) else {}
 
 
+def hub_name(name: str, folder: Path) -> str | None:
+    """What others find the base model by that `name` has led to; None for a user's own folder."""
+    info = base_info(folder)
+    origin, _, source = str(info.get("source", "")).partition(":")
+    if origin == "hub" or info.get("upstream"):
+        return str(info.get("upstream") or source)
+    # Put there by hand, under the name that a download would have given it.
+    is_by_hand = "/" in name and is_hub_id(name) and folder.name == folder_name(name)
+    return name if is_by_hand else None
+
+
+def hub_revision(folder: Path) -> str | None:
+    """The commit of a base model that was fetched from a hub."""
+    info = base_info(folder)
+    return info.get("revision") if str(info.get("source", "")).startswith("hub:") else None
+
+
 def local_base(name: str, home: Path) -> Path | None:
     """The folder of a base model that is on this machine already."""
     places = (Path(name).expanduser(), home / name, home / "base_models" / folder_name(name))

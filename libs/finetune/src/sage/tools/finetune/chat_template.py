@@ -76,6 +76,11 @@ class ChatTemplate:
     def sha256(self) -> str:
         return sha256(str(self._tokenizer.chat_template).encode()).hexdigest()
 
+    @property
+    def end_tokens(self) -> list[str]:
+        """What ends an assistant's words, in the turns that were rendered so far."""
+        return list(dict.fromkeys(tail.text[slice(*tail.end)] for tail in self._tails))
+
     def rendered(self, conversation: Conversation) -> list[RenderedText]:
         """One text with all learned turns; one more for each turn that the template shows differently later.
 

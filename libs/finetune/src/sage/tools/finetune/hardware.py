@@ -168,6 +168,15 @@ _MEMORY_TEXTS = ("out of memory", "t allocate memory", "Cannot allocate memory",
 _ONEDNN_TEXT = "could not create a primitive"
 """Alone. What it cannot do at all fails earlier, with a `primitive descriptor`."""
 
+_LAST_TEXTS = ("bad_alloc", "Error out of memory at line")
+"""What C++ and bitsandbytes write before they end a process that got no memory."""
+
+
+def last_memory_words(log: str) -> str | None:
+    """The line in which a process that ended without raising anything says that it got no memory."""
+    lines = reversed(log.splitlines())
+    return next((line.strip() for line in lines if any(text in line for text in _LAST_TEXTS)), None)
+
 
 @contextmanager
 def memory_errors() -> Iterator[None]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sage.tools.finetune.base_models import is_hub_id
+from sage.tools.finetune.turn_ends import META_FIELD
 from sage_contracts.config import TrainingConfig
 
 _METHODS = {"sft": "supervised fine-tuning", "dpo": "DPO", "orpo": "ORPO", "kto": "KTO"}
@@ -131,6 +132,8 @@ def _usage(config: TrainingConfig, meta: dict[str, Any], name: str, form: Form) 
             f'base = AutoModelForCausalLM.from_pretrained("{_hub_name(config, meta)}")\n'
             'model = PeftModel.from_pretrained(base, ".")'
         )
+        if ends := meta.get(META_FIELD):
+            load += f"\nmodel.generation_config.eos_token_id = {ends}  # its answers end there"
     return (
         f"With SAGE Finetune:\n\n```bash\nsage chat --backend finetune --finetune-model {name}\n```\n\n"
         f"In Python, in this folder:\n\n```python\n{imports}"

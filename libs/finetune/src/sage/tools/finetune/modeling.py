@@ -9,10 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sage.tools.finetune.base_models import hub_name, hub_revision
 from sage.tools.finetune.hardware import ResolvedPrecision, torch_dtype
+from sage.tools.finetune.quantisation import keep_differentiable, quantisation_of, quantising_errors
+from sage.tools.finetune.trained_biases import train_in_fp32
 from sage_contracts.config import LoRAConfig, TrainingConfig
 from sage_contracts.errors import InvalidRequestError, ModelNotFoundError
 
+_APART, _FUSED = frozenset({"q_proj", "k_proj", "v_proj"}), "qkv_proj"
 _ahead: dict[tuple[Any, ...], Any] = {}
 """At most one tokenizer, by what its folder held when it was read."""
 
@@ -76,35 +80,24 @@ def load_base(base: Path, config: TrainingConfig, device: str, precision: Resolv
     trains_all = config.tuning == "full"
     options: dict[str, Any] = {"dtype": torch_dtype("fp32" if trains_all else precision)}
     if config.load_in_8bit or config.load_in_4bit:
-        options["quantization_config"] = _quantisation(config, precision)
+        options["quantization_config"] = quantisation_of(config, precision)
         options["device_map"] = {"": device}
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(base), **options)
+        with quantising_errors():
+            model = AutoModelForCausalLM.from_pretrained(str(base), **options)
     except (OSError, ValueError) as error:
         raise ModelNotFoundError(
             f"{base} holds no model that can be trained: {error}", param="model"
         ) from error
     if "device_map" not in options:
         model = model.to(device)
+    keep_differentiable(model)
     model.requires_grad_(trains_all)
     model.config.use_cache = False
     if config.gradient_checkpointing:
         # Not reentrant: works although no input of the first layer needs a gradient.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
-
-
-def _quantisation(config: TrainingConfig, precision: ResolvedPrecision) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    if config.load_in_8bit:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=config.bnb_4bit_quant_type,
-        bnb_4bit_use_double_quant=config.bnb_4bit_use_double_quant,
-        bnb_4bit_compute_dtype=torch_dtype(precision),
-    )
 
 
 @contextmanager
@@ -134,7 +127,7 @@ def _ask_anew_for_bitsandbytes() -> None:
 
 
 def add_adapters(model: Any, lora: LoRAConfig) -> Any:
-    """Wrap the model; only adapters train, in fp32 whatever the base is in.
+    """Wrap the model; only adapters train, and biases if so asked, in fp32 whatever the base is in.
 
     Raises: InvalidRequestError when no module has one of the target names.
     """
@@ -153,17 +146,51 @@ def add_adapters(model: Any, lora: LoRAConfig) -> Any:
                 r=lora.r,
                 lora_alpha=lora.lora_alpha,
                 lora_dropout=lora.lora_dropout,
-                target_modules=lora.target_modules,
+                target_modules=_fitting_targets(model, lora.target_modules),
                 bias=lora.bias,
                 use_rslora=lora.use_rslora,
                 use_dora=lora.use_dora,
             )
-            return get_peft_model(model, adapters)
+            adapted = get_peft_model(model, adapters)
     except ValueError as error:
         raise InvalidRequestError(
             f"These adapters do not fit the base model: {error}. Set lora.target_modules to 'all-linear'.",
             param="lora.target_modules",
         ) from error
+    train_in_fp32(adapted)
+    return adapted
+
+
+def _fitting_targets(model: Any, asked: list[str] | str) -> list[str] | str:
+    """Queries, keys and values come out of one layer in some models (Phi-3): who asks for all means that."""
+    layers = {_own_name(name) for name, _ in model.named_modules()}
+    if isinstance(asked, str) or not _APART.issubset(asked) or _APART & layers or _FUSED not in layers:
+        return asked
+    return list(dict.fromkeys(_FUSED if name in _APART else name for name in asked))
+
+
+def unmatched_targets(model: Any) -> str:
+    """A warning that names the targets without a layer in this model, which peft is silent about; or ""."""
+    asked, found = model.peft_config[model.active_adapter].target_modules, model.targeted_module_names
+    missing = sorted(name for name in asked if not any(f".{layer}".endswith(f".{name}") for layer in found))
+    if not missing:
+        return ""
+    there = ", ".join(sorted({_own_name(layer) for layer in found}))
+    return (
+        f"This model has no layer called {', '.join(missing)}, so the adapters are on {there} only. Set "
+        "lora.target_modules to 'all-linear' for every linear layer."
+    )
+
+
+def _own_name(layer: str) -> str:
+    return layer.rpartition(".")[2]
+
+
+def name_base(model: Any, name: str, base: Path) -> None:
+    """Have adapters say what they stand on as others find it; a user's own folder stays a path."""
+    if known := hub_name(name, base):
+        adapters = model.peft_config[model.active_adapter]
+        adapters.base_model_name_or_path, adapters.revision = known, hub_revision(base)
 
 
 def is_quantised(model: Any) -> bool:

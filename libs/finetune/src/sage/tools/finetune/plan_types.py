@@ -63,6 +63,8 @@ class Plan(BaseModel):
     why_preset: str | None = None
     data: str
     counts: TokenCounts
+    length_warning: str = ""
+    """Where rows are longer than what the base model was made for."""
     held_out_rows: int
     steps: int
     tokens_in_all: int

@@ -33,7 +33,8 @@ from sage.tools.finetune.model_size import parameters_of
 from sage.tools.finetune.plan_rows import Report, count_rows
 from sage.tools.finetune.plan_trials import Trials, what_would_fit
 from sage.tools.finetune.plan_types import Plan, PlanSpec, SpreadPlan
-from sage.tools.finetune.preferences.methods import require_fixed_reference
+from sage.tools.finetune.positions import beyond_positions, positions_of
+from sage.tools.finetune.preferences.methods import require_trainable
 from sage.tools.finetune.preferences.splits import prepare_preferences
 from sage.tools.finetune.quickstart import quickstart_overrides
 from sage.tools.finetune.task_data import prepare
@@ -64,7 +65,7 @@ def plan(
     wait_politely()
     home = home or Path(os.environ.get("SAGE_HOME", "~/.sage")).expanduser()
     report("Reading the rows")
-    require_fixed_reference(config)
+    require_trainable(config)
     splits = prepare(config) if config.method == "sft" else prepare_preferences(config)
     base = resolve_base(config.model_name, home, report)
     counts, samples, schedule = count_rows(config, base, splits.train, report)
@@ -79,6 +80,7 @@ def plan(
         config=config,
         data=data,
         counts=counts,
+        length_warning=beyond_positions(min(counts.longest, config.max_length), positions_of(base)),
         held_out_rows=held_out_rows,
         steps=schedule.total_steps,
         tokens_in_all=round(counts.tokens / schedule.rows * _rows_in_all(schedule)),

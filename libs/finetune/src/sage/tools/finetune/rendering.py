@@ -78,6 +78,8 @@ class RenderStats:
     """Rows cut at max_length: their ends carry no loss."""
     dropped: int = 0
     """Rows whose answer began beyond max_length."""
+    longest: int = 0
+    """Tokens of a row after the cut."""
 
 
 class ChatRenderer:
@@ -104,6 +106,11 @@ class ChatRenderer:
     @property
     def template_hash(self) -> str:
         return self._template.sha256
+
+    @property
+    def turn_end_ids(self) -> list[int]:
+        """The tokens that end an assistant's turn, as far as rows were rendered."""
+        return [self._added_ids[token] for token in self._template.end_tokens]
 
     def is_added(self, token: int) -> bool:
         """Whether the token is one of the template's marks rather than a piece of somebody's words."""
@@ -177,6 +184,7 @@ class ChatRenderer:
 
     def _cut(self, text: TokenisedText) -> Sample | None:
         sample = Sample(text.ids, text.labels)
+        self.stats.longest = max(self.stats.longest, min(len(text.ids), self._max_length))
         if len(text.ids) > self._max_length:
             self.stats.truncated += 1
             sample = Sample(text.ids[: self._max_length], text.labels[: self._max_length])

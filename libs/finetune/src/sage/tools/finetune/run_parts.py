@@ -20,12 +20,16 @@ from sage.tools.finetune.modeling import (
     load_tokenizer,
     load_weights,
     make_optimizer,
+    name_base,
     parameter_counts,
+    unmatched_targets,
 )
+from sage.tools.finetune.positions import beyond_positions, positions_of
 from sage.tools.finetune.random_numbers import RandomNumbers
 from sage.tools.finetune.rendering import ChatRenderer, Sample, Samples
 from sage.tools.finetune.row_supply import parts_needed
 from sage.tools.finetune.task_data import Splits
+from sage.tools.finetune.turn_ends import with_turn_ends
 from sage_contracts.config import OomRung, TrainingConfig
 from sage_contracts.errors import InvalidDataError
 
@@ -56,6 +60,7 @@ class RunParts:
         self._warn(note)
         self.tokenizer = load_tokenizer(base)
         self.renderer = ChatRenderer(self.tokenizer, config.max_length)
+        self._positions = positions_of(base)
         torch.manual_seed(config.seed)
         model = load_base(base, config, load_on or self.device, self.precision)
         self.renderer.require_known(model.get_input_embeddings().weight.shape[0])
@@ -64,7 +69,11 @@ class RunParts:
         self._kernels = varlen_attentions(kernels.attention)
         if kernels.has_liger:
             apply_liger(model, self._warn)
-        self.model = model if config.tuning == "full" else add_adapters(model, config.lora)
+        self.model = model
+        if config.tuning == "lora":
+            self.model = add_adapters(model, config.lora)
+            name_base(self.model, config.model_name, base)
+            self._warn(unmatched_targets(self.model))
         self.optimizer, note = make_optimizer(self.model, config, self.device)
         self._warn(note)
         # fp16's range is too small for the gradients of a mean over many tokens.
@@ -102,6 +111,7 @@ class RunParts:
             train.extend(self.renderer.samples(part))
             left -= len(part)
         held = self.renderer.samples(splits.validation)
+        self.stop_at_turn_ends()
         stats = self.renderer.stats
         if stats.truncated:
             left_out = f"; {stats.dropped} lost their whole answer and are left out" if stats.dropped else ""
@@ -112,7 +122,17 @@ class RunParts:
             raise InvalidDataError(
                 f"No row has an answer within max_length={self._config.max_length} tokens. Raise max_length."
             )
+        self.tell_positions()
         return train, held, left
+
+    def tell_positions(self) -> None:
+        """Warn where the rows rendered so far are longer than what the base model was made for."""
+        self._warn(beyond_positions(self.renderer.stats.longest, self._positions))
+
+    def stop_at_turn_ends(self) -> None:
+        """Have the model stop where the rendered rows teach it to: its base may stop at other tokens only."""
+        generation = self.model.generation_config
+        generation.eos_token_id = with_turn_ends(generation.eos_token_id, self.renderer.turn_end_ids)
 
     def loss(self, samples: Sequence[Sample]) -> LossFunction:
         """The fast loss, when it is exact for this model."""

@@ -9,11 +9,12 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from sage.tools.finetune.base_models import base_info
+from sage.tools.finetune.base_models import base_info, hub_name
 from sage.tools.finetune.callbacks import perplexity
 from sage.tools.finetune.ladder import Rung
 from sage.tools.finetune.outputs import package_versions
 from sage.tools.finetune.run_parts import RunParts
+from sage.tools.finetune.turn_ends import META_FIELD
 from sage_contracts.config import TrainingConfig
 
 Metrics = dict[str, float | int | None]
@@ -42,13 +43,14 @@ class RunRecord:
             "base_model_name": config.model_name,
             "base_revision": info.get("revision"),
             "base_licence": info.get("license"),
-            "base_upstream": info.get("upstream"),
+            "base_upstream": hub_name(config.model_name, base),
             "task": config.task.value,
             "tuning": config.tuning,
             "preset": config.preset.value if config.preset else None,
             "data": self.splits.description,
             "data_sha256": self.splits.fingerprint(),
             "chat_template_sha256": parts.renderer.template_hash,
+            META_FIELD: parts.renderer.turn_end_ids,
             "train_rows": train_rows,
             "held_out_rows": held_out_rows,
             "truncated_rows": parts.renderer.stats.truncated,

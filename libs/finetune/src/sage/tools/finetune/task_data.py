@@ -13,11 +13,13 @@ from random import Random
 from typing import Any, Generic, TypeVar
 
 from sage.tools.finetune.code_data import SOURCE_SUFFIXES, CodePair, build_code_pairs, split_by_module
+from sage.tools.finetune.code_data.readings import Readings
 from sage.tools.finetune.code_data.source_files import own_files, source_files
 from sage.tools.finetune.data import Conversation, RowError, load_conversations, load_rows
 from sage.tools.finetune.data.formats import match
 from sage.tools.finetune.data.layout import is_data_name
-from sage.tools.finetune.data.report import conversation_key, row_key, with_notes
+from sage.tools.finetune.data.report import with_notes
+from sage.tools.finetune.data.row_keys import conversation_key, row_key
 from sage.tools.finetune.data.sources import data_files
 from sage.tools.finetune.registry import Registry
 from sage_contracts.config import TASKS_GROUP, Task, TrainingConfig
@@ -94,10 +96,11 @@ def prepare(
     if path is None:
         splits = TASKS.get(config.task.value)(config)
     elif is_source_tree(config.task, path):
-        splits = _split_code(
-            build_code_pairs(path, config.code_kinds), config, f"functions of {path.absolute().name}"
-        )
-        splits.description = with_notes(splits.description, left_out_rows(path))
+        readings = Readings()
+        pairs = build_code_pairs(path, config.code_kinds, readings=readings)
+        splits = _split_code(pairs, config, f"functions of {path.absolute().name}")
+        notes = [*readings.notes(path), *left_out_rows(path)]
+        splits.description = with_notes(splits.description, notes)
     else:
         splits = _from_files(config, path, validation_path)
     return _limited(splits, config)

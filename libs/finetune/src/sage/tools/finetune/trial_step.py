@@ -18,7 +18,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from sage.tools.finetune.callbacks import TrainingCallback
-from sage.tools.finetune.hardware import memory_errors, peak_memory_bytes, wait_politely
+from sage.tools.finetune.hardware import (
+    last_memory_words,
+    memory_errors,
+    peak_memory_bytes,
+    wait_politely,
+)
 from sage.tools.finetune.lifeline import die_first, end_with_parent
 from sage.tools.finetune.preferences.samples import PairSample, RatedSample
 from sage.tools.finetune.rendering import Sample
@@ -127,7 +132,7 @@ def _end_of_trial(code: int, words: str) -> SageError:
         return OutOfMemoryError(last)
     if code == _DISK_FULL:
         return StorageFullError(last)
-    if code == -signal.SIGKILL or "bad_alloc" in words:
+    if code == -signal.SIGKILL or last_memory_words(words):
         return OutOfMemoryError("The trial was killed, almost certainly because memory had run out.")
     return TrainingFailedError(f"The trial step failed: {last}")
 

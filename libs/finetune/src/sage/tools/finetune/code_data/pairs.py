@@ -10,12 +10,8 @@ from pathlib import Path
 
 from sage.tools.finetune.code_data.functions import SourceFunction, Wanted
 from sage.tools.finetune.code_data.python_source import python_functions
-from sage.tools.finetune.code_data.source_files import (
-    LANGUAGES,
-    UnreadableSourceError,
-    read_source,
-    source_files,
-)
+from sage.tools.finetune.code_data.readings import Readings
+from sage.tools.finetune.code_data.source_files import LANGUAGES, UnreadableSourceError, source_files
 from sage.tools.finetune.code_data.tree_source import has_grammar, tree_functions
 from sage.tools.finetune.data import Conversation, Message
 from sage_contracts.config import CodeKind
@@ -45,11 +41,14 @@ class CodePair:
         return Conversation(self.messages(), f"{self.name} in {self.module}")
 
 
-def build_code_pairs(root: Path | None = None, kinds: Sequence[CodeKind] = ()) -> list[CodePair]:
+def build_code_pairs(
+    root: Path | None = None, kinds: Sequence[CodeKind] = (), *, readings: Readings | None = None
+) -> list[CodePair]:
     """All usable functions below `root` (a folder or one source file), in a fixed order.
 
     Without `kinds` every function is asked for its body: of the standard library (no `root`) those with a
-    docstring, of a tree all. A body that was seen before counts once, whatever is asked about it.
+    docstring, of a tree all. A body that was seen before counts once, whatever is asked about it. How the
+    files were read is noted in `readings`.
     Raises: InvalidDataError when there is no such folder or nothing usable in it.
     """
     source = root.expanduser() if root is not None else Path(sysconfig.get_paths()["stdlib"])
@@ -60,12 +59,13 @@ def build_code_pairs(root: Path | None = None, kinds: Sequence[CodeKind] = ()) -
     files = sorted(source_files(source))
     pairs: list[CodePair] = []
     seen: set[str] = set()
-    unreadable = 0
+    readings = Readings() if readings is None else readings
     for path in files:
+        module = _module_of(path, source, by_package=root is None)
         try:
-            functions = _functions_of(path, _module_of(path, source, by_package=root is None), looked_for)
-        except UnreadableSourceError:
-            unreadable += 1
+            functions = list(_functions_of(path, module, looked_for, readings))
+        except UnreadableSourceError as error:
+            readings.left_out[path] = str(error)
             continue
         for function in functions:
             if function.body not in seen and len(function.body.strip()) >= MIN_BODY_CHARS:
@@ -74,17 +74,20 @@ def build_code_pairs(root: Path | None = None, kinds: Sequence[CodeKind] = ()) -
                     seen.add(function.body)
                     pairs += found
     if not pairs:
-        raise InvalidDataError(_nothing_usable(source, files, wanted, unreadable))
+        raise InvalidDataError(_nothing_usable(source, files, wanted, readings))
     return pairs
 
 
-def _functions_of(path: Path, module: str, wanted: Wanted) -> Iterator[SourceFunction]:
-    text = read_source(path)
+def _functions_of(path: Path, module: str, wanted: Wanted, readings: Readings) -> Iterator[SourceFunction]:
+    """Raises: UnreadableSourceError."""
+    text = readings.text(path)
     if text is None:
         return iter(())
     language = LANGUAGES[path.suffix]
     if language == "Python":
         return python_functions(text, module, wanted)
+    if not has_grammar(language):
+        raise UnreadableSourceError(f"{language} needs tree-sitter and its grammar")
     return tree_functions(text, module, language, wanted)
 
 
@@ -177,7 +180,9 @@ def split_by_module(
     return [p for p in pairs if p.module not in held], [p for p in pairs if p.module in held]
 
 
-def _nothing_usable(source: Path, files: Sequence[Path], kinds: Sequence[CodeKind], unreadable: int) -> str:
+def _nothing_usable(
+    source: Path, files: Sequence[Path], kinds: Sequence[CodeKind], readings: Readings
+) -> str:
     unread = sorted({LANGUAGES[path.suffix] for path in files} - {"Python"})
     missing = [language for language in unread if not has_grammar(language)]
     if missing:
@@ -186,11 +191,9 @@ def _nothing_usable(source: Path, files: Sequence[Path], kinds: Sequence[CodeKin
             "Install them: `make install` in the source tree."
         )
     looked = {0: "no source file", 1: "one source file"}.get(len(files), f"{len(files)} source files")
-    if unreadable:
-        are = "1 of them is" if unreadable == 1 else f"{unreadable} of them are"
-        looked += f" ({are} neither UTF-8 nor in an encoding named in the first lines)"
     documented = "" if {"signature_body", "fill_middle"} & set(kinds) else "documentation and "
     return (
         f"{source} holds {looked} and no function with {documented}a body of {MIN_BODY_CHARS} to "
         f"{MAX_PAIR_CHARS} characters to learn from. Choose a folder with more code in it."
+        + "".join(f" Note: {note}." for note in readings.notes(source))
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections import deque
 from collections.abc import Iterator
 from warnings import catch_warnings, simplefilter
@@ -15,18 +16,27 @@ from sage.tools.finetune.code_data.functions import (
     holds_placeholder,
     usable_gaps,
 )
+from sage.tools.finetune.code_data.source_files import UnreadableSourceError
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def python_functions(text: str, module: str, wanted: Wanted) -> Iterator[SourceFunction]:
-    """Every function with a body to learn; none of text that is not Python of this version."""
+def parse_python(text: str) -> ast.Module:
+    """Raises: UnreadableSourceError for text that is not Python of this version."""
     try:
         with catch_warnings():  # old escapes in somebody's source are not our news
             simplefilter("ignore")
-            tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError):
-        return
+            return ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        version = ".".join(map(str, sys.version_info[:2]))
+        line = getattr(error, "lineno", None)
+        where = f", line {line}" if line else ""
+        raise UnreadableSourceError(f"does not parse as Python {version}{where}") from error
+
+
+def python_functions(text: str, module: str, wanted: Wanted) -> Iterator[SourceFunction]:
+    """Every function with a body to learn. Raises: UnreadableSourceError."""
+    tree = parse_python(text)
     lines = text.split("\n")
     for node in _function_nodes(tree):
         found = _function(node, lines, module, wanted)

@@ -6,7 +6,12 @@ import os
 import re
 import tokenize
 from collections.abc import Iterator
+from contextlib import suppress
+from io import BytesIO, TextIOWrapper
 from pathlib import Path, PurePath
+from typing import NamedTuple
+
+from sage.tools.finetune.data.encodings import encoding_name, possible_encodings
 
 LANGUAGES = {
     ".py": "Python",
@@ -77,32 +82,48 @@ def _is_own_file(path: Path) -> bool:
 
 
 class UnreadableSourceError(Exception):
-    """Bytes that are text in no encoding that is known of them."""
+    """Of which nothing can be learned; the message says why, in few words."""
 
 
-def _text(path: Path) -> str:
-    try:
-        if path.suffix != ".py":
-            return path.read_text(encoding="utf-8-sig")
-        with tokenize.open(path) as stream:  # by its byte-order mark or its coding line, as Python does
-            return stream.read()
-    except (ValueError, SyntaxError, LookupError) as error:
-        raise UnreadableSourceError(f"{path.name}: {error}") from error
+class SourceText(NamedTuple):
+    text: str
+    guessed: str | None
+    """The encoding, where the file is in neither UTF-8 nor the one that it names."""
 
 
-def read_source(path: Path) -> str | None:
+def read_source(path: Path) -> SourceText | None:
     """The text of a file that a person wrote; None for anything else.
 
-    Raises: UnreadableSourceError where its bytes are in neither UTF-8 nor the encoding that they name.
+    Raises: UnreadableSourceError.
     """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             return None
-        text = _text(path)
-    except OSError:
+        source = _source_text(path.read_bytes(), may_name_encoding=path.suffix == ".py")
+    except OSError as error:
+        raise UnreadableSourceError(error.strerror or str(error)) from error
+    if _GENERATED_HEAD.search(source.text, 0, _HEAD_CHARS):
         return None
-    if _GENERATED_HEAD.search(text, 0, _HEAD_CHARS):
+    if path.suffix != ".py" and max(map(len, source.text.split("\n"))) > _MAX_LINE_CHARS:
         return None
-    if path.suffix != ".py" and max(map(len, text.split("\n"))) > _MAX_LINE_CHARS:
-        return None
-    return text
+    return source
+
+
+def _source_text(content: bytes, *, may_name_encoding: bool) -> SourceText:
+    with suppress(ValueError, SyntaxError, LookupError):
+        encoding = (
+            tokenize.detect_encoding(BytesIO(content).readline)[0] if may_name_encoding else "utf-8-sig"
+        )
+        return SourceText(_decoded(content, encoding), None)
+    found = possible_encodings(content, is_whole=True)
+    if len(found) > 1:
+        raise UnreadableSourceError(f"may be {' or '.join(map(encoding_name, found))}")
+    for encoding in found:
+        with suppress(UnicodeDecodeError):
+            return SourceText(_decoded(content, encoding), encoding_name(encoding))
+    raise UnreadableSourceError("no text in an encoding that is known")
+
+
+def _decoded(content: bytes, encoding: str) -> str:
+    """With line breaks as Python's readers give them."""
+    return TextIOWrapper(BytesIO(content), encoding).read()

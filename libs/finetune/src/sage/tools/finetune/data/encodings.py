@@ -86,6 +86,11 @@ def possible_encodings(head: bytes, *, is_whole: bool) -> dict[str, str]:
     return {guess.encoding: word for guess, word in zip(guesses, differing, strict=True)}
 
 
+def encoding_name(encoding: str) -> str:
+    """As people write it: `GB18030`, `EUC-JP`."""
+    return encoding.upper().replace("_", "-")
+
+
 def _wide_without_mark(head: bytes) -> str | None:
     """UTF-32 or UTF-16, told by the first character's zeros."""
     for encoding, width, at in _WIDE:

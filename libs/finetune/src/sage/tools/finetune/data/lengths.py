@@ -44,6 +44,8 @@ class TokenReport(BaseModel):
     answers_cut_off: int
     """Rows whose whole answer lies beyond it: nothing of them would be learned."""
     histogram: list[Bar]
+    positions: int | None = None
+    """What the chosen model was made for, where it says so."""
 
 
 class TokenCounter(Protocol):
@@ -71,8 +73,15 @@ class LengthCounter:
     """
 
     def __init__(
-        self, counter: TokenCounter, frames: Frames, max_length: int, *, is_model_chosen: bool = True
+        self,
+        counter: TokenCounter,
+        frames: Frames,
+        max_length: int,
+        *,
+        is_model_chosen: bool = True,
+        positions: int | None = None,
     ) -> None:
+        self._positions = positions
         self._is_model_chosen = is_model_chosen
         self.refused = 0
         """Rows that a model which nobody chose cannot learn from."""
@@ -125,6 +134,7 @@ class LengthCounter:
             answer_tokens_cut=self._answer_tokens_cut,
             answers_cut_off=self._answers_cut_off,
             histogram=_histogram(ordered, self._max_length),
+            positions=self._positions,
         )
 
     def notes(self) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -40,6 +40,17 @@ class RatedAnswer:
 
 
 Preference = PreferencePair | RatedAnswer
+
+
+def one_kind_fault(kinds: Collection[bool], where: str) -> str | None:
+    """Why kto cannot learn from rated answers of these kinds (wanted: True); None when it can."""
+    missing = {True, False} - {*kinds}
+    if not missing:
+        return None
+    kind = "wanted" if True in missing else "unwanted"
+    return f"There is no {kind} answer {where}, and kto learns from both kinds."
+
+
 _PROMPTS = ("prompt", "instruction", "question", "messages", "conversations")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -13,13 +14,13 @@ import orjson
 
 from sage.tools.finetune.data.columnar import columnar_rows
 from sage.tools.finetune.data.conversation import RowError
-from sage.tools.finetune.data.encodings import has_fault, marked_faults, possible_encodings
+from sage.tools.finetune.data.encodings import encoding_name, has_fault, marked_faults, possible_encodings
 from sage.tools.finetune.data.formats import format_name
 from sage.tools.finetune.data.json_members import member_rows, no_rows_in, outline_of, require_no_columns
 from sage.tools.finetune.data.json_rows import MAX_ROW_BYTES, Found, document_rows, line_rows, list_rows
 from sage.tools.finetune.data.opening import HEAD_BYTES, columnar_kind, head_of, open_plain
 from sage.tools.finetune.data.sources import files_of
-from sage.tools.finetune.data.tables import NO_DELIMITER, find_delimiter, table_rows
+from sage.tools.finetune.data.tables import EMPTY_ROW, NO_DELIMITER, find_delimiter, table_rows
 from sage_contracts.errors import InvalidDataError
 
 _READ_BYTES = 1 << 18
@@ -66,9 +67,16 @@ class Rows:
         self.notes.clear()
         found = False
         for path, name in files_of(self.path, self.name, self.notes):
+            empty = 0
             for number, value in enumerate(self._file_rows(path, name), 1):
+                if value is EMPTY_ROW:
+                    empty += 1
+                    continue
                 found = True
                 yield Row(number, value, name)
+            if empty:
+                rows = "1 row" if empty == 1 else f"{empty:,} rows"
+                self.notes.append(f"{name} has {rows} of empty cells: left out")
         if not found:
             raise InvalidDataError(
                 f"{self.name} is empty. Put at least one row in it, or choose another file."
@@ -83,7 +91,7 @@ class Rows:
             raise InvalidDataError(_unreadable(name, found))
         (encoding,) = found
         if not encoding.startswith("utf-8"):
-            self.notes.append(f"{name} is read as {encoding.upper().replace('_', '-')}")
+            self.notes.append(f"{name} is read as {encoding_name(encoding)}")
         return self._text_rows(path, name, encoding, head.decode(encoding, "ignore").lstrip())
 
     def _text_rows(self, path: Path, name: str, encoding: str, head: str) -> Iterable[Found]:
@@ -258,7 +266,8 @@ def _unreadable(name: str, encodings: dict[str, str]) -> str:
         )
     read = " or ".join(f"{encoding} (where it says {word!r})" for encoding, word in encodings.items())
     first = next(iter(encodings))
-    convert = f"Save it as UTF-8, for {first} with: iconv -f {first} -t utf-8 {name} > utf8-{name}"
+    files = f"{shlex.quote(name)} > {shlex.quote(f'utf8-{name}')}"
+    convert = f"Save it as UTF-8, for {first} with: iconv -f {first} -t utf-8 {files}"
     return f"{name} may be text in {read}: it has too few characters beyond ASCII to tell. {convert}"
 
 

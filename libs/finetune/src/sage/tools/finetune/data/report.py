@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from sage.tools.finetune.data.conversation import Conversation, Message, RowError
@@ -21,10 +18,12 @@ from sage.tools.finetune.data.preferences import (
     PreferenceFormat,
     PreferencePair,
     Tools,
+    one_kind_fault,
     to_pair,
     to_preference,
 )
 from sage.tools.finetune.data.reading import Row, load_rows
+from sage.tools.finetune.data.row_keys import Duplicates, row_key
 from sage_contracts.errors import InvalidDataError
 
 SHOWN_BAD_ROWS = 5
@@ -43,6 +42,8 @@ class ReadRow(NamedTuple):
     key: bytes
     other: list[Message] | None = None
     """Of a pair the conversation that is not measured."""
+    kinds: Sequence[bool] = ()
+    """Of rated answers: wanted ones, unwanted ones."""
 
 
 class BadRow(BaseModel):
@@ -80,6 +81,9 @@ class DataReport(BaseModel):
     """Good rows that were seen before, as row_key tells."""
     empty_answers: int = 0
     """Bad rows that are so for want of an answer."""
+    wanted: int = 0
+    """Good rows that hold such an answer, where rated answers are meant."""
+    unwanted: int = 0
     tokens: TokenReport | None = None
     refused: int = 0
     """Good rows that the model which counted cannot learn from, where nobody chose it."""
@@ -89,6 +93,19 @@ class DataReport(BaseModel):
         """Raises: InvalidDataError, naming the first bad rows."""
         if self.bad:
             raise InvalidDataError(_bad_rows_message(self.name, self.rows, self.rows - self.good, self.bad))
+
+    def fault(self) -> str | None:
+        """Why nothing can be learned from the good rows together; None when something can."""
+        if not self.wanted and not self.unwanted:
+            return None  # no rated answers are meant
+        kinds = [kind for kind, count in ((True, self.wanted), (False, self.unwanted)) if count]
+        return one_kind_fault(kinds, "among the rows")
+
+    def require_trainable(self) -> None:
+        """Raises: as `require_all_good`, and InvalidDataError for rows that teach nothing together."""
+        self.require_all_good()
+        if fault := self.fault():
+            raise InvalidDataError(f"{self.name}: {fault}")
 
 
 def validate_file(
@@ -114,6 +131,7 @@ def validate_file(
     formats: Counter[str] = Counter()
     bad: list[BadRow] = []
     seen = Duplicates()
+    kinds: Counter[bool] = Counter()
     count = bad_count = empty_answers = 0
     for row in chain(sample, rows):
         count += 1
@@ -134,6 +152,7 @@ def validate_file(
                 bad.append(told)
             continue
         seen.add(found.key)
+        kinds.update(found.kinds)
     return DataReport(
         name=source.name,
         container=", ".join(dict.fromkeys(source.containers)),
@@ -144,6 +163,8 @@ def validate_file(
         bad=bad,
         duplicates=seen.count(),
         empty_answers=empty_answers,
+        wanted=kinds[True],
+        unwanted=kinds[False],
         tokens=lengths.report() if lengths is not None else None,
         refused=lengths.refused if lengths is not None else 0,
         notes=[*source.notes, *(lengths.notes() if lengths is not None else [])],
@@ -185,47 +206,6 @@ def load_each(
     return good
 
 
-def conversation_key(messages: Sequence[Message]) -> bytes:
-    """Equal for conversations that say the same, white space at the ends of turns aside; 16 bytes, so that a
-    million of them fit in memory."""
-    return _digest([_said([{**message, "content": message["content"].strip()} for message in messages])])
-
-
-def row_key(messages: Sequence[Message], tools: Tools | None) -> bytes:
-    """Equal for rows that teach the same: also by what is learned of them, and by the tools they offer."""
-    return _digest([_said(messages), [message.get("weight", 1) for message in messages], tools])
-
-
-def _said(messages: Sequence[Message]) -> list[Any]:
-    said: list[Any] = []
-    for message in messages:
-        said += (message["role"], message["content"], message.get("tool_calls"))
-        said += filter(None, [message.get("reasoning_content")])
-    return said
-
-
-def _digest(content: list[Any]) -> bytes:
-    try:
-        # Calls and tools of a Parquet file hold what JSON has not, such as decimals: there their text counts.
-        written = orjson.dumps(content, default=str)
-    except orjson.JSONEncodeError as error:
-        raise RowError("row", f"holds what cannot be written as JSON ({error})") from error
-    return blake2b(written, digest_size=16).digest()
-
-
-class Duplicates:
-    """Counts repeated keys in 8 bytes each, where a set would take a hundred."""
-
-    def __init__(self) -> None:
-        self._parts = [array("Q") for _ in range(256)]
-
-    def add(self, key: bytes) -> None:
-        self._parts[key[0]].append(int.from_bytes(key[1:9]))
-
-    def count(self) -> int:
-        return sum(len(part) - len(set(part)) for part in self._parts)
-
-
 def _reader(method: str | None, sample: Iterable[Row]) -> Callable[[Match, Any], ReadRow]:
     if method is None:
         method = "kto" if _are_preferences(sample) else "sft"
@@ -254,11 +234,12 @@ def _read_pair(matched: Match, row: Any) -> ReadRow:
 def _read_preference(matched: Match, row: Any) -> ReadRow:
     preference = to_preference(row, "")
     if isinstance(preference, PreferencePair):
-        return _longer(preference)
+        return _longer(preference)._replace(kinds=(True, False))
     prompt, answer = preference.prompt_messages, preference.answer
     rating: Message = {"role": str(preference.is_desirable), "content": ""}
     key = row_key([rating, *prompt, *answer], preference.tools)
-    return ReadRow([*_unlearned(prompt), *answer], preference.tools, key)
+    turns = [*_unlearned(prompt), *answer]
+    return ReadRow(turns, preference.tools, key, kinds=(preference.is_desirable,))
 
 
 def _longer(pair: PreferencePair) -> ReadRow:

@@ -16,6 +16,8 @@ from sage_contracts.errors import InvalidDataError
 _DELIMITERS = ",\t;|"
 NO_DELIMITER = "\uffff"
 """Of a table with one column, whose header cannot tell what would separate others: no character at all."""
+EMPTY_ROW: Found = object()
+"""Stands for a row whose cells are all empty, as spreadsheets write below a table: only its place counts."""
 _MAX_CELL_CHARS = 64 << 20
 _HEADER_LINES = 20
 _SEPARATOR = re.compile("sep=.?")
@@ -33,8 +35,8 @@ def find_delimiter(head: str) -> str | None:
 def table_rows(text: TextIO, delimiter: str, name: str) -> Iterator[Found]:
     """The rows below the header, the first line that is not blank nor Excel's `sep=;`.
 
-    A row with more or fewer cells than the header is wrong. Raises: InvalidDataError where two columns have
-    one name.
+    A row with more or fewer cells than the header is wrong; one of empty cells alone is EMPTY_ROW.
+    Raises: InvalidDataError where two columns have one name.
     """
     csv.field_size_limit(_MAX_CELL_CHARS)
     lines = Lines(text) if delimiter == TAB else text
@@ -45,6 +47,8 @@ def table_rows(text: TextIO, delimiter: str, name: str) -> Iterator[Found]:
     for cells in records:
         if isinstance(cells, RowError):
             yield cells
+        elif cells and not any(map(str.strip, cells)):
+            yield EMPTY_ROW
         elif len(cells) == len(columns):
             yield dict(zip(columns, cells, strict=True))
         elif cells:

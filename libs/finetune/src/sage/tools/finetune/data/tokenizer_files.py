@@ -16,6 +16,7 @@ from sage.tools.finetune.base_models import SMOLLM2, folder_name
 from sage.tools.finetune.data.frames import Frames
 from sage.tools.finetune.data.lengths import LengthCounter
 from sage.tools.finetune.data.training_check import training_check
+from sage.tools.finetune.positions import positions_of
 from sage_contracts.errors import InvalidRequestError
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 _BYTES_PER_TOKEN = 4
 _TEMPLATE = "chat_template.jinja"
 _MORE_TEMPLATES = "additional_chat_templates/*.jinja"
-_HUB_FILES = ("tokenizer.json", "tokenizer_config.json", _TEMPLATE, _MORE_TEMPLATES)
+_HUB_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", _TEMPLATE, _MORE_TEMPLATES)
 _CUTTING = frozenset(
     {"split", "rsplit", "partition", "rpartition", "startswith", "endswith", "replace", "find"}
 )
@@ -53,7 +54,9 @@ def length_counter(model: str | None, home: Path, max_length: int) -> LengthCoun
                     "--model out for an estimate.",
                     param="model",
                 ) from error
-    return LengthCounter(counter, frames, max_length, is_model_chosen=model is not None)
+    if model is None or folder is None:
+        return LengthCounter(counter, frames, max_length, is_model_chosen=False)
+    return LengthCounter(counter, frames, max_length, positions=positions_of(folder))
 
 
 def learnable_rows(model: str, home: Path) -> LengthCounter | None:

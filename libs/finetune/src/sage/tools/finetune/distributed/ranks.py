@@ -8,16 +8,23 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING
+from threading import Thread
+from typing import IO, TYPE_CHECKING
 
 from sage.tools.finetune.callbacks import TrainingCallback
 from sage.tools.finetune.distributed.choosing import Machine, Spread, choose_spread
 from sage.tools.finetune.distributed.messages import Cleared, Failed, RankSpec, Told, Wish
-from sage.tools.finetune.hardware import has_cuda, physical_cores, resolve_precision
+from sage.tools.finetune.hardware import (
+    has_cuda,
+    last_memory_words,
+    physical_cores,
+    resolve_precision,
+)
 from sage.tools.finetune.model_size import parameters_of
 from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import OutOfMemoryError, TrainingFailedError, all_errors
@@ -31,6 +38,8 @@ _POLL_S = 0.1
 _LAST_WORDS_S = 5.0
 """How long the others may take to say why, once one has died: the first to die is seldom the one to blame."""
 _EXIT_S = 60.0
+_REMEMBERED_LINES = 50
+"""Of what a process writes to standard error."""
 
 
 class DeviceLostError(TrainingFailedError):
@@ -82,10 +91,18 @@ class _Rank:
         env = {**os.environ, **_environment(rank, size, port, is_cpu=spec.is_cpu)}
         try:
             self.process = subprocess.Popen(
-                command, env=env, stdin=subprocess.DEVNULL, stdout=sys.__stderr__, pass_fds=[theirs.fileno()]
+                command,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=sys.__stderr__,
+                stderr=subprocess.PIPE,
+                errors="replace",
+                pass_fds=[theirs.fileno()],
             )
         finally:
             theirs.close()
+        assert self.process.stderr is not None
+        self._words = _Words(self.process.stderr)
         self.pipe.send(spec)
 
     def exit_code(self) -> int | None:
@@ -95,12 +112,34 @@ class _Rank:
         except subprocess.TimeoutExpired:
             return None
 
+    def last_words(self) -> str:
+        """What a process that has ended wrote to standard error in the end."""
+        self._words.join(_LAST_WORDS_S)
+        return "".join(self._words.last)
+
     def end(self) -> None:
         """Its end of the pipe closes, which it does not survive; should it, it is killed."""
         self.pipe.close()
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(timeout=_EXIT_S)
+        self._words.join(_LAST_WORDS_S)
+
+
+class _Words(Thread):
+    """Passes on what a process writes, and remembers the end of it."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        super().__init__(name="rank-words", daemon=True)
+        self.last: deque[str] = deque(maxlen=_REMEMBERED_LINES)
+        self._stream = stream
+        self.start()
+
+    def run(self) -> None:
+        with self._stream:
+            for line in self._stream:
+                self.last.append(line)
+                print(line, end="", file=sys.__stderr__, flush=True)
 
 
 def _watch(ranks: Sequence[_Rank], tell: TrainingCallback, climb: Climb) -> TrainResult:
@@ -156,6 +195,9 @@ def _failure(failures: dict[int, Failed], lost: Sequence[int], ranks: Sequence[_
             return OutOfMemoryError(
                 f"The training process of device {killed[0]} was killed, probably because memory had run out."
             )
+        for rank in silent:
+            if words := last_memory_words(ranks[rank].last_words()):
+                return OutOfMemoryError(f"The training process of device {rank} got no memory ({words}).")
         gone = silent[0]
         return DeviceLostError(
             f"The training process of device {gone} ended without a word (exit code {codes[gone]}), "

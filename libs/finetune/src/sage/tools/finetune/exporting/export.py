@@ -12,7 +12,7 @@ from sage.tools.finetune.base_models import base_info
 from sage.tools.finetune.exporting import quantiser
 from sage.tools.finetune.exporting.gguf_model import GgufNumbers, require_architecture, write_gguf
 from sage.tools.finetune.exporting.ollama import chat_turns, has_template, modelfile
-from sage.tools.finetune.exporting.packing import push_to_hub, require_token, zip_folder
+from sage.tools.finetune.exporting.packing import make_portable, push_to_hub, require_token, zip_folder
 from sage.tools.finetune.hardware import memory_errors, wait_politely
 from sage.tools.finetune.merging.folder import copy_tokenizer
 from sage.tools.finetune.merging.merge import MergeDtype, merge_adapter
@@ -81,6 +81,7 @@ def _pass_on(
             raise InvalidRequestError("A model tuned in full has no adapter to export.", param="content")
         else:
             shutil.copytree(adapter_dir, folder)
+        make_portable(folder, base)
         url, path, sent_bytes = None, out_dir, 0
         if wish.format == "hub":
             assert wish.repo is not None

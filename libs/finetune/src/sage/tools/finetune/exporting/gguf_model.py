@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from sage.tools.finetune.exporting.gguf_tokenizer import write_tokenizer
 from sage.tools.finetune.merging.weights import MergedTensor, MergedWeights
+from sage.tools.finetune.turn_ends import taught_turn_ends
 from sage_contracts.errors import InvalidRequestError, TrainingFailedError
 
 GgufNumbers = Literal["f16", "q8_0"]
@@ -49,7 +50,7 @@ def write_gguf(
     writer.add_file_type(LlamaFileType.MOSTLY_F16 if numbers == "f16" else LlamaFileType.MOSTLY_Q8_0)
     _add_shape(writer, config)
     rope_factors = _add_rope(writer, config)
-    write_tokenizer(writer, tokenizer_dir, config)
+    write_tokenizer(writer, tokenizer_dir, config, taught_turn_ends(weights.adapter_dir))
     tensors = list(_named(weights))
     if rope_factors is not None:
         writer.add_tensor_info(

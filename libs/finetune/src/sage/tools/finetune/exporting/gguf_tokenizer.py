@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ _BY_PATTERN = {
 _BY_STEPS = {("ByteLevel",): "gpt-2", ("Digits", "ByteLevel"): "smollm"}
 
 
-def write_tokenizer(writer: Any, folder: Path, config: dict[str, Any]) -> None:
-    """Raises: InvalidRequestError for a tokenizer of another kind."""
+def write_tokenizer(writer: Any, folder: Path, config: dict[str, Any], turn_ends: Sequence[int] = ()) -> None:
+    """`turn_ends`: what ends an answer beside the tokenizer's own eos.
+
+    Raises: InvalidRequestError for a tokenizer of another kind.
+    """
     from gguf import TokenType
 
     tokenizer = _read(folder / "tokenizer.json")
@@ -51,6 +55,9 @@ def write_tokenizer(writer: Any, folder: Path, config: dict[str, Any]) -> None:
     ):
         if key in ids:
             add(ids[key])
+    # GGUF has one key for the end of a turn; who reads it stops there and at eos.
+    if others := [end for end in turn_ends if end != ids.get("eos")]:
+        writer.add_eot_token_id(others[0])
     writer.add_add_bos_token(adds_bos(folder, ids))
     if templates := chat_templates(folder, settings):
         writer.add_chat_template([{"name": name, "template": text} for name, text in templates.items()])

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
+from sage.tools.finetune.base_models import hub_name, hub_revision
+from sage.tools.finetune.storage import write_json
 from sage_contracts.errors import InvalidRequestError, ServiceUnavailableError
 
 _COMPRESSED = {".json", ".txt", ".md", ".jinja", ".model", ".py"}
+
+
+def make_portable(folder: Path, base: Path) -> None:
+    """Take this machine's folders out of what is written beside the weights, before others get it.
+
+    A base that only this machine has stays the path it is.
+    """
+    settings = _read(folder / "training_config.json")
+    for name in ("data_path", "output_dir"):
+        if settings.get(name):
+            settings[name] = Path(settings[name]).name
+    if settings:
+        write_json(folder / "training_config.json", settings)
+    adapters = _read(folder / "adapter_config.json")
+    if adapters and (known := hub_name(settings.get("model_name", ""), base)):
+        # Versions of before say where their base lay.
+        named = {"base_model_name_or_path": known, "revision": hub_revision(base)}
+        write_json(folder / "adapter_config.json", {**adapters, **named})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Empty where there is none: others' adapters come with less."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def zip_folder(folder: Path, target: Path) -> None:

@@ -12,6 +12,7 @@ from sage.tools.finetune.merging.tensor_files import MAX_SHARD_BYTES, PlannedTen
 from sage.tools.finetune.merging.weights import MergedWeights
 from sage.tools.finetune.model_card import model_card
 from sage.tools.finetune.storage import write_json
+from sage.tools.finetune.turn_ends import generation_settings, taught_turn_ends
 from sage_contracts.config import TrainingConfig
 
 _TOKENIZER_FILES = (
@@ -56,6 +57,9 @@ def write_model(
     for pattern in (*_BASE_FILES, *(_TUNED_FILES if is_tuned_in_full else ())):
         for path in weights.base.glob(pattern):
             shutil.copyfile(path, folder / path.name)
+    if ends := taught_turn_ends(weights.adapter_dir):
+        settings = generation_settings(weights.base, weights.config, ends)
+        write_json(folder / "generation_config.json", settings)
     if not is_tuned_in_full:
         _write_record(weights.adapter_dir, folder)
 

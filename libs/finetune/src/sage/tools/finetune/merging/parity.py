@@ -11,6 +11,7 @@ from typing import Any
 
 from sage.tools.finetune.hardware import set_threads
 from sage.tools.finetune.modeling import bitsandbytes_for, is_quantised, load_tokenizer
+from sage.tools.finetune.turn_ends import taught_turn_ends, with_turn_ends
 from sage_contracts.errors import ModelNotFoundError, TrainingFailedError
 
 PROBES = (
@@ -75,6 +76,9 @@ def ask_tuned(base: Path, adapter_dir: Path | None, tokenizer_dir: Path | None =
     tokenizer = load_tokenizer(tokenizer_dir or base)
     prompts = [_prompt(tokenizer, probe) for probe in PROBES]
     with _loaded(base) as model:
+        model.generation_config.eos_token_id = with_turn_ends(
+            model.generation_config.eos_token_id, taught_turn_ends(adapter_dir or base)
+        )
         tuned = _with_adapter(model, adapter_dir) if adapter_dir else model.eval()
         answers = _greedy(tuned, prompts)
         logits = [_answer_logits(tuned, *pair) for pair in zip(prompts, answers, strict=True)]

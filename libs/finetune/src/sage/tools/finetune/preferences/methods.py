@@ -22,13 +22,31 @@ from sage.tools.finetune.run_parts import RunParts
 from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import InvalidRequestError
 
+_HEADS = ("lm_head", "embed_out")
+"""What models call their output layer."""
 NEVER = 10**9
 """A number of steps that no run reaches."""
 
 
-def require_fixed_reference(config: TrainingConfig) -> None:
-    """DPO and KTO compare with the model as it was. Raises: InvalidRequestError, where that would move."""
-    if config.method not in ("dpo", "kto") or config.lora.bias == "none":
+def require_trainable(config: TrainingConfig) -> None:
+    """Raises: InvalidRequestError, for adapters that DPO and KTO cannot train or be compared without."""
+    if config.method not in ("dpo", "kto"):
+        return
+    _require_fixed_reference(config)
+    targets = config.lora.target_modules
+    heads = [] if isinstance(targets, str) else [t for t in targets if t.rpartition(".")[2] in _HEADS]
+    if heads:
+        raise InvalidRequestError(
+            f"TRL computes {config.method} from the weights of the output layer themselves, so that an "
+            f"adapter on {heads[0]} would never train. Leave it out of lora.target_modules, or use "
+            "method=orpo.",
+            param="lora.target_modules",
+        )
+
+
+def _require_fixed_reference(config: TrainingConfig) -> None:
+    """They compare with the model as it was. Raises: InvalidRequestError, where that would move."""
+    if config.lora.bias == "none":
         return
     raise InvalidRequestError(
         f"{config.method} compares with the base, which is the model with its adapters switched off; with "
@@ -83,6 +101,7 @@ def make_trainer(
             * rate_factor(config.lr_scheduler_type, step, schedule.total_steps, config.warmup_ratio)
         ),
     )
+    trained = [(value, value.data) for value in parts.model.parameters() if value.requires_grad]
     trainer = _reporting(trainer_class, progress)(
         model=parts.model,
         args=_arguments(settings, config, parts, schedule, checkpoints),
@@ -93,6 +112,10 @@ def make_trainer(
     if "ref" in parts.model.peft_config:
         # A copy of adapters that do nothing yet: switching them off is the same, and costs no memory.
         parts.model.delete_adapter("ref")
+    for parameter, numbers in trained:
+        # Of a quantised base the trainers round adapters to bf16, too coarse for small updates; and fp16's
+        # scaler has no kernel for it.
+        parameter.data = numbers
     trainer.remove_callback(PrinterCallback)
     trainer.optimizer, trainer.lr_scheduler = parts.optimizer, rates
     return trainer
@@ -130,7 +153,7 @@ def _arguments(
 ) -> Any:
     at_once, accumulation = batch_shape(config)
     is_cpu = parts.device == "cpu"
-    return settings(
+    arguments = settings(
         output_dir=str(checkpoints),
         beta=config.preference_beta,
         max_length=config.max_length,
@@ -153,6 +176,9 @@ def _arguments(
         disable_tqdm=True,
         report_to=[],
     )
+    # Else a batch goes to every GPU that is visible: DPO and KTO refuse that, ORPO takes so many batches.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _columns(

@@ -13,7 +13,7 @@ from sage.tools.finetune.callbacks import Evaluation, StepMetrics, TrainingCallb
 from sage.tools.finetune.checkpoints import Checkpoints, RunState
 from sage.tools.finetune.modeling import load_weights
 from sage.tools.finetune.preferences.held_out import HeldOut
-from sage.tools.finetune.preferences.methods import batch_shape, require_fixed_reference
+from sage.tools.finetune.preferences.methods import batch_shape, require_trainable
 from sage.tools.finetune.preferences.progress import Progress
 from sage.tools.finetune.preferences.samples import pair_samples, rated_samples
 from sage.tools.finetune.preferences.scoring import Scores
@@ -33,7 +33,7 @@ class PreferenceRun(Run):
 
     def _prepare(self) -> Any:
         # What cannot work is said before anything is loaded.
-        require_fixed_reference(self._config)
+        require_trainable(self._config)
         batch_shape(self._config)
         return prepare_preferences(
             self._config, training_path=self._t._training_path, validation_path=self._t._validation_path
@@ -45,6 +45,7 @@ class PreferenceRun(Run):
         parts = RunParts(config, base, tell, self._climb.taken)
         train, left = self._train_rows(parts, splits.train)
         held_rows = self._render(parts, splits.validation)
+        parts.stop_at_turn_ends()
         splits.let_go()
         self._report_cuts(parts, train)
         schedule = self._schedule(len(train), left)
@@ -119,6 +120,7 @@ class PreferenceRun(Run):
             raise InvalidDataError(
                 f"No row has its answers within max_length={limit} tokens. Raise max_length."
             )
+        parts.tell_positions()
 
     def _newest(self, checkpoints: Checkpoints) -> Path | None:
         newest = None

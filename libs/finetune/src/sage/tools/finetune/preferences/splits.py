@@ -14,8 +14,10 @@ from sage.tools.finetune.data.preferences import (
     RatedAnswer,
     load_preferences,
     load_rated_answers,
+    one_kind_fault,
 )
-from sage.tools.finetune.data.report import conversation_key, with_notes
+from sage.tools.finetune.data.report import with_notes
+from sage.tools.finetune.data.row_keys import conversation_key
 from sage.tools.finetune.task_data import SAMPLES_DIR, RowSplits, content_bytes, held_out_count, judged
 from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import InvalidDataError
@@ -107,10 +109,8 @@ def _kinds(rows: Sequence[PreferencePair | RatedAnswer]) -> set[bool]:
 
 
 def _require_both_kinds(rows: Sequence[PreferencePair | RatedAnswer], where: str) -> None:
-    missing = {True, False} - _kinds(rows)
-    if missing:
-        kind = "wanted" if True in missing else "unwanted"
-        raise InvalidDataError(f"There is no {kind} answer {where}, and kto learns from both kinds.")
+    if fault := one_kind_fault(_kinds(rows), where):
+        raise InvalidDataError(fault)
 
 
 def _unique(rows: Sequence[Row]) -> list[Row]:

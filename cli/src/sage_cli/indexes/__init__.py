@@ -1,0 +1,1 @@
+"""Folders of documents that chats retrieve passages from."""

@@ -1,0 +1,54 @@
+"""Our own engine's model: what one request or adapter leaves behind for the next."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from tests.fakes.tiny_llama import make_adapter, make_model
+
+from sage_inference.transformers_engine.generation import Generator
+from sage_inference.transformers_engine.protocol import CompletionRequest
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model") / "m")
+
+
+@pytest.fixture(scope="module")
+def generator(base: Path) -> Generator:
+    return Generator(str(base), device="cpu", dtype="auto", max_model_len=512)
+
+
+def say(generator: Generator, model: str = "base", **fields: object) -> str:
+    asked = {"model": model, "prompt": "hello", "max_tokens": 16, "temperature": 0, **fields}
+    request = CompletionRequest.model_validate(asked)
+    [prompt] = generator.encode_text(request)
+    pieces: list[str] = []
+    generator.generate(prompt, request, pieces.append, threading.Event())
+    return "".join(pieces)
+
+
+def test_a_seed_is_for_its_own_answer_only(generator: Generator) -> None:
+    seeded, free = [], []
+    for _ in range(2):
+        seeded.append(say(generator, temperature=1, max_tokens=64, seed=7))
+        free.append(say(generator, temperature=1, max_tokens=64))
+    assert seeded[0] == seeded[1]
+    assert free[0] != free[1]
+
+
+@pytest.mark.parametrize("trained_whole", [[], ["lm_head"]], ids=["lora", "lora and lm_head"])
+def test_the_base_is_itself_again_without_its_last_adapter(
+    generator: Generator, base: Path, tmp_path: Path, trained_whole: list[str]
+) -> None:
+    adapter = make_adapter(tmp_path / "a", base, modules_to_save=trained_whole)
+    before = say(generator)
+    generator.load_adapter("a@1", adapter)
+    assert say(generator, "a@1") != before
+    assert say(generator) == before
+    generator.unload_adapter("a@1")
+    assert say(generator) == before
+    assert generator.adapters == []
