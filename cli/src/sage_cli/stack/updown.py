@@ -176,13 +176,15 @@ def _up_compose(home: Home, timeout_s: float, *, is_building: bool) -> StackReco
 
 def require_home(home: Home) -> None:
     """Raises: InvalidRequestError, StorageFullError: the home cannot be used, with the reason."""
-    try:
-        home.run.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(home.root).free
-    except OSError as error:
-        raise InvalidRequestError(
-            f"{home.root} cannot be used: {error.strerror}. Set SAGE_HOME to a folder that you may write to."
-        ) from error
+    for folder, variable in ((home.root, "SAGE_HOME"), (home.run, "SAGE_RUN_DIR")):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidRequestError(
+                f"{folder} cannot be used: {error.strerror}. Set {variable} to a folder that you may write"
+                " to."
+            ) from error
+    free = shutil.disk_usage(home.root).free
     if not os.access(home.root, os.W_OK):
         raise InvalidRequestError(
             f"{home.root} is not writable. Set SAGE_HOME to a folder that you may write to."
