@@ -9,6 +9,7 @@ import sys
 import tarfile
 import time
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,12 @@ import zstandard
 from sqlalchemy import text
 from tests.fakes.orchestrator_rig import Rig, open_rig, rows
 
-from sage_contracts.errors import StorageFullError
+from sage_contracts.errors import (
+    ModelNotFoundError,
+    SageError,
+    ServiceUnavailableError,
+    StorageFullError,
+)
 from sage_contracts.home import Home
 from sage_contracts.jobs import CreateJobRequest, JobStatus
 from sage_orchestrator.jobs import repository as jobs
@@ -339,50 +345,60 @@ def test_large_files_are_checked_in_the_background(home: Path) -> None:
         assert "row 51" in failed["error"]["message"]
 
 
+def never_checking(rig: Rig, home: Home) -> JobService:
+    """Creates jobs as a process does that dies before it looks at their files."""
+    return JobService(
+        rig.parts.database,
+        home,
+        rig.clock,
+        sync_validation_bytes=100,
+        training_device=lambda: None,
+        wake=lambda: None,
+        check_later=lambda job_id: None,
+    )
+
+
 def test_a_check_that_a_restart_interrupted_is_taken_up(home: Path) -> None:
     with open_rig(home) as rig:
         file_id = rig.upload(rows(50))
-        dies_before_the_check = JobService(
-            rig.parts.database,
-            Home(home),
-            rig.clock,
-            sync_validation_bytes=100,
-            training_device=lambda: None,
-            wake=lambda: None,
-            check_later=lambda job_id: None,
-        )
         request = CreateJobRequest(model="smollm2-135m", training_file=file_id)
-        job = dies_before_the_check.create(request)
+        job = never_checking(rig, Home(home)).create(request)
         assert job.status is JobStatus.VALIDATING_FILES
     with open_rig(home) as rig:
         until(lambda: rig.job(job.id)["status"] == "queued")
 
 
-class FullDisk(Home):
-    """Whoever reads an uploaded file finds no room for what that takes."""
+@dataclass(frozen=True)
+class RefusingHome(Home):
+    """Whoever reads an uploaded file meets an error."""
+
+    error: SageError
 
     def resolve(self, stored: str) -> Path:
         if stored.startswith("files/"):
-            raise StorageFullError("The disk is full")
+            raise self.error
         return super().resolve(stored)
 
 
-def test_a_check_that_a_full_disk_cut_short_says_nothing_about_the_files(home: Path) -> None:
+@pytest.mark.parametrize("error", [StorageFullError("The disk is full"), ServiceUnavailableError("busy")])
+def test_a_check_that_was_cut_short_says_nothing_about_the_files(home: Path, error: SageError) -> None:
     with open_rig(home) as rig:
         file_id = rig.upload(rows(50))
-        service = JobService(
-            rig.parts.database,
-            FullDisk(home),
-            rig.clock,
-            sync_validation_bytes=100,
-            training_device=lambda: None,
-            wake=lambda: None,
-            check_later=lambda job_id: None,
-        )
+        service = never_checking(rig, RefusingHome(home, error))
         job = service.create(CreateJobRequest(model="smollm2-135m", training_file=file_id))
-        with pytest.raises(StorageFullError):
+        with pytest.raises(type(error)):
             service.finish_validation(job.id)
         assert rig.job(job.id)["status"] == "validating_files"
+
+
+def test_a_check_that_no_later_one_would_pass_ends_the_job(home: Path) -> None:
+    with open_rig(home) as rig:
+        file_id = rig.upload(rows(50))
+        service = never_checking(rig, RefusingHome(home, ModelNotFoundError("The base model is gone")))
+        job = service.create(CreateJobRequest(model="smollm2-135m", training_file=file_id))
+        service.finish_validation(job.id)
+        assert rig.job(job.id)["status"] == "failed"
+        assert "The base model is gone" in rig.job(job.id)["error"]["message"]
 
 
 def test_a_check_whose_outcome_could_not_be_written_is_made_again(home: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sage.tools.finetune.data.encodings import possible_encodings
+from sage.tools.finetune.data.encodings import encoding_name, possible_encodings
 from sage_cli.render import bytes_text
 from sage_contracts.errors import InvalidRequestError
 from sage_contracts.indexes import MAX_FILE_BYTES, SKIPPED_FOLDERS, TEXT_SUFFIXES, IndexDocument, patterns
@@ -95,16 +95,12 @@ def _text_of(file: Path, name: str, found: Documents) -> str:
     if not encodings:
         raise _LeftOutError("text in no encoding that is known; save it as UTF-8")
     if len(encodings) > 1:
-        readings = " or ".join(f"{_shown(encoding)} ({word})" for encoding, word in encodings.items())
+        readings = " or ".join(f"{encoding_name(encoding)} ({word})" for encoding, word in encodings.items())
         raise _LeftOutError(f"it may be {readings}; save it as UTF-8")
     (encoding,) = encodings
     text = content.decode(encoding, "replace")
     if not text.strip():
         raise _LeftOutError("empty")
     if not encoding.startswith("utf-8"):
-        found.notes.append(f"{name} is read as {_shown(encoding)}")
+        found.notes.append(f"{name} is read as {encoding_name(encoding)}")
     return text
-
-
-def _shown(encoding: str) -> str:
-    return encoding.upper().replace("_", "-")

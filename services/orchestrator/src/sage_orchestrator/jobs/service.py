@@ -7,7 +7,13 @@ from collections.abc import Callable, Sequence
 from sqlalchemy.orm import Session
 
 from sage_contracts.config import Task
-from sage_contracts.errors import ConflictError, InvalidDataError, InvalidRequestError, SageError
+from sage_contracts.errors import (
+    ConflictError,
+    InvalidDataError,
+    InvalidRequestError,
+    SageError,
+    StorageFullError,
+)
 from sage_contracts.files import FilePurpose
 from sage_contracts.home import Home
 from sage_contracts.jobs import (
@@ -114,7 +120,9 @@ class JobService:
             uploads = [files.get(session, file_id) for file_id in ids]
         try:
             self._check(row, uploads)
-        except InvalidRequestError as error:
+        except SageError as error:
+            if error.retryable or isinstance(error, StorageFullError):
+                raise
             self._fail_validation(job_id, error)
             return
         now = self._clock()
