@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sage.tools.finetune.head_loss import IGNORED
+from sage.tools.finetune.low_rank import Adapter, Dropped
 from sage.tools.finetune.native.build import LEVELS
 from sage.tools.finetune.native.kernels import NativeKernels
 from sage.tools.finetune.native.library import level_of_this_chip, open_library
@@ -86,6 +87,70 @@ def test_products(
     found = kernels.product(x, weight, more, room)
     same(found, x.double() @ weight.double().t() + (0 if more is None else more.double()), FORMATS[dtype])
     assert room is None or found.data_ptr() == room.data_ptr()
+
+
+@some
+@given(
+    seeds,
+    st.one_of(tokens, st.just(200)),
+    st.sampled_from([16, 80, 208]),
+    st.lists(st.tuples(st.sampled_from([16, 64, 208]), st.integers(0, 20)), min_size=1, max_size=3),
+    formats,
+    st.booleans(),
+    st.booleans(),
+)
+def test_adapters(
+    kernels: StepKernels,
+    seed: int,
+    count: int,
+    width: int,
+    layers: list[tuple[int, int]],
+    dtype: Any,
+    drops: bool,
+    wants_input: bool,
+) -> None:
+    """Of layers (outputs, rank) side by side; those of rank 0 have none."""
+    adapters = adapters_of(seed, width, layers)
+    assume(adapters)
+    outs = sum(size for size, _ in layers)
+    x, given_y, of_y = (
+        random(seed + n, count, size, dtype=dtype) for n, size in enumerate((width, outs, outs))
+    )
+    seen = random(seed + 3, count, width) > 0 if drops else None
+    dropped = Dropped(seen, 2.0 if drops else 1.0)
+
+    plain, weights = exact(x), [(exact(one.a), exact(one.b)) for one in adapters]
+    left = plain if seen is None else plain.where(seen, 0.0)
+    wanted = given_y.double()
+    for one, (a, b) in zip(adapters, weights, strict=True):
+        more = torch.zeros_like(wanted)
+        more[:, one.outputs] = left @ a.t() @ b.t() * (one.scaling * dropped.scale)
+        wanted = wanted + more
+    y = given_y.clone()
+    narrow = kernels.adapt(y, x, adapters, dropped)
+    same(y, wanted.detach(), FORMATS[dtype])
+
+    (of_plain, *of_weights) = torch.autograd.grad(
+        wanted, [plain, *(weight for pair in weights for weight in pair)], of_y.double()
+    )
+    before = random(seed + 4, count, width, dtype=dtype)
+    of_x = before.clone() if wants_input else None
+    found = kernels.adapt_backward(of_y, x, narrow, adapters, dropped, of_x)
+    for gradient, one in zip(found, of_weights, strict=True):
+        assert gradient.dtype == torch.float32
+        same(gradient, one, FORMATS[dtype])
+    if wants_input:
+        same(of_x, before.double() + of_plain, FORMATS[dtype])
+
+
+def adapters_of(seed: int, width: int, layers: Sequence[tuple[int, int]]) -> list[Adapter]:
+    made, first, ranks = [], 0, 0
+    for number, (outs, rank) in enumerate(layers):
+        a, b = random(seed + 10 + number, rank, width), random(seed + 20 + number, outs, rank)
+        if rank:
+            made.append(Adapter(a, b, 0.5 + number, slice(first, first + outs), slice(ranks, ranks + rank)))
+        first, ranks = first + outs, ranks + rank
+    return made
 
 
 @some
@@ -183,7 +248,10 @@ def test_what_is_no_number_stays_so(kernels: StepKernels, dtype: Any) -> None:
     x = torch.ones(2, 32, dtype=dtype)
     x[1, 3] = math.nan
     weight, heads = torch.ones(32, dtype=dtype), x.view(2, 1, 32).repeat(1, 3, 1)
+    adapted = torch.ones(2, 32, dtype=dtype)
+    kernels.adapt(adapted, x, adapters_of(0, 32, [(32, 4)]), Dropped(None, 1.0))
     found = [
+        adapted,
         kernels.product(x, torch.ones(32, 32, dtype=dtype)),
         kernels.norm(x, weight, EPSILON),
         kernels.norm_backward(x.clone(), x, weight, EPSILON, x),

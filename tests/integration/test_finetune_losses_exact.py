@@ -285,7 +285,7 @@ def test_dropout_of_joined_projections_is_exact_for_its_mask_and_drops_the_asked
     attention = adapted(tiny_base, lora=lora(lora_dropout=0.2)).get_base_model().model.layers[0].self_attn
     joined, kernels = Projections([attention.q_proj, attention.k_proj, attention.v_proj]), TorchKernels()
     x, upstream = torch.randn(300, 64, requires_grad=True), torch.randn(300, 128)
-    y, seen = joined.forward(kernels, x.detach(), True)
+    y, seen, narrow = joined.forward(kernels, x.detach(), True)
     assert float(seen.float().mean()) == pytest.approx(0.8, abs=0.01)
     assert not torch.equal(seen, joined.forward(kernels, x.detach(), True)[1]), "every draw has its own mask"
 
@@ -299,7 +299,7 @@ def test_dropout_of_joined_projections_is_exact_for_its_mask_and_drops_the_asked
     expected = torch.cat(parts, 1)
     torch.testing.assert_close(y, expected.detach(), rtol=1e-4, atol=1e-4)
     wanted = torch.autograd.grad(expected, [x, *joined.parameters], upstream)
-    of_x, of_weights = joined.backward(kernels, upstream, x.detach(), seen, True)
+    of_x, of_weights = joined.backward(kernels, upstream, x.detach(), seen, narrow, True)
     for found, right in zip((of_x, *of_weights), wanted, strict=True):
         torch.testing.assert_close(found, right, rtol=1e-3, atol=1e-4 * float(right.abs().max()))
 
@@ -318,8 +318,11 @@ def test_fused_layers_go_their_own_way_when_somebody_generates(tiny_base: Path, 
     loss = FusedLoss(model)
     assert model.generate(**prompt, **settings).tolist() == expected.tolist()
     assert expected.tolist() != base_answer.tolist()
+    slow_ways: list[Any] = []
+    model.get_base_model().model.layers[0].mlp.register_forward_hook(lambda *call: slow_ways.append(call))
     with model.disable_adapter():
         assert loss(rows()).item() == pytest.approx(base_loss, rel=1e-5)
+        assert not slow_ways, "the base is measured the fused way too"
 
 
 def with_trained_head(base: Path, how: str) -> Any:

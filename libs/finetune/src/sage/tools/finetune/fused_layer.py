@@ -9,6 +9,7 @@ begin with in common is there once (see prefix_tree.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from copy import copy
 from functools import cache
 from typing import Any
 
@@ -40,10 +41,11 @@ def fuse_layers(decoder: Any, head: Any) -> None:
         def forward(
             self: Any, hidden_states: Any, *args: Any, _usual: Any = usual, _quick: Any = quick, **kwargs: Any
         ) -> Any:
-            if "segments" not in kwargs or not _quick.is_current():
+            quick = _quick.as_switched() if "segments" in kwargs else None
+            if quick is None:
                 return _usual(hidden_states, *args, **kwargs)
             rotation = kwargs["position_embeddings"]
-            return _quick(hidden_states[0], rotation, kwargs["segments"], self.training)[None]
+            return quick(hidden_states[0], rotation, kwargs["segments"], self.training)[None]
 
         layer.forward = MethodType(forward, layer)
 
@@ -76,7 +78,8 @@ class FusedLayer:
         norms = [(norm.weight, norm.variance_epsilon) for norm in _norms(layer)]
         self.first_norm, self.second_norm, *self.head_norms = norms
         qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self._adapted = [*qkv, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+        parts = [*qkv, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+        self._adapted = [part for part in parts if hasattr(part, "disable_adapters")]
         self.qkv = Projections(qkv)
         self.out = Projections([attention.o_proj])
         self.gate_up = Projections([mlp.gate_proj, mlp.up_proj])
@@ -88,14 +91,24 @@ class FusedLayer:
         # Norms read and write what products do.
         weight, widths = self.down.weight, (self.qkv.weight.shape[1], self.down.weight.shape[1])
         self.kernels = kernels_for(weight.device, weight.dtype, *widths, head_dim=self.head_dim)
+        self._bare = self._without_adapters()
+
+    def _without_adapters(self) -> FusedLayer:
+        bare = copy(self)
+        for name in ("qkv", "out", "gate_up", "down"):
+            setattr(bare, name, getattr(self, name).without_adapters())
+        return bare
 
     @property
     def groups(self) -> tuple[Projections, ...]:
         return self.qkv, self.out, self.gate_up, self.down
 
-    def is_current(self) -> bool:
-        """False while adapters are switched off (peft's `disable_adapter`)."""
-        return not any(getattr(layer, "disable_adapters", False) for layer in self._adapted)
+    def as_switched(self) -> FusedLayer | None:
+        """Itself, or bare while adapters are off (peft's `disable_adapter`); None while only some are."""
+        off = {layer.disable_adapters for layer in self._adapted}
+        if len(off) > 1:
+            return None
+        return self._bare if True in off else self
 
     def __call__(
         self, x: Any, rotation: tuple[Any, Any], segments: Sequence[Segment], is_training: bool
@@ -193,40 +206,40 @@ def _function() -> Callable[..., Any]:
             *_: Any,
         ) -> Any:
             kernels, tokens = layer.kernels, len(x)
-            qkv, seen_qkv = layer.qkv.forward(kernels, kernels.norm(x, *layer.first_norm), training)
+            qkv, *from_qkv = layer.qkv.forward(kernels, kernels.norm(x, *layer.first_norm), training)
             given = qkv.view(tokens, -1, layer.head_dim)
             heads = placed(layer, given, cos, sin)
             # Attention sees heads as they are kept, rounded: the backward pass must meet the same softmax.
             attended, sums = kernels.attention(heads, layer.kv_heads, segments, layer.scaling)
             attended = attended.view(tokens, -1)
-            middle, seen_out = layer.out.forward(kernels, attended, training, x)
-            gate_up, seen_mlp = layer.gate_up.forward(
+            middle, *from_out = layer.out.forward(kernels, attended, training, x)
+            gate_up, *from_mlp = layer.gate_up.forward(
                 kernels, kernels.norm(middle, *layer.second_norm), training
             )
-            result, seen_down = layer.down.forward(kernels, kernels.gate(gate_up), training, middle)
+            result, *from_down = layer.down.forward(kernels, kernels.gate(gate_up), training, middle)
             if any(ctx.needs_input_grad):
                 kept = (x, given, attended, middle, gate_up, cos, sin, sums)
-                ctx.save_for_backward(*kept, seen_qkv, seen_out, seen_mlp, seen_down)
+                ctx.save_for_backward(*kept, *from_qkv, *from_out, *from_mlp, *from_down)
                 ctx.layer, ctx.segments = layer, segments
             return result
 
         @staticmethod
         def backward(ctx: Any, *upstream: Any) -> Any:
             layer, needs_x, gradient = ctx.layer, ctx.needs_input_grad[0], upstream[0].contiguous()
-            x, given, attended, middle, gate_up, cos, sin, sums, *seen = ctx.saved_tensors
-            seen_qkv, seen_out, seen_mlp, seen_down = seen
+            x, given, attended, middle, gate_up, cos, sin, sums, *from_groups = ctx.saved_tensors
+            from_qkv, from_out, from_mlp, from_down = (from_groups[n : n + 2] for n in range(0, 8, 2))
             kernels = layer.kernels
 
             down_input = kernels.gate(gate_up) if layer.down.adapters else None
-            of_acted, of_down = layer.down.backward(kernels, gradient, down_input, seen_down, True)
+            of_acted, of_down = layer.down.backward(kernels, gradient, down_input, *from_down, True)
             of_gate_up = kernels.gate_backward(of_acted, gate_up)
             del down_input, of_acted
             mlp_input = kernels.norm(middle, *layer.second_norm) if layer.gate_up.adapters else None
-            of_input, of_mlp = layer.gate_up.backward(kernels, of_gate_up, mlp_input, seen_mlp, True)
+            of_input, of_mlp = layer.gate_up.backward(kernels, of_gate_up, mlp_input, *from_mlp, True)
             del of_gate_up, mlp_input
             of_middle = kernels.norm_backward(of_input, middle, *layer.second_norm, gradient)
 
-            of_attended, of_out = layer.out.backward(kernels, of_middle, attended, seen_out, True)
+            of_attended, of_out = layer.out.backward(kernels, of_middle, attended, *from_out, True)
             heads = placed(layer, given, cos, sin) if layer.head_norms else given
             found, wanted = (part.view(len(x), layer.heads, -1) for part in (attended, of_attended))
             of_heads = kernels.attention_backward(
@@ -238,7 +251,7 @@ def _function() -> Callable[..., Any]:
                 part.copy_(kernels.norm_backward(of_part, *norm, torch.zeros_like(of_part)).view_as(part))
             qkv_input = kernels.norm(x, *layer.first_norm) if layer.qkv.adapters else None
             of_input, of_adapters = layer.qkv.backward(
-                kernels, of_qkv.view(len(x), -1), qkv_input, seen_qkv, needs_x
+                kernels, of_qkv.view(len(x), -1), qkv_input, *from_qkv, needs_x
             )
             of_x = kernels.norm_backward(of_input, x, *layer.first_norm, of_middle) if needs_x else None
             return of_x, None, None, None, None, None, *of_adapters, *of_out, *of_mlp, *of_down

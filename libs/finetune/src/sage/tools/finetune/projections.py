@@ -7,9 +7,10 @@ costs a few thin products instead of a dozen small operations.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
 from typing import Any
 
+from sage.tools.finetune.low_rank import Adapter, Dropped
 from sage.tools.finetune.step_kernels import StepKernels
 
 _DRAW = 1 << 16
@@ -18,18 +19,6 @@ _DRAW = 1 << 16
 
 class NotFusableError(Exception):
     """This module does more than the fused path computes."""
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """y[:, outputs] += scaling * (x @ a.T) @ b.T; a (rank, in), b (out, rank)."""
-
-    a: Any
-    b: Any
-    scaling: float
-    outputs: slice
-    ranks: slice
-    """Where its rank lies among those of its group."""
 
 
 class Projections:
@@ -56,42 +45,35 @@ class Projections:
         """What is trained, in the order that `backward` returns gradients in."""
         return [weight for adapter in self.adapters for weight in (adapter.a, adapter.b)]
 
-    def forward(self, kernels: StepKernels, x: Any, is_training: bool, added: Any = None) -> tuple[Any, Any]:
-        """(x @ weight.T + adapters + added, which elements the adapters saw or None). x (tokens, in)."""
+    def without_adapters(self) -> Projections:
+        """The frozen layers alone, their weights not held twice."""
+        bare = copy(self)
+        bare.adapters = []
+        return bare
+
+    def forward(
+        self, kernels: StepKernels, x: Any, is_training: bool, added: Any = None
+    ) -> tuple[Any, Any, Any]:
+        """x (tokens, in) -> x @ weight.T + adapters + added, and two tensors or Nones for `backward`."""
         if self.bias is None:
             y = kernels.product(x, self.weight, added)
         else:
             y = kernels.product(x, self.weight, self.bias)
             y = y if added is None else y.add_(added)
         if not self.adapters:
-            return y, None
+            return y, None, None
         seen = self._draw(x) if is_training and self._dropped else None
-        narrow = self._narrow(x, seen)[1]
-        return y.addmm_(narrow, self._up(seen, y.dtype).t()), seen
+        return y, seen, kernels.adapt(y, x, self.adapters, self._what_dropped(seen))
 
     def backward(
-        self, kernels: StepKernels, gradient: Any, x: Any, seen: Any, needs_input: bool
+        self, kernels: StepKernels, gradient: Any, x: Any, seen: Any, narrow: Any, needs_input: bool
     ) -> tuple[Any, list[Any]]:
         """(gradient of x or None, gradients of `parameters`). `x` counts only where there are adapters."""
-        down = kernels.product(gradient, self.weight.t()) if needs_input else None
+        of_x = kernels.product(gradient, self.weight.t()) if needs_input else None
         if not self.adapters:
-            return down, []
-        x, narrow = self._narrow(x, seen)
-        narrow_gradient = gradient @ self._up(seen, gradient.dtype)
-        trained = self.adapters[0].a.dtype
-        of_a = (narrow_gradient.t() @ x).to(trained)
-        # This way round the long dimension is the fast one.
-        of_b = (narrow.t() @ gradient).t().to(trained)
-        scale = self._scale(seen)
-        found: list[Any] = []
-        for adapter in self.adapters:
-            found += [of_a[adapter.ranks], of_b[adapter.outputs, adapter.ranks] * (adapter.scaling * scale)]
-        if down is not None:
-            if seen is None:
-                down.addmm_(narrow_gradient, self._down(down.dtype))
-            else:
-                down += (narrow_gradient @ self._down(down.dtype)).mul_(seen)
-        return down, found
+            return of_x, []
+        dropped = self._what_dropped(seen)
+        return of_x, kernels.adapt_backward(gradient, x, narrow, self.adapters, dropped, of_x)
 
     def _draw(self, x: Any) -> Any:
         """(tokens, in) True where an element survives dropout."""
@@ -101,29 +83,8 @@ class Projections:
         bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=x.device).random_(-(1 << 63), None)
         return (bits.view(torch.int16)[:count] >= self._dropped - _DRAW // 2).view_as(x)
 
-    def _scale(self, seen: Any) -> float:
-        return 1.0 if seen is None else _DRAW / (_DRAW - self._dropped)
-
-    def _narrow(self, x: Any, seen: Any) -> tuple[Any, Any]:
-        """(x as the adapters see it, its product with all their A)."""
-        import torch
-
-        x = x if seen is None else torch.where(seen, x, 0.0)
-        return x, x @ self._down(x.dtype).t()
-
-    def _down(self, dtype: Any) -> Any:
-        import torch
-
-        return torch.cat([adapter.a for adapter in self.adapters]).to(dtype)
-
-    def _up(self, seen: Any, dtype: Any) -> Any:
-        """(out, all ranks): every B, scaled, at its outputs and ranks."""
-        ranks, first = self.adapters[-1].ranks.stop, self.adapters[0]
-        joint = first.b.new_zeros(self.weight.shape[0], ranks)
-        scale = self._scale(seen)
-        for adapter in self.adapters:
-            joint[adapter.outputs, adapter.ranks] = adapter.b * (adapter.scaling * scale)
-        return joint.to(dtype)
+    def _what_dropped(self, seen: Any) -> Dropped:
+        return Dropped(seen, 1.0 if seen is None else _DRAW / (_DRAW - self._dropped))
 
 
 def _starts(layers: Sequence[Any], bases: Sequence[Any]) -> list[tuple[Any, int]]:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, Protocol
 
-from sage.tools.finetune import tree_attention
+from sage.tools.finetune import low_rank, tree_attention
+from sage.tools.finetune.low_rank import Adapter, Dropped
 from sage.tools.finetune.native.build import CompilerError
 from sage.tools.finetune.native.kernels import NativeKernels
 from sage.tools.finetune.native.library import is_for_this_chip, is_switched_off, load_library
@@ -23,6 +24,16 @@ class StepKernels(Protocol):
 
     def product(self, x: Any, weight: Any, added: Any = None, out: Any = None) -> Any:
         """x (tokens, in) @ weight.T + added, which is (tokens, out) or (out,). weight may be a turned one."""
+        ...
+
+    def adapt(self, y: Any, x: Any, adapters: Sequence[Adapter], dropped: Dropped) -> Any:
+        """As `low_rank.adapt`."""
+        ...
+
+    def adapt_backward(
+        self, of_y: Any, x: Any, narrow: Any, adapters: Sequence[Adapter], dropped: Dropped, of_x: Any
+    ) -> list[Any]:
+        """As `low_rank.adapt_backward`."""
         ...
 
     def norm(self, x: Any, weight: Any, epsilon: float) -> Any:
@@ -109,6 +120,8 @@ def why_slower() -> str:
 
 class TorchKernels(StepKernels):
     product = staticmethod(product)
+    adapt = staticmethod(low_rank.adapt)
+    adapt_backward = staticmethod(low_rank.adapt_backward)
 
     def norm(self, x: Any, weight: Any, epsilon: float) -> Any:
         # Rounded once: twice, as transformers does, takes a third more off the gradients in half precision.

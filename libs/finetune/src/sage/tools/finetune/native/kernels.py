@@ -9,6 +9,7 @@ from itertools import chain
 from math import prod
 from typing import Any
 
+from sage.tools.finetune.low_rank import Adapter, Dropped
 from sage.tools.finetune.prefix_tree import Segment
 from sage.tools.finetune.products import product
 
@@ -50,6 +51,34 @@ class NativeKernels:
             *_places(x, weight), *weight.stride(), place, apart, *places, rows, width, outs, _threads()
         )
         return out
+
+    def adapt(self, y: Any, x: Any, adapters: Sequence[Adapter], dropped: Dropped) -> Any:
+        import torch
+
+        group, (rows, width) = _Group(adapters, dropped), x.shape
+        # In fp32, a row for each rank.
+        narrow = x.new_empty(adapters[-1].ranks.stop, -(-rows // GRANULE) * GRANULE, dtype=torch.float32)
+        places = *_places(x), group.seen, *_places(y, narrow)
+        room = self._room_for(group, narrow, width)
+        sizes = rows, width, y.shape[1], *_manner(x)
+        self._library.sage_adapt(*group.call, *places, narrow.stride(0), *_places(room), *sizes)
+        return narrow
+
+    def adapt_backward(
+        self, of_y: Any, x: Any, narrow: Any, adapters: Sequence[Adapter], dropped: Dropped, of_x: Any
+    ) -> list[Any]:
+        group, (rows, width) = _Group(adapters, dropped), x.shape
+        places = *_places(of_y, x), group.seen, *_places(narrow)
+        room = self._room_for(group, narrow, width)
+        of_input = None if of_x is None else of_x.data_ptr()
+        sizes = rows, width, of_y.shape[1], *_manner(x)
+        self._library.sage_adapt_backward(
+            *group.call, *places, narrow.stride(0), of_input, *_places(room), *sizes
+        )
+        return group.gradients
+
+    def _room_for(self, group: _Group, like: Any, width: int) -> Any:
+        return self._room("adapted", like, self._library.sage_adapt_room(*group.call, width, _threads()))
 
     def norm(self, x: Any, weight: Any, epsilon: float) -> Any:
         out = self._room("norm", x, *x.shape)
@@ -142,6 +171,41 @@ class NativeKernels:
             del room
             room = rooms[kind] = like.new_empty(size)
         return room[:size].view(shape)
+
+
+class _Adapter(ctypes.Structure):
+    """See adapters.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("a", "b", "of_a", "of_b")),
+        *((name, ctypes.c_long) for name in ("rank", "first", "outs")),
+        ("scale", ctypes.c_float),
+    )
+
+
+class _Group:
+    """Adapters as C is told of them, with room for their gradients."""
+
+    def __init__(self, adapters: Sequence[Adapter], dropped: Dropped) -> None:
+        import torch
+
+        self._trained = [w.detach().float().contiguous() for each in adapters for w in (each.a, each.b)]
+        self._found = [torch.empty_like(weight) for weight in self._trained]
+        self._dtype = adapters[0].a.dtype
+        told = (_Adapter * len(adapters))()
+        for index, adapter in enumerate(adapters):
+            weights = slice(2 * index, 2 * index + 2)
+            first, stop = adapter.outputs.start, adapter.outputs.stop
+            told[index] = _Adapter(
+                *_places(*self._trained[weights], *self._found[weights]),
+                len(adapter.a), first, stop - first, adapter.scaling * dropped.scale,
+            )  # fmt: skip
+        self.call = told, len(told)
+        self.seen = None if dropped.seen is None else dropped.seen.data_ptr()
+
+    @property
+    def gradients(self) -> list[Any]:
+        return [gradient.to(self._dtype) for gradient in self._found]
 
 
 def _places(*tensors: Any) -> list[int]:

@@ -30,8 +30,20 @@ _SIGNATURES = {
     "sage_cross_entropy": [*[_POINTER] * 4, *[_LONG] * 2, *[_INT] * 3],
     "sage_product": [*[_POINTER] * 2, *[_LONG] * 2, _POINTER, _LONG, *[_POINTER] * 2, *[_LONG] * 3, _INT],
     "sage_product_scratch": [_LONG] * 2,
+    "sage_adapt_room": [_POINTER, _INT, _LONG, _INT],
+    "sage_adapt": [_POINTER, _INT, *[_POINTER] * 4, _LONG, _POINTER, *[_LONG] * 3, *[_INT] * 2],
+    "sage_adapt_backward": [
+        _POINTER,
+        _INT,
+        *[_POINTER] * 4,
+        _LONG,
+        *[_POINTER] * 2,
+        *[_LONG] * 3,
+        *[_INT] * 2,
+    ],
     **_ATTENTION,
 }
+_SIZES = ("sage_product_scratch", "sage_adapt_room")
 _WITH_BF16 = {f"{name}_half": arguments for name, arguments in _ATTENTION.items()}
 
 
@@ -79,7 +91,8 @@ def open_library(level: str) -> Any:
     for name, arguments in (_SIGNATURES | (_WITH_BF16 if level.endswith("bf16") else {})).items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, None
-    library.sage_product_scratch.restype = _LONG
+    for name in _SIZES:
+        getattr(library, name).restype = _LONG
     return library
 
 

@@ -33,23 +33,26 @@ INLINE void mix_tile(int rows, int wide, int ahead, float *out, long out_stride,
     for (int c = 0; c < wide; c++) store(out + r * out_stride + c * LANES, sums[r][c]);
 }
 
-/* out (rows, width) += w (rows, count) times x (count, width), in tiles of `high` rows by `broad` vectors. */
+/* mix_tile for so many rows as there are */
+INLINE void mix_strip(int high, int wide, int ahead, float *out, long out_stride, int rows, weights w, const word *x, long stride,
+                      int count) {
+  int r = 0;
+  for (; r + high <= rows; r += high)
+    mix_tile(high, wide, ahead, out + r * out_stride, out_stride, (weights){w.at + r * w.row, w.row, w.column}, x, stride, count);
+  for (; r < rows; r++)
+    mix_tile(1, wide, ahead, out + r * out_stride, out_stride, (weights){w.at + r * w.row, w.row, w.column}, x, stride, count);
+}
+
+/* out (rows, width) += w (rows, count) times x (count, width), in tiles of `high` rows by `broad` vectors; what is
+   left of the width by two and then by one. */
 INLINE void mix_by(int high, int broad, int ahead, float *out, long out_stride, int rows, weights w, const word *x, long stride,
                    int count, int width) {
-  for (int d = 0; d < width;) {
-    int wide = d + broad * LANES <= width ? broad : 1;
-    for (int r = 0; r < rows;) {
-      int tall = r + high <= rows ? high : 1;
-      float *to = out + r * out_stride + d;
-      weights here = {w.at + r * w.row, w.row, w.column};
-      if (tall == high && wide == broad) mix_tile(high, broad, ahead, to, out_stride, here, x + d, stride, count);
-      else if (wide == broad) mix_tile(1, broad, ahead, to, out_stride, here, x + d, stride, count);
-      else if (tall == high) mix_tile(high, 1, ahead, to, out_stride, here, x + d, stride, count);
-      else mix_tile(1, 1, ahead, to, out_stride, here, x + d, stride, count);
-      r += tall;
-    }
-    d += wide * LANES;
-  }
+  int d = 0;
+  for (; d + broad * LANES <= width; d += broad * LANES)
+    mix_strip(high, broad, ahead, out + d, out_stride, rows, w, x + d, stride, count);
+  for (; d + 2 * LANES <= width; d += 2 * LANES)
+    mix_strip(high, 2, ahead, out + d, out_stride, rows, w, x + d, stride, count);
+  if (d < width) mix_strip(high, 1, ahead, out + d, out_stride, rows, w, x + d, stride, count);
 }
 
 #endif

@@ -2,31 +2,41 @@
    only what it is multiplied with is turned, a SLAB of its width at a time. */
 #include <string.h>
 
-#include "mixing.h"
+#include "panels.h"
 
-#ifdef __AVX512F__
-enum { TILE_ROWS = 8, TILE_WIDE = 3 }; /* sums that stay in the 32 registers */
-#else
-enum { TILE_ROWS = 4, TILE_WIDE = 3 }; /* in 16 */
-#endif
 enum {
-  PANEL = 48,  /* rows of x that lie side by side */
   CHUNK = 96,  /* outputs that are found together */
-  DEPTH = 256, /* inputs that they are summed over before the next */
   AHEAD = 24,  /* inputs whose weights are fetched before they are needed */
   SLAB = 4096, /* inputs that are turned at once: see sage_product */
 };
 
-/* turned (width, PANEL) = x (rows, width), and zeros behind the last row. Whole lines of the cache are read at
-   once: where rows lie a power of two apart, few of them fit beside each other. */
-static void turn_panel(const float *x, long stride, int rows, int width, float *turned) {
-  float lines[PANEL * LANES];
-  memset(lines, 0, sizeof lines);
-  for (int k = 0; k < width; k += LANES) {
-    for (int i = 0; i < rows; i++) store(lines + i * LANES, load(x + i * stride + k));
-    for (int d = 0; d < LANES; d++)
-      for (int i = 0; i < PANEL; i++) turned[(k + d) * PANEL + i] = lines[i * LANES + d];
-  }
+INLINE void store_sum(float *to, vec x, const float *added, long at) {
+  if (added) x += load(added + at);
+  store(to, x);
+}
+
+/* y (rows, outs) = the transpose of sums (outs, PANEL), + added */
+static void turn_back(const float *sums, int rows, int outs, const float *added, long added_stride, float *y, long y_stride) {
+  int whole = outs / LANES * LANES;
+  for (int first = 0; first < rows; first += LANES)
+    for (int n = 0; n < whole; n += LANES) {
+      vec square[LANES];
+      int lines = smaller(LANES, rows - first);
+#pragma GCC unroll 16
+      for (int d = 0; d < LANES; d++) square[d] = load(sums + (n + d) * PANEL + first);
+      transpose(square);
+      float *to = y + first * y_stride + n;
+      const float *more = added ? added + first * added_stride + n : 0;
+      if (lines == LANES) {
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) store_sum(to + i * y_stride, square[i], more, i * added_stride);
+      } else {
+        for (int i = 0; i < lines; i++) store_sum(to + i * y_stride, square[i], more, i * added_stride);
+      }
+    }
+  for (int i = 0; i < rows; i++)
+    for (int n = whole; n < outs; n++)
+      y[i * y_stride + n] = sums[n * PANEL + i] + (added ? added[i * added_stride + n] : 0);
 }
 
 /* y (rows, outs) = turned, one panel of x, times w, + added. */
@@ -40,9 +50,7 @@ static void fill(const float *turned, int rows, int width, weights w, int outs, 
     weights here = {w.at + k * w.column, w.row, w.column};
     mix_by(TILE_ROWS, TILE_WIDE, AHEAD, sums, PANEL, outs, here, turned + k * PANEL, PANEL, depth, filled);
   }
-  for (int i = 0; i < rows; i++)
-    for (int n = 0; n < outs; n++)
-      y[i * y_stride + n] = sums[n * PANEL + i] + (added ? added[i * added_stride + n] : 0);
+  turn_back(sums, rows, outs, added, added_stride, y, y_stride);
 }
 
 /* How many floats sage_product wants room for. */
