@@ -18,7 +18,11 @@ from sage_servicekit.settings import ServiceSettings
 
 @pytest.fixture
 def client(tmp_path: Path) -> TestClient:
-    settings = ServiceSettings(home_dir=tmp_path, max_body_bytes=1000)
+    return client_of(tmp_path)
+
+
+def client_of(home: Path, max_body_bytes: int = 1000) -> TestClient:
+    settings = ServiceSettings(home_dir=home, max_body_bytes=max_body_bytes)
     app = create_app("probe", settings, uploads=["/uploads/{name}/parts"])
 
     @app.post("/echo")
@@ -55,6 +59,16 @@ def test_it_is_half_a_character_exactly_where_json_makes_one(parts: list[str]) -
         assert has_half_character(content.encode())
     else:
         assert not has_half_character(content.encode())
+
+
+@pytest.mark.parametrize("filler", ["\\n", "\\u0041", "\\ud83d\\ude00", "\\\\ud83d", "\\\\", "x"])
+@pytest.mark.parametrize(("end", "status"), [("\\ud83d", 400), ("\\ud83d\\ude00", 200)])
+def test_half_a_character_is_found_behind_megabytes(
+    tmp_path: Path, filler: str, end: str, status: int
+) -> None:
+    client = client_of(tmp_path, max_body_bytes=4 * 2**20)
+    content = '"' + filler * (2**20 // len(filler)) + end + '"'
+    assert client.post("/echo", content=content).status_code == status
 
 
 def test_a_body_beyond_the_limit_is_refused_and_an_upload_is_not(client: TestClient) -> None:
