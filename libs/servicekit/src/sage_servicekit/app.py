@@ -33,7 +33,13 @@ def create_app(
     app.state.settings = settings
     registry = CollectorRegistry()
     app.state.metrics_registry = registry
-    app.add_middleware(CheckedBodies, source=name, max_bytes=settings.max_body_bytes, uploads=uploads)
+    app.add_middleware(
+        CheckedBodies,
+        source=name,
+        max_bytes=settings.max_body_bytes,
+        uploads=uploads,
+        silence_s=settings.client_silence_s,
+    )
     app.add_middleware(CheckedOrigins, source=name, is_local=settings.is_local)
     errors.install(app, name)
     _measure(app, name, registry)  # outermost: it counts what went wrong as well

@@ -36,6 +36,8 @@ class ServiceSettings(BaseSettings):
     """Shared by the services for /internal/*; None leaves that open (embedded, on loopback)."""
     max_body_bytes: int = 32 * 1024 * 1024
     """Of a request. Uploads are streamed, and limited by the orchestrator."""
+    client_silence_s: float = Field(60.0, gt=0)
+    """How long a client may say nothing while its request is not whole."""
 
     @field_validator("home_dir")
     @classmethod
