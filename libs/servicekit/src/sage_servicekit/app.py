@@ -53,7 +53,7 @@ def create_app(
     )
     if admit is not None:
         app.add_middleware(_Admission, source=name, admit=admit)
-    app.add_middleware(CheckedOrigins, source=name, is_local=settings.is_local)
+    app.add_middleware(CheckedOrigins, source=name, is_local=settings.is_local, asks_key=admit is not None)
     errors.install(app, name)
     _measure(app, name, registry)  # outermost: it counts what went wrong as well
 
