@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
-import re
-import socket
-
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sage_contracts.errors import ForbiddenError
 from sage_servicekit.errors import error_response
+from sage_servicekit.names import HOST, is_of_this_machine
 
-_PRIVATE = ("localhost", "local", "internal")
-"""Top domains that no public site can have, as of `host.docker.internal`."""
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
-_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::\d*)?")
 
 
 class CheckedOrigins:
@@ -69,23 +63,5 @@ class CheckedOrigins:
 
 def _name(text: str) -> str | None:
     """The host of an origin or a Host header, without the port; None where it has none."""
-    found = _HOST.fullmatch(text.lower().rpartition("://")[2])
+    found = HOST.fullmatch(text.lower().rpartition("://")[2])
     return None if found is None or text == "null" else found[1] or found[2].rstrip(".")
-
-
-def is_of_this_machine(host: str) -> bool:
-    """Whether a Host header has an address, or a name that leads here by itself, with or without a port."""
-    found = _HOST.fullmatch(host.lower())
-    if found is None:
-        return False
-    name = found[1] or found[2].rstrip(".")
-    if name.rpartition(".")[2] in _PRIVATE or name == socket.gethostname().lower():
-        return True
-    # Nobody can register a name without a dot: it is of this machine's network, as those of containers are.
-    if found[2] and name and "." not in name:
-        return True
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sage_contracts.home import Home
+from sage_servicekit.names import is_loopback
 
 
 class ServiceSettings(BaseSettings):
@@ -51,11 +51,7 @@ class ServiceSettings(BaseSettings):
     @property
     def is_local(self) -> bool:
         """Whether the service is for its own machine alone, by the address that leads to it."""
-        address = self.published_on or self.host
-        try:
-            return ipaddress.ip_address(address.strip("[]")).is_loopback
-        except ValueError:
-            return address.lower() == "localhost"
+        return is_loopback(self.published_on or self.host)
 
     @property
     def internal_headers(self) -> dict[str, str]:
