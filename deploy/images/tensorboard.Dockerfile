@@ -16,7 +16,9 @@ RUN --mount=type=bind,from=tools,source=/mnt/tools,target=/mnt/tools \
 ARG SAGE_UID=10001
 RUN useradd --uid ${SAGE_UID} --user-group --no-create-home --home-dir /tmp sage && install -d -o sage -g sage /sage
 COPY deploy/images/healthy.sh /usr/local/bin/sage-healthy
-ENV PATH=/venv/bin:$PATH HOME=/tmp SAGE_HOME=/sage PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ARG SOURCES=libs/servicekit/src/sage_servicekit
+COPY ${SOURCES}/__init__.py ${SOURCES}/names.py ${SOURCES}/tensorboard.py /usr/local/lib/sage/sage_servicekit/
+ENV PYTHONPATH=/usr/local/lib/sage PATH=/venv/bin:$PATH HOME=/tmp SAGE_HOME=/sage PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER sage
 EXPOSE 6006
-CMD ["tensorboard", "--logdir", "/sage/finetune_output", "--host", "0.0.0.0", "--port", "6006", "--reload_interval", "5"]
+CMD ["python", "-m", "sage_servicekit.tensorboard", "--logdir", "/sage/finetune_output", "--host", "0.0.0.0", "--port", "6006", "--reload_interval", "5"]

@@ -13,11 +13,13 @@ import uvicorn
 
 
 @contextmanager
-def serving(app: Any, *, deadline_s: float = 15.0) -> Iterator[str]:
-    """Yields the server's URL. Raises: TimeoutError when it does not start."""
+def serving(app: Any, *, deadline_s: float = 15.0, protocol: Any = "auto") -> Iterator[str]:
+    """Yields the server's URL; `protocol` is uvicorn's `http`. Raises: TimeoutError if it does not start."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app, http=protocol, log_config=None, access_log=False, timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

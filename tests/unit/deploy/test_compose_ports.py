@@ -22,7 +22,7 @@ def test_the_gateway_which_asks_for_keys_is_all_that_a_setting_can_open() -> Non
 def test_each_service_knows_where_it_is_published() -> None:
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
     ours = {name: service for name, service in compose["services"].items() if "environment" in service}
-    assert set(ours) == {"orchestrator", "trainer", "merger", "inference", "gateway"}
+    assert set(ours) == {"orchestrator", "trainer", "merger", "inference", "gateway", "tensorboard"}
     for name, service in ours.items():
         address = service["environment"]["SAGE_PUBLISHED_ON"]
         for port in service.get("ports", []):

@@ -259,9 +259,26 @@ async def test_every_key_opens(locked: httpx.AsyncClient, key: str) -> None:
     assert response.status_code == 200
 
 
-async def test_health_and_metrics_need_no_key(locked: httpx.AsyncClient) -> None:
-    await locked.post("/v1/chat/completions", json=QUESTION, headers={"authorization": "Bearer first"})
+async def test_health_alone_needs_no_key(locked: httpx.AsyncClient) -> None:
     assert (await locked.get("/healthz")).json()["status"] == "ok"
+    for path in ("/metrics", "/docs", "/redoc", "/openapi.json", "/nothing"):
+        refused = await locked.get(path)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/files", "/v1/sage/indexes/mine", "/healthz"])
+async def test_without_a_key_no_byte_of_a_body_is_read(locked: httpx.AsyncClient, path: str) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        pytest.fail("the body was read")
+        yield b""
+
+    answer = await locked.post(path, content=body())
+    assert answer.status_code == (405 if path == "/healthz" else 401)
+
+
+async def test_the_gateway_counts_what_it_answered(locked: httpx.AsyncClient) -> None:
+    locked.headers["authorization"] = "Bearer first"
+    await locked.post("/v1/chat/completions", json=QUESTION)
     metrics = (await locked.get("/metrics")).text
     assert 'sage_chat_answers_total{backend="mock",status="200"} 1.0' in metrics
     assert "sage_chat_overhead_seconds_count 1.0" in metrics

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,6 +30,23 @@ def test_a_bare_title_joins_the_section_below_it() -> None:
 def test_hash_signs_inside_fences_are_no_headings() -> None:
     text = f"# Real\n\n{FILLER}\n\n```bash\n# not a heading\n```\n{FILLER}"
     assert {piece.source for piece in split("a.md", text)} == {"a.md#real"}
+
+
+@given(st.text(st.sampled_from("#####  \t\u3000aé"), max_size=14))
+def test_a_heading_is_its_line_without_blanks_and_closing_hashes(line: str) -> None:
+    found = re.match(r"^(#{1,6})\s+(.+?)\s*#*\s*$", line)
+    (piece,) = split("a.md", f"x\n{line}\n{FILLER}")
+    assert piece.title == (found[2] if found else "")
+
+
+def test_a_heading_of_a_million_blanks_or_hashes_is_split_like_any_other() -> None:
+    for many in (" " * 1_000_000, "#" * 1_000_000, "# " * 500_000):
+        assert split("a.md", f"# a{many}x")[0].title == f"a{many}"[:MAX_CHARS]
+
+
+def test_passages_do_not_repeat_a_heading_without_end() -> None:
+    pieces = split("a.md", f"# {'a' * 100_000}\n\n" + f"## {'b' * 1000}\n\n{FILLER}\n\n" * 100)
+    assert max(len(piece.title) for piece in pieces) == MAX_CHARS
 
 
 def test_rst_and_code_have_their_own_headings() -> None:

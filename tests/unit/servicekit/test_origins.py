@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from starlette.datastructures import Headers
 
 from sage_servicekit.app import create_app
 from sage_servicekit.settings import ServiceSettings
@@ -14,8 +16,14 @@ from sage_servicekit.settings import ServiceSettings
 LOCAL = "http://127.0.0.1:8080"
 
 
-def client_of(home: Path, host: str = "127.0.0.1", published_on: str = "") -> TestClient:
-    app = create_app("probe", ServiceSettings(home_dir=home, host=host, published_on=published_on))
+def client_of(
+    home: Path,
+    host: str = "127.0.0.1",
+    published_on: str = "",
+    admit: Callable[[Headers], None] | None = None,
+) -> TestClient:
+    settings = ServiceSettings(home_dir=home, host=host, published_on=published_on)
+    app = create_app("probe", settings, admit=admit)
 
     @app.api_route("/thing", methods=["GET", "POST", "PUT", "DELETE"])
     def thing() -> str:
@@ -88,3 +96,34 @@ def test_a_page_of_this_machine_and_a_typed_address_are_answered(client: TestCli
 
 def test_a_link_from_another_site_is_followed(client: TestClient) -> None:
     assert client.get("/thing", headers={"sec-fetch-site": "cross-site"}).status_code == 200
+
+
+@pytest.mark.parametrize("origin", [
+    "https://evil.example", "http://evil.example:8080", "http://127.0.0.1.evil.example", "null", "", "file://",
+    "http://localhost:8080", "http://192.168.1.5:8080", "chrome-extension://abc",
+])  # fmt: skip
+def test_an_origin_that_is_not_the_host_is_another_site(client: TestClient, origin: str) -> None:
+    answer = client.post("/thing", headers={"origin": origin, "content-type": "text/plain"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
+    assert client.get("/thing", headers={"origin": origin}).status_code == 200
+
+
+@pytest.mark.parametrize(("origin", "host"), [
+    ("http://127.0.0.1:8080", "127.0.0.1:8080"), ("http://localhost:3000", "LocalHost:8080"),
+    ("http://[::1]", "[::1]:8080"), ("https://a.localhost", "a.localhost"), ("http://a.local", "a.local."),
+])  # fmt: skip
+def test_a_page_of_the_same_host_is_answered(client: TestClient, origin: str, host: str) -> None:
+    assert client.post("/thing", headers={"origin": origin, "host": host}).status_code == 200
+
+
+def test_what_a_browser_says_of_the_site_counts_more_than_the_origin(client: TestClient) -> None:
+    # A proxy that ends TLS may send another Host than the page's.
+    headers = {"sec-fetch-site": "same-origin", "origin": "https://sage.example"}
+    assert client.post("/thing", headers=headers).status_code == 200
+
+
+def test_a_key_makes_up_for_an_origin(tmp_path: Path) -> None:
+    client = client_of(tmp_path, admit=lambda headers: None)
+    headers = {"origin": "http://sage.example"}
+    assert client.post("/thing", headers=headers).status_code == 200
+    assert client.post("/thing", headers=headers | {"sec-fetch-site": "cross-site"}).status_code == 403

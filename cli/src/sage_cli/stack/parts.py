@@ -81,7 +81,7 @@ def embedded_parts(
     if importlib.util.find_spec("tensorboard"):
         port = ports["tensorboard"]
         where = ("--host", host_of("tensorboard", gateway_host), "--port", str(port))
-        command = (*module("tensorboard.main"), "--logdir", str(output_dir), *where)
+        command = (*module("sage_servicekit.tensorboard"), "--logdir", str(output_dir), *where)
         parts.append(Part("tensorboard", command, port, "/", is_awaited=False))
     return parts
 

@@ -12,7 +12,7 @@ from sage_contracts.indexes import CODE_SUFFIXES, RST_SUFFIXES
 MIN_CHARS = 200
 MAX_CHARS = 1200
 
-_MARKDOWN_HEADING = re.compile(r"^(#{1,6})\s+(.+?)\s*#*\s*$")
+_MARKDOWN_HEADING = re.compile(r"(#{1,6})(\s.+)")
 _RST_UNDERLINE = re.compile(r"^([=\-~^\"'+*#])\1{2,}\s*$")
 _DEFINITION = re.compile(r"^(?:async\s+def|def|class|func|fn|function|interface|struct)\s+(\w+)")
 _FENCE = re.compile(r"^\s*(```|~~~)")
@@ -46,7 +46,7 @@ def split(path: str, content: str) -> list[Piece]:
     else:
         sections = _markdown_sections(content)
     return [
-        Piece(_source(path, section.headings), " › ".join(section.headings), text)
+        Piece(_source(path, section.headings), " › ".join(section.headings)[:MAX_CHARS], text)
         for section in _joined(sections)
         for text in _cut(section.text)
     ]
@@ -70,14 +70,22 @@ def _markdown_sections(content: str) -> Iterator[_Section]:
     for line in content.splitlines():
         if _FENCE.match(line):
             is_fenced = not is_fenced
-        found = None if is_fenced else _MARKDOWN_HEADING.match(line)
+        found = None if is_fenced else _MARKDOWN_HEADING.fullmatch(line)
         if found:
             yield _Section(tuple(title for _, title in headings), "\n".join(lines))
             level = len(found[1])
-            headings = [entry for entry in headings if entry[0] < level] + [(level, found[2])]
+            headings = [entry for entry in headings if entry[0] < level] + [(level, _title(found[2]))]
             lines = []
         lines.append(line)
     yield _Section(tuple(title for _, title in headings), "\n".join(lines))
+
+
+def _title(rest: str) -> str:
+    """What stands between blanks and closing hashes, which a pattern would look for in cubic time."""
+    title = rest.strip().rstrip("#").rstrip()
+    # At least one sign is left: of hashes alone the first, of blanks alone the last. And it has an end: every
+    # passage below repeats it.
+    return title[:MAX_CHARS] or rest.strip()[:1] or rest[-1]
 
 
 def _rst_sections(content: str) -> Iterator[_Section]:

@@ -11,34 +11,53 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sage_contracts.errors import AuthenticationError
+from sage_contracts.errors import AuthenticationError, SageError
 from sage_contracts.workers import INTERNAL_TOKEN_HEADER
 from sage_servicekit import errors
 from sage_servicekit.bodies import CheckedBodies
+from sage_servicekit.errors import error_response
 from sage_servicekit.origins import CheckedOrigins
 from sage_servicekit.settings import ServiceSettings
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]] | Callable[[FastAPI], AsyncIterator[None]]
 
+_HEALTH = "/healthz"
+
 
 def create_app(
-    name: str, settings: ServiceSettings, lifespan: Any = None, *, uploads: Iterable[str] = ()
+    name: str,
+    settings: ServiceSettings,
+    lifespan: Any = None,
+    *,
+    uploads: Iterable[str] = (),
+    admit: Callable[[Headers], None] | None = None,
 ) -> FastAPI:
     """An app with health, metrics, request ids, the internal token, the error handlers and checked requests.
 
     `uploads`: the paths of its routes that stream their bodies, however large. Every other body is bounded.
+    `admit` raises a SageError where a request's headers do not let it in; None lets everybody in.
     """
     app = FastAPI(title=f"SAGE Finetune {name}", version="0.1.0", lifespan=lifespan)
     app.state.settings = settings
     registry = CollectorRegistry()
     app.state.metrics_registry = registry
-    app.add_middleware(CheckedBodies, source=name, max_bytes=settings.max_body_bytes, uploads=uploads)
-    app.add_middleware(CheckedOrigins, source=name, is_local=settings.is_local)
+    app.add_middleware(
+        CheckedBodies,
+        source=name,
+        max_bytes=settings.max_body_bytes,
+        uploads=[_HEALTH, *uploads],  # everybody may ask for it, so nothing that comes along is kept
+        silence_s=settings.client_silence_s,
+    )
+    if admit is not None:
+        app.add_middleware(_Admission, source=name, admit=admit)
+    app.add_middleware(CheckedOrigins, source=name, is_local=settings.is_local, asks_key=admit is not None)
     errors.install(app, name)
     _measure(app, name, registry)  # outermost: it counts what went wrong as well
 
-    @app.get("/healthz", include_in_schema=False)
+    @app.get(_HEALTH, include_in_schema=False)
     async def healthz() -> dict[str, str]:
         # A command of another home on this machine has to know that this is not its stack.
         stack = {"stack": settings.stack_id} if settings.stack_id else {}
@@ -61,6 +80,24 @@ def require_internal(request: Request) -> None:
         raise AuthenticationError(
             f"{INTERNAL_TOKEN_HEADER} is missing or wrong: set SAGE_INTERNAL_TOKEN alike"
         )
+
+
+class _Admission:
+    """Asks `admit` before anything of a body is read, for whatever is asked but the service's health."""
+
+    def __init__(self, app: ASGIApp, source: str, admit: Callable[[Headers], None]) -> None:
+        self._app = app
+        self._source = source
+        self._admit = admit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] != _HEALTH:
+            try:
+                self._admit(Headers(scope=scope))
+            except SageError as error:
+                await error_response(error, self._source)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class _RequestLog:

@@ -1,36 +1,60 @@
-"""Request bodies, looked at before any service reads them: their size, and text that cannot be written."""
+"""Request bodies, looked at before any service reads them: size, pace, and text that cannot be written."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterable
 
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sage_contracts.errors import InvalidRequestError, PayloadTooLargeError, SageError
+from sage_contracts.errors import (
+    InvalidRequestError,
+    PayloadTooLargeError,
+    SageError,
+    ServiceUnavailableError,
+)
 from sage_servicekit.errors import error_response
 
-_ESCAPE = re.compile(rb"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
+_HIGH, _LOW = rb"[89abAB][0-9a-fA-F]{2}", rb"[c-fC-F][0-9a-fA-F]{2}"
+_SURROGATES = re.compile(rb"\\u[dD](?:%b\\u[dD]%b|(%b|%b))" % (_HIGH, _LOW, _HIGH, _LOW))
+"""Both halves of a character, else one, in the group."""
+
+LARGEST_AT_ONCE = 8
+"""Bodies of the largest size that one process takes in at the same time, together with all smaller ones."""
+PACE = 10
+"""The whole of a body that is no upload may take as long as so many silences."""
+_SMALL_BYTES = 64 * 1024
+_AT_ONCE_BYTES = 256 * 1024  # what is searched without a thread: a millisecond
 
 
 class CheckedBodies:
-    """Refuses a body of more than `max_bytes`, or with half a character in it.
+    """Refuses a body of more than `max_bytes`, that stops for `silence_s`, or with half a character in it.
 
-    What is sent to `uploads`, paths as of routes, passes untouched: who reads it there bounds it as it comes.
+    What is sent to `uploads`, paths as of routes, is not read here: who reads it there bounds it as it comes.
 
     Half a character is a surrogate without its other half, as of an emoji that somebody cut in two: JSON can
     say it, and nothing can store it or send it on.
     """
 
-    def __init__(self, app: ASGIApp, source: str, max_bytes: int, uploads: Iterable[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, source: str, max_bytes: int, uploads: Iterable[str], silence_s: float
+    ) -> None:
         self._app = app
         self._source = source
         self._max_bytes = max_bytes
         self._uploads = [compile_path(path)[0] for path in uploads]
+        self._silence_s = silence_s
+        self._coming_bytes = 0
+        """Of all bodies that are being read."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or any(path.match(scope["path"]) for path in self._uploads):
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        receive = _impatient(receive, self._silence_s)
+        if any(path.match(scope["path"]) for path in self._uploads):
             await self._app(scope, receive, send)
             return
         try:
@@ -47,34 +71,80 @@ class CheckedBodies:
     async def _read(self, receive: Receive) -> Message:
         """The whole body as one message; the last one where the client left. Raises: SageError."""
         content = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                return message
-            content += message.get("body", b"")
-            if len(content) > self._max_bytes:
-                raise PayloadTooLargeError(f"The body is larger than {self._max_bytes} bytes.")
-            if not message.get("more_body", False):
-                break
-        if has_half_character(content):
+        try:
+            async with asyncio.timeout(PACE * self._silence_s):
+                while True:
+                    message = await receive()
+                    if message["type"] != "http.request":
+                        return message
+                    self._take(content, message.get("body", b""))
+                    if not message.get("more_body", False):
+                        break
+            has_half = (
+                has_half_character(content)
+                if len(content) <= _AT_ONCE_BYTES
+                else await asyncio.to_thread(has_half_character, content)
+            )
+        except TimeoutError as error:
+            raise InvalidRequestError(
+                f"The body was not whole after {PACE * self._silence_s:g} s (SAGE_CLIENT_SILENCE_S)."
+            ) from error
+        finally:
+            self._coming_bytes -= len(content)
+        if has_half:
             raise InvalidRequestError(
                 "The body holds half a character, such as \\ud83d alone: an emoji was cut in two. Cut text "
                 "between characters."
             )
         return {"type": "http.request", "body": bytes(content), "more_body": False}
 
+    def _take(self, content: bytearray, chunk: bytes) -> None:
+        """Raises: PayloadTooLargeError, ServiceUnavailableError where this process has no room for it."""
+        content += chunk
+        self._coming_bytes += len(chunk)
+        if len(content) > self._max_bytes:
+            raise PayloadTooLargeError(f"The body is larger than {self._max_bytes} bytes.")
+        # The last place is for small ones: whoever sends many large bodies must not keep a chat out.
+        places = LARGEST_AT_ONCE if len(content) <= _SMALL_BYTES else LARGEST_AT_ONCE - 1
+        if self._coming_bytes > places * self._max_bytes:
+            raise ServiceUnavailableError(
+                "Too many large requests are being sent at once; try again.", retry_after_s=1
+            )
+
+
+def _impatient(receive: Receive, silence_s: float) -> Receive:
+    """`receive`, which waits no longer than that for the next bytes of a body. Raises: InvalidRequestError.
+
+    What follows the body, the client's leaving, has no deadline: answers may take as long as they like.
+    """
+    is_whole = False
+
+    async def received() -> Message:
+        nonlocal is_whole
+        if is_whole:
+            return await receive()
+        try:
+            async with asyncio.timeout(silence_s):
+                message = await receive()
+        except TimeoutError as error:
+            raise InvalidRequestError(
+                f"Nothing more of the body came for {silence_s:g} s (SAGE_CLIENT_SILENCE_S)."
+            ) from error
+        is_whole = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+    return received
+
 
 def has_half_character(content: bytes | bytearray) -> bool:
     """Whether JSON has an escaped surrogate without its other half."""
-    if b"\\ud" not in content.lower():
-        return False
-    waits_at = None
-    for escape in _ESCAPE.finditer(content):
-        code = int(escape[1][1:], 16) if len(escape[1]) == 5 else 0
-        is_second = 0xDC00 <= code < 0xE000
-        if is_second != (waits_at == escape.start()):
+    position = 0
+    while found := _SURROGATES.search(content, position):
+        before = content[position : found.start()]
+        if (len(before) - len(before.rstrip(b"\\"))) % 2:
+            position = found.start() + 2  # its backslash is itself escaped: this is text
+        elif found[1]:
             return True
-        if waits_at is not None and not is_second:
-            return True
-        waits_at = escape.end() if 0xD800 <= code < 0xDC00 else None
-    return waits_at is not None
+        else:
+            position = found.end()
+    return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sage_contracts.home import Home
+from sage_servicekit.names import is_loopback
 
 
 class ServiceSettings(BaseSettings):
@@ -36,6 +36,8 @@ class ServiceSettings(BaseSettings):
     """Shared by the services for /internal/*; None leaves that open (embedded, on loopback)."""
     max_body_bytes: int = 32 * 1024 * 1024
     """Of a request. Uploads are streamed, and limited by the orchestrator."""
+    client_silence_s: float = Field(60.0, gt=0)
+    """How long a client may say nothing while its request is not whole."""
 
     @field_validator("home_dir")
     @classmethod
@@ -49,11 +51,7 @@ class ServiceSettings(BaseSettings):
     @property
     def is_local(self) -> bool:
         """Whether the service is for its own machine alone, by the address that leads to it."""
-        address = self.published_on or self.host
-        try:
-            return ipaddress.ip_address(address.strip("[]")).is_loopback
-        except ValueError:
-            return address.lower() == "localhost"
+        return is_loopback(self.published_on or self.host)
 
     @property
     def internal_headers(self) -> dict[str, str]:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable, Sequence
 
-from fastapi import Request
+from pydantic import SecretStr
+from starlette.datastructures import Headers
 
 from sage_contracts.errors import AuthenticationError
-from sage_gateway.settings import GatewaySettings
 
 
-def require_key(request: Request) -> None:
-    """Dependency of every public route. Raises: AuthenticationError unless the gateway is open."""
-    settings: GatewaySettings = request.app.state.settings
-    if not settings.api_keys:
-        return
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not given.strip():
-        raise AuthenticationError("No API key: send `Authorization: Bearer KEY` with one of SAGE_API_KEYS.")
-    # All keys are compared, so that time does not tell which one was nearly right.
-    matches = [
-        hmac.compare_digest(given.strip().encode(), key.get_secret_value().encode())
-        for key in settings.api_keys
-    ]
-    if not any(matches):
-        raise AuthenticationError("This API key is not one of the gateway's SAGE_API_KEYS.")
+def key_check(keys: Sequence[SecretStr]) -> Callable[[Headers], None] | None:
+    """What lets only requests with one of the keys in, by their headers; None where there are no keys."""
+    expected = [key.get_secret_value().encode() for key in keys]
+
+    def check(headers: Headers) -> None:
+        """Raises: AuthenticationError."""
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not given.strip():
+            raise AuthenticationError(
+                "No API key: send `Authorization: Bearer KEY` with one of SAGE_API_KEYS."
+            )
+        # All keys are compared, so that time does not tell which one was nearly right.
+        matches = [hmac.compare_digest(given.strip().encode(), key) for key in expected]
+        if not any(matches):
+            raise AuthenticationError("This API key is not one of the gateway's SAGE_API_KEYS.")
+
+    return check if expected else None

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 
 from sage_chat.build import build_backends
 from sage_chat.upstream import make_client
 from sage_contracts.uploads import UPLOAD_PATHS
 from sage_gateway import chat, indexes, models, proxy, responses, status
 from sage_gateway.directory import ModelDirectory
-from sage_gateway.keys import require_key
+from sage_gateway.keys import key_check
 from sage_gateway.measures import ChatMeasures
 from sage_gateway.settings import GatewaySettings
 from sage_retrieval.store import IndexStore
@@ -29,7 +29,8 @@ def build_app(settings: GatewaySettings) -> FastAPI:
         async with client:
             yield
 
-    app = create_app("gateway", settings, lifespan, uploads=UPLOAD_PATHS)
+    admit = key_check(settings.api_keys)
+    app = create_app("gateway", settings, lifespan, uploads=UPLOAD_PATHS, admit=admit)
     addresses = settings.addresses
     backends = build_backends(client, addresses)
     directory = ModelDirectory(
@@ -58,7 +59,7 @@ def build_app(settings: GatewaySettings) -> FastAPI:
         status.make_router(status.StackProbe(client, settings)),
         proxy.make_router(orchestrator, inference),
     ):
-        app.include_router(router, dependencies=[Depends(require_key)])
+        app.include_router(router)
     return app
 
 
