@@ -1,0 +1,85 @@
+"""Files that would take a process down with them, and templates that never end: the orchestrator lives on."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.fakes.orchestrator_rig import Rig, open_rig, rows
+from tests.unit.orchestrator.test_orchestrator_jobs import JOBS, until
+
+MIB = 2**20
+LARGE_IN_MEMORY = b'{"x":[' + b"{}," * (4 * MIB) + b"{}]}\n"
+"""A row of 12 MiB that takes 300 as objects."""
+
+
+def endless_base(rig: Rig) -> str:
+    """A base model whose template never ends, as far as anybody would wait."""
+    folder = rig.home / "base_models" / "org--endless"
+    folder.mkdir(parents=True)
+    loops = "{% for _ in range(99999) %}" * 3 + "{% endfor %}" * 3
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": []}))
+    (folder / "chat_template.jinja").write_text(loops + "{{ messages[0]['content'] }}")
+    return "org/endless"
+
+
+def failure(rig: Rig, content: bytes, filename: str = "rows.jsonl", model: str = "smollm2-135m") -> Any:
+    """How a job ends whose file is checked in the background."""
+    job = rig.post(JOBS, {"model": model, "training_file": rig.upload(content, filename)})
+    assert job["status"] == "validating_files"
+    until(lambda: rig.job(job["id"])["status"] != "validating_files")
+    return rig.job(job["id"])["error"]
+
+
+def test_a_row_that_needs_too_much_memory_is_refused(home: Path) -> None:
+    with open_rig(home, check_memory_bytes=128 * MIB) as rig:
+        file_id = rig.upload(gzip.compress(rows() + b"\n" + LARGE_IN_MEMORY, 1), "rows.jsonl.gz")
+        error = rig.post(JOBS, {"model": "smollm2-135m", "training_file": file_id}, status=400)["error"]
+    assert (error["code"], error["param"]) == ("invalid_training_file", "training_file")
+    assert "rows.jsonl.gz could not be checked within 128 MiB of memory: split it" in error["message"]
+
+
+def test_in_the_background_it_fails_the_job(home: Path) -> None:
+    with open_rig(home, sync_validation_bytes=100, check_memory_bytes=128 * MIB) as rig:
+        error = failure(rig, rows() + b"\n" + LARGE_IN_MEMORY)
+    assert (error["code"], error["param"]) == ("invalid_training_file", "training_file")
+    assert "128 MiB of memory" in error["message"]
+
+
+def test_a_check_that_dies_mute_fails_the_job(home: Path) -> None:
+    with open_rig(home, sync_validation_bytes=100, check_memory_bytes=MIB) as rig:
+        error = failure(rig, rows())
+    assert error["code"] == "invalid_training_file"
+    assert "rows.jsonl could not be checked: the process that read it" in error["message"]
+
+
+def test_a_template_that_never_ends_fails_the_job(home: Path) -> None:
+    with open_rig(home, sync_validation_s=0.5, check_timeout_s=1) as rig:
+        error = failure(rig, rows(), model=endless_base(rig))
+    assert error["code"] == "invalid_training_file"
+    assert "within 1 s" in error["message"] and "chat template of org/endless" in error["message"]
+
+
+def test_a_check_ends_with_its_orchestrator_and_is_begun_again(home: Path) -> None:
+    for _ in range(4):
+        with open_rig(home, sync_validation_s=0.01) as rig:
+            if not rig.get(JOBS)["data"]:
+                body = {"model": endless_base(rig), "training_file": rig.upload(rows())}
+                assert rig.post(JOBS, body)["status"] == "validating_files"
+            until(lambda: rig.parts.being_checked)
+    with open_rig(home) as rig:
+        assert rig.get(JOBS)["data"][0]["status"] == "validating_files"
+
+
+@pytest.mark.parametrize(("more", "status"), [(b"", 200), (b'\n{"question": "why?"}', 400)])
+def test_what_another_process_finds_is_answered_at_once(rig: Rig, more: bytes, status: int) -> None:
+    file_id = rig.upload(gzip.compress(rows(50) + more), "rows.jsonl.gz")
+    answer = rig.post(JOBS, {"model": "smollm2-135m", "training_file": file_id}, status=status)
+    if more:
+        assert "row 51, field answer" in answer["error"]["message"]
+    else:
+        assert answer["status"] == "queued"
