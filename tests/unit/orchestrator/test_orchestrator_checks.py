@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 from tests.fakes.orchestrator_rig import Rig, open_rig, rows
-from tests.unit.orchestrator.test_orchestrator_jobs import JOBS, until
+from tests.unit.orchestrator.test_orchestrator_jobs import JOBS, never_checking, until
+
+from sage_contracts.home import Home
+from sage_contracts.jobs import CreateJobRequest
+from sage_orchestrator.jobs.checking import DataFile, FileChecks
 
 MIB = 2**20
 LARGE_IN_MEMORY = b'{"x":[' + b"{}," * (4 * MIB) + b"{}]}\n"
@@ -73,6 +77,30 @@ def test_a_check_ends_with_its_orchestrator_and_is_begun_again(home: Path) -> No
             until(lambda: rig.parts.being_checked)
     with open_rig(home) as rig:
         assert rig.get(JOBS)["data"][0]["status"] == "validating_files"
+
+
+class Ending(FileChecks):
+    """The process ends with every check."""
+
+    def check(self, file: DataFile) -> None:
+        raise SystemExit
+
+
+def test_a_check_that_twice_ended_the_process_is_not_begun_again(home: Path) -> None:
+    with open_rig(home) as rig:
+        checks = Ending(Home(home), memory_bytes=MIB, timeout_s=1, at_once_s=1)
+        service = never_checking(rig, Home(home), checks)
+        request = CreateJobRequest(model="smollm2-135m", training_file=rig.upload(rows(50)))
+        job_id = service.create(request).id
+        for _ in range(2):
+            with pytest.raises(SystemExit):
+                service.finish_validation(job_id)
+            assert rig.job(job_id)["status"] == "validating_files"
+        service.finish_validation(job_id)
+        job = rig.job(job_id)
+        assert (job["status"], job["error"]["code"]) == ("failed", "invalid_training_file")
+        assert "was begun 2 times" in job["error"]["message"]
+        assert rig.messages(job_id)[-1] == job["error"]["message"]
 
 
 @pytest.mark.parametrize(("more", "status"), [(b"", 200), (b'\n{"question": "why?"}', 400)])

@@ -29,6 +29,7 @@ from sage_contracts.errors import (
 from sage_contracts.home import Home
 from sage_contracts.jobs import CreateJobRequest, JobStatus
 from sage_orchestrator.jobs import repository as jobs
+from sage_orchestrator.jobs.checking import FileChecks
 from sage_orchestrator.jobs.datafile import check_data
 from sage_orchestrator.jobs.service import JobService
 
@@ -350,13 +351,13 @@ def test_large_files_are_checked_in_the_background(home: Path) -> None:
         assert "row 51" in failed["error"]["message"]
 
 
-def never_checking(rig: Rig, home: Home) -> JobService:
+def never_checking(rig: Rig, home: Home, checks: FileChecks | None = None) -> JobService:
     """Creates jobs as a process does that dies before it looks at their files."""
     return JobService(
         rig.parts.database,
         home,
         rig.clock,
-        checks=rig.parts.checks,
+        checks=checks or rig.parts.checks,
         sync_validation_bytes=100,
         training_device=lambda: None,
         wake=lambda: None,

@@ -143,6 +143,8 @@ class Orchestrator:
             self.jobs.finish_validation(job_id)
         except NotFoundError:
             logger.warning("job %s or its file is gone before it was checked", job_id)
+        except SageError as error:
+            logger.warning("the files of job %s are still to be checked: %s", job_id, error.message)
         except Exception:
             logger.exception("the check of job %s broke; it is repeated in a minute", job_id)
         finally:

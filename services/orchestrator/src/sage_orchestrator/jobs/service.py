@@ -46,6 +46,8 @@ from sage_orchestrator.rows import FileRow, JobRow
 T = TypeVar("T")
 AlsoStored = Callable[[Session, list[FineTuningJob]], None]
 
+_MAX_CHECKS_BEGUN = 2
+"""Without an end. What ends the orchestrator must not end it at every start."""
 _WAITING = (JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.PAUSED)
 
 
@@ -116,16 +118,25 @@ class JobService:
 
         Raises: SageError for what may pass, as a full disk: the files are still to be checked.
         """
-        with self._database.read() as session:
-            row = jobs.get(session, job_id)
+        with self._database.write() as session:
+            row = jobs.get(session, job_id, lock=True)
             if row.status != JobStatus.VALIDATING_FILES.value:
                 return
             ids = [file_id for file_id in (row.training_file, row.validation_file) if file_id]
             uploads = [files.get(session, file_id) for file_id in ids]
+            begun = row.checks_begun or 0
+            row.checks_begun = begun + 1
         try:
+            if begun >= _MAX_CHECKS_BEGUN:
+                raise InvalidDataError(
+                    f"The check of the job's files was begun {begun} times, and each time the orchestrator "
+                    "ended before it. Look at the files with `sage finetune validate`, split them, and "
+                    "create the job again."
+                )
             self._check_all(row, uploads)
         except SageError as error:
             if error.retryable or isinstance(error, StorageFullError):
+                self._forget_checks(job_id)
                 raise
             self._fail_validation(job_id, error)
             return
@@ -315,6 +326,11 @@ class JobService:
         except InvalidDataError as error:
             error.param = "validation_file" if file.is_held_out else "training_file"
             raise
+
+    def _forget_checks(self, job_id: str) -> None:
+        """They ended without a word on the files, but they ended."""
+        with self._database.write() as session:
+            jobs.get(session, job_id, lock=True).checks_begun = 0
 
     def _fail_validation(self, job_id: str, error: SageError) -> None:
         now = self._clock()
