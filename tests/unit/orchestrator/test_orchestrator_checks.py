@@ -11,13 +11,15 @@ import pytest
 from tests.fakes.orchestrator_rig import Rig, open_rig, rows
 from tests.unit.orchestrator.test_orchestrator_jobs import JOBS, never_checking, until
 
+from sage_contracts.config import Task
+from sage_contracts.errors import InvalidDataError
 from sage_contracts.home import Home
 from sage_contracts.jobs import CreateJobRequest
 from sage_orchestrator.jobs.checking import DataFile, FileChecks
 
 MIB = 2**20
-LARGE_IN_MEMORY = b'{"x":[' + b"{}," * (4 * MIB) + b"{}]}\n"
-"""A row of 12 MiB that takes 300 as objects."""
+LARGE_IN_MEMORY = b'{"x":[' + b"{}," * (5 * MIB) + b"{}]}\n"
+"""A row of 15 MiB that takes 400 as objects."""
 
 
 def endless_base(rig: Rig) -> str:
@@ -54,11 +56,22 @@ def test_in_the_background_it_fails_the_job(home: Path) -> None:
     assert "128 MiB of memory" in error["message"]
 
 
-def test_a_check_that_dies_mute_fails_the_job(home: Path) -> None:
-    with open_rig(home, sync_validation_bytes=100, check_memory_bytes=MIB) as rig:
-        error = failure(rig, rows())
-    assert error["code"] == "invalid_training_file"
-    assert "rows.jsonl could not be checked: the process that read it" in error["message"]
+def test_a_check_that_dies_mute_says_how(tmp_path: Path) -> None:
+    checks = FileChecks(Home(tmp_path), memory_bytes=128 * MIB, timeout_s=60, at_once_s=60)
+    unreadable = DataFile(
+        home=tmp_path,
+        path=Path("/proc/self/mem"),
+        filename="rows.jsonl",
+        task=Task.CUSTOM,
+        method="sft",
+        model="smollm2-135m",
+        is_held_out=False,
+    )
+    with pytest.raises(
+        InvalidDataError, match=r"rows\.jsonl could not be checked: .* ended with exit code 1,"
+    ):
+        checks.check(unreadable)
+    assert "OSError" in (tmp_path / "logs" / "checks.log").read_text()
 
 
 def test_a_template_that_never_ends_fails_the_job(home: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -20,8 +21,8 @@ _HARMLESS_BYTES = 64 << 10
 _PATIENCE_S = 1.0
 """How long a request waits for the check of another."""
 _BACKGROUND_NICENESS = 5
-_WAKE_S = 0.25
-"""The longest a stop goes unnoticed."""
+_LOOK_S = 0.1
+"""How long a stop, or a child that takes too much memory, may go unnoticed."""
 
 
 class DataFile(BaseModel):
@@ -56,6 +57,13 @@ class Verdict(BaseModel):
 
 class OutOfTimeError(InvalidDataError):
     """What the file says could not be found out within the time given."""
+
+
+def out_of_memory(filename: str, memory_bytes: int) -> InvalidDataError:
+    return InvalidDataError(
+        f"{filename} could not be checked within {memory_bytes >> 20:,} MiB of memory: split it, shorten its "
+        "longest rows, or raise SAGE_CHECK_MEMORY_BYTES."
+    )
 
 
 class FileChecks:
@@ -126,10 +134,23 @@ class FileChecks:
                         f"SAGE_CHECK_TIMEOUT_S. Where it is small, the chat template of {file.model} may "
                         "never end: choose another base model."
                     )
-                lines = child.receive(min(_WAKE_S, left_s))
+                # Libraries to which memory is refused may crash, or never return: the child's own limit is
+                # higher, for what comes between two looks.
+                if _data_bytes(child.pid) > self._memory_bytes:
+                    raise out_of_memory(file.filename, self._memory_bytes)
+                lines = child.receive(min(_LOOK_S, left_s))
             exit_code = child.reap()
             lines = lines or child.receive(0)
         return (lines[0] if lines else b""), exit_code
+
+
+def _data_bytes(pid: int) -> int:
+    """The memory of its own that a process has asked for, as RLIMIT_DATA counts; 0 where no system tells."""
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text().split()[5]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _is_harmless(file: DataFile) -> bool:
