@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import subprocess
@@ -239,6 +240,17 @@ def test_archives_are_taken_here_as_by_the_server(tmp_path: Path, name: str) -> 
         with pytest.raises(InvalidDataError) as there:
             check_data(refused, refused.name, task, method, "smollm2-135m", Home(tmp_path))
         assert str(here.value) == str(there.value)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGLINK])
+def test_an_archive_whose_header_would_fill_the_memory_is_refused(tmp_path: Path, kind: bytes) -> None:
+    with tarfile.open(tmp_path / "tree.tgz", "w:gz") as tarball:
+        header = tarfile.TarInfo("header")
+        header.type, header.size = kind, 2 << 20
+        tarball.addfile(header, io.BytesIO(bytes(header.size)))
+        tarball.addfile(tarfile.TarInfo("a.py"))
+    with pytest.raises(InvalidDataError, match=r"tree\.tgz cannot be read .* a header in it takes 2\.0 MiB"):
+        data.check(tmp_path / "tree.tgz", Task.CODE)
 
 
 def test_a_plan_needs_the_archive_unpacked(tmp_path: Path) -> None:

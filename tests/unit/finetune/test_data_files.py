@@ -16,6 +16,23 @@ QA = {"question": "Q?", "answer": "A"}
 
 
 @pytest.mark.parametrize(
+    ("opening", "said"),
+    [
+        ('{"question": "a", "answer": "b"}\n{"question": "a", "answer": "', "make several rows of it"),
+        ('[{"question": "a", "answer": "b"},\n{"question": "a", "answer": "', "make several rows of it"),
+        ('question,answer\na,b\na,"', "a cell of more than 16 MiB"),
+    ],
+)
+@pytest.mark.parametrize("row_mib", [17, 40])
+def test_a_row_of_more_than_16_mib_is_refused(tmp_path: Path, opening: str, said: str, row_mib: int) -> None:
+    closing = '"}]\n' if opening[0] == "[" else '"\n' if opening[0] == "q" else '"}\n'
+    (tmp_path / "rows").write_text(opening + "x" * (row_mib << 20) + closing)
+    report = validate_file(tmp_path / "rows")
+    assert (report.rows, report.good, report.bad[0].row) == (2, 1, 2)
+    assert "16 MiB" in report.bad[0].reason and said in report.bad[0].reason
+
+
+@pytest.mark.parametrize(
     ("name", "text"),
     [
         ("list.json", json.dumps([QA, QA])),
@@ -280,7 +297,7 @@ def test_a_large_row_is_a_row_and_several_are_several(tmp_path: Path) -> None:
     [
         ([{"text": LARGE}, '{"text": }', *[QA] * 200], [2]),
         ([f'{{"text": "{LARGE}}}', *[QA] * 200], [1]),
-        (['{"text": }', f'{{"text": "{LARGE}}}', "", {"text": LARGE * 9}, QA], [1, 2]),
+        (['{"text": }', f'{{"text": "{LARGE}}}', "", {"text": LARGE * 7}, QA], [1, 2]),
         ([{"text": LARGE}, {"text": LARGE}], []),
         (['{"text": }', {"text": LARGE}], [1]),
     ],

@@ -18,7 +18,9 @@ import zstandard
 from sqlalchemy import text
 from tests.fakes.orchestrator_rig import Rig, open_rig, rows
 
+from sage_contracts.config import Task
 from sage_contracts.errors import (
+    InvalidDataError,
     ModelNotFoundError,
     SageError,
     ServiceUnavailableError,
@@ -27,6 +29,8 @@ from sage_contracts.errors import (
 from sage_contracts.home import Home
 from sage_contracts.jobs import CreateJobRequest, JobStatus
 from sage_orchestrator.jobs import repository as jobs
+from sage_orchestrator.jobs.checking import FileChecks
+from sage_orchestrator.jobs.datafile import check_data
 from sage_orchestrator.jobs.service import JobService
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -141,12 +145,14 @@ def test_tables_and_compressed_files_are_read_here_too(rig: Rig, content: bytes,
     assert rig.claim(job["id"])["training_path"].endswith(filename.partition(".")[2])
 
 
-def test_parquet_is_refused_where_it_cannot_be_read(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_is_refused_where_it_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)  # the orchestrator's image has none
-    file_id = rig.upload(b"PAR1" + bytes(20) + b"PAR1", filename="rows.parquet")
-    error = rig.post(JOBS, {"model": "smollm2-135m", "training_file": file_id}, status=400)["error"]
-    assert error["code"] == "invalid_training_file"
-    assert "Convert it to JSON Lines, or use `sage finetune start --data`" in error["message"]
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(b"PAR1" + bytes(20) + b"PAR1")
+    with pytest.raises(
+        InvalidDataError, match="Convert it to JSON Lines, or use `sage finetune start --data`"
+    ):
+        check_data(path, path.name, Task.CUSTOM, "sft", "smollm2-135m", Home(tmp_path))
 
 
 def test_rows_that_the_base_cannot_learn_from_are_named_before_anything_is_queued(rig: Rig) -> None:
@@ -345,12 +351,13 @@ def test_large_files_are_checked_in_the_background(home: Path) -> None:
         assert "row 51" in failed["error"]["message"]
 
 
-def never_checking(rig: Rig, home: Home) -> JobService:
+def never_checking(rig: Rig, home: Home, checks: FileChecks | None = None) -> JobService:
     """Creates jobs as a process does that dies before it looks at their files."""
     return JobService(
         rig.parts.database,
         home,
         rig.clock,
+        checks=checks or rig.parts.checks,
         sync_validation_bytes=100,
         training_device=lambda: None,
         wake=lambda: None,

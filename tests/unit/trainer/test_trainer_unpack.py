@@ -83,6 +83,19 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "tree").exists()
 
 
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_would_fill_the_memory_is_not_read(tmp_path: Path, kind: bytes) -> None:
+    with tarfile.open(tmp_path / "bomb", "w:gz") as archive:
+        header = tarfile.TarInfo("header")
+        header.type, header.size = kind, 2 << 20
+        archive.addfile(header, io.BytesIO(bytes(header.size)))
+        archive.addfile(tarfile.TarInfo("a.py"))
+    assert is_archive(tmp_path / "bomb")
+    with pytest.raises(InvalidDataError, match=r"bomb cannot be unpacked: a header in it takes 2\.0 MiB"):
+        unpack_tree(tmp_path / "bomb", tmp_path / "tree")
+    assert not (tmp_path / "tree").exists()
+
+
 def test_rows_are_no_archive(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"question": "q", "answer": "a"}) + "\n")

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from sage_contracts.errors import ConflictError, SageError, ServiceUnavailableError, StorageFullError
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest revision under migrations/. Where it is reached already, Alembic (12 MB) is not imported."""
 MIGRATION_WAIT_S = 60.0
 # Any constant will do, so long as every orchestrator on one PostgreSQL uses the same.

@@ -24,6 +24,7 @@ from sage_orchestrator.files.service import FileService
 from sage_orchestrator.jobs import endpoints as job_endpoints
 from sage_orchestrator.jobs import repository as jobs
 from sage_orchestrator.jobs.attempts import AttemptService
+from sage_orchestrator.jobs.checking import FileChecks
 from sage_orchestrator.jobs.service import JobService
 from sage_orchestrator.merges import endpoints as merge_endpoints
 from sage_orchestrator.merges.service import MergeService
@@ -70,10 +71,17 @@ class Orchestrator:
         self.workers = WorkerService(self.database, clock, settings.worker_seen_s)
         self.devices = DeviceService(self.database, clock, settings.device_lease_s, self._ringer.wake)
         self.models = ModelService(self.database, home)
+        self.checks = FileChecks(
+            home,
+            memory_bytes=settings.resolved_check_memory_bytes,
+            timeout_s=settings.check_timeout_s,
+            at_once_s=settings.sync_validation_s,
+        )
         self.jobs = JobService(
             self.database,
             home,
             clock,
+            checks=self.checks,
             sync_validation_bytes=settings.sync_validation_bytes,
             training_device=self.workers.training_device,
             wake=self._ringer.wake,
@@ -101,6 +109,7 @@ class Orchestrator:
         for thread in (self._ringer, self._taker, self._housekeeper):
             thread.stop()
         # A file that is still being checked is checked again after the next start.
+        self.checks.stop()
         self._validator.shutdown(wait=True, cancel_futures=True)
         self.database.close()
 
@@ -134,6 +143,8 @@ class Orchestrator:
             self.jobs.finish_validation(job_id)
         except NotFoundError:
             logger.warning("job %s or its file is gone before it was checked", job_id)
+        except SageError as error:
+            logger.warning("the files of job %s are still to be checked: %s", job_id, error.message)
         except Exception:
             logger.exception("the check of job %s broke; it is repeated in a minute", job_id)
         finally:

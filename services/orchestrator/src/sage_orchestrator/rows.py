@@ -132,6 +132,8 @@ class JobRow(LeasedWork, Base):
     fine_tuned_model: Mapped[str | None]
     events_heard: Mapped[int | None]
     """The highest number among the events of the newest attempt: what comes again is known."""
+    checks_begun: Mapped[int | None]
+    """How often the check of its files was begun and did not end."""
     result_file: Mapped[str | None]
     """The id of the file with its step metrics; set by success."""
     waiting_for: Mapped[str | None]

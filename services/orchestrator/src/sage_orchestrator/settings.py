@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
+from sage_servicekit.machine import total_memory_bytes
 from sage_servicekit.settings import ServiceSettings
 
 MIB = 1024 * 1024
@@ -15,6 +18,12 @@ class OrchestratorSettings(ServiceSettings):
     max_file_bytes: int = 2048 * MIB
     sync_validation_bytes: int = 8 * MIB
     """Larger training files are checked in the background, in status `validating_files`."""
+    sync_validation_s: float = Field(default=10.0, gt=0)
+    """So are those whose check takes longer."""
+    check_memory_bytes: int | None = Field(default=None, gt=0)
+    """Of the process that checks a training file. None: a third of the memory there is, at most 4 GiB."""
+    check_timeout_s: float = Field(default=1800.0, gt=0)
+    """A file that takes longer to check is refused."""
 
     lease_s: float = 30.0
     """A worker that is silent for longer has lost its job."""
@@ -29,6 +38,11 @@ class OrchestratorSettings(ServiceSettings):
     """Wait after the broker refused a doorbell."""
     worker_seen_s: float = 30.0
     """A worker is up while its last beat is younger than this."""
+
+    @property
+    def resolved_check_memory_bytes(self) -> int:
+        # There may be two such processes, and this one needs some, too.
+        return self.check_memory_bytes or min(total_memory_bytes() // 3, 4096 * MIB)
 
     @property
     def resolved_database_url(self) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from sage.tools.finetune.code_data.archives import TarMember
 from sage_contracts.errors import InvalidDataError
 
 MAX_BYTES = 2 << 30
@@ -23,7 +24,17 @@ _Entry = tuple[str, Callable[[], IO[bytes] | None]]
 
 def is_archive(path: Path) -> bool:
     """Whether the file is a .zip or a (compressed) .tar, by its content: uploads have lost their names."""
-    return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
+    return path.is_file() and (zipfile.is_zipfile(path) or _is_tar(path))
+
+
+def _is_tar(path: Path) -> bool:
+    try:
+        with tarfile.open(path, tarinfo=TarMember):
+            return True
+    except (tarfile.ReadError, tarfile.CompressionError):
+        return False
+    except tarfile.TarError:
+        return True  # it is one, and unpacking it tells what is wrong
 
 
 def tree_name(archive: str) -> str:
@@ -85,7 +96,7 @@ def _entries(archive: Path) -> Iterator[_Entry]:
                 if not info.is_dir() and not is_link:
                     yield info.filename, lambda info=info: opened_zip.open(info)  # type: ignore[misc]
     else:
-        with tarfile.open(archive) as opened_tar:
+        with tarfile.open(archive, tarinfo=TarMember) as opened_tar:
             for member in opened_tar:
                 if member.isreg():
                     yield member.name, lambda member=member: opened_tar.extractfile(member)  # type: ignore[misc]

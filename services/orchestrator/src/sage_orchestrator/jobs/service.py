@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from sqlalchemy.orm import Session
 
@@ -33,17 +34,20 @@ from sage_orchestrator.devices import ledger
 from sage_orchestrator.files import repository as files
 from sage_orchestrator.ids import new_id
 from sage_orchestrator.jobs import repository as jobs
+from sage_orchestrator.jobs.checking import DataFile, FileChecks
 from sage_orchestrator.jobs.checkpoints import is_kept
 from sage_orchestrator.jobs.choices import TrainingDevice, choose_model, choose_preset
-from sage_orchestrator.jobs.datafile import check_data
 from sage_orchestrator.jobs.objects import to_checkpoint, to_event, to_job
 from sage_orchestrator.jobs.resolve import hyperparameters_of, method_of, name_of, resolve_config, task_of
 from sage_orchestrator.leases import ended_values, queued_values
 from sage_orchestrator.paging import PageOrder, list_page
 from sage_orchestrator.rows import FileRow, JobRow
 
+T = TypeVar("T")
 AlsoStored = Callable[[Session, list[FineTuningJob]], None]
 
+_MAX_CHECKS_BEGUN = 2
+"""Without an end. What ends the orchestrator must not end it at every start."""
 _WAITING = (JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.PAUSED)
 
 
@@ -57,6 +61,7 @@ class JobService:
         home: Home,
         clock: Clock,
         *,
+        checks: FileChecks,
         sync_validation_bytes: int,
         training_device: Callable[[], TrainingDevice | None],
         wake: Callable[[], None],
@@ -65,6 +70,7 @@ class JobService:
         self._database = database
         self._home = home
         self._clock = clock
+        self._checks = checks
         self._sync_validation_bytes = sync_validation_bytes
         self._training_device = training_device
         self._wake = wake
@@ -112,16 +118,25 @@ class JobService:
 
         Raises: SageError for what may pass, as a full disk: the files are still to be checked.
         """
-        with self._database.read() as session:
-            row = jobs.get(session, job_id)
+        with self._database.write() as session:
+            row = jobs.get(session, job_id, lock=True)
             if row.status != JobStatus.VALIDATING_FILES.value:
                 return
             ids = [file_id for file_id in (row.training_file, row.validation_file) if file_id]
             uploads = [files.get(session, file_id) for file_id in ids]
+            begun = row.checks_begun or 0
+            row.checks_begun = begun + 1
         try:
-            self._check(row, uploads)
+            if begun >= _MAX_CHECKS_BEGUN:
+                raise InvalidDataError(
+                    f"The check of the job's files was begun {begun} times, and each time the orchestrator "
+                    "ended before it. Look at the files with `sage finetune validate`, split them, and "
+                    "create the job again."
+                )
+            self._check_all(row, uploads)
         except SageError as error:
             if error.retryable or isinstance(error, StorageFullError):
+                self._forget_checks(job_id)
                 raise
             self._fail_validation(job_id, error)
             return
@@ -283,23 +298,39 @@ class JobService:
         jobs.add_event(session, row.id, now, queued if is_queued else checking)
 
     def _check_if_small(self, row: JobRow, uploads: list[FileRow]) -> bool:
-        """Whether the files were checked here and now; larger ones are in the background."""
+        """Whether the files were checked here and now; large ones, and slow ones, are in the background."""
         if sum(upload.size_bytes for upload in uploads) > self._sync_validation_bytes:
             return False
-        self._check(row, uploads)
-        return True
+        return all(self._told_of(file, self._checks.check_at_once) for file in self._files(row, uploads))
 
-    def _check(self, row: JobRow, uploads: list[FileRow]) -> None:
-        method = str(row.config.get("method", "sft"))
+    def _check_all(self, row: JobRow, uploads: list[FileRow]) -> None:
+        for file in self._files(row, uploads):
+            self._told_of(file, self._checks.check)
+
+    def _files(self, row: JobRow, uploads: list[FileRow]) -> Iterator[DataFile]:
         for upload in uploads:
-            is_held_out = upload.id != row.training_file
-            try:
-                path, model = self._home.resolve(upload.path), str(row.config["model_name"])
-                task, name = Task(row.task), upload.filename
-                check_data(path, name, task, method, model, self._home, is_held_out=is_held_out)
-            except InvalidDataError as error:
-                error.param = "validation_file" if is_held_out else "training_file"
-                raise
+            yield DataFile(
+                home=self._home.root,
+                path=self._home.resolve(upload.path),
+                filename=upload.filename,
+                task=Task(row.task),
+                method=str(row.config.get("method", "sft")),
+                model=str(row.config["model_name"]),
+                is_held_out=upload.id != row.training_file,
+            )
+
+    @staticmethod
+    def _told_of(file: DataFile, check: Callable[[DataFile], T]) -> T:
+        try:
+            return check(file)
+        except InvalidDataError as error:
+            error.param = "validation_file" if file.is_held_out else "training_file"
+            raise
+
+    def _forget_checks(self, job_id: str) -> None:
+        """They ended without a word on the files, but they ended."""
+        with self._database.write() as session:
+            jobs.get(session, job_id, lock=True).checks_begun = 0
 
     def _fail_validation(self, job_id: str, error: SageError) -> None:
         now = self._clock()

@@ -39,6 +39,8 @@ def columnar_rows(path: Path, name: str, kind: str) -> Iterator[Found]:
         try:
             for batch in (_arrow_batches if kind == "Arrow" else _parquet_batches)(stream, name):
                 yield from _values(batch)
+        except MemoryError:
+            raise  # pyarrow's is an ArrowException too, and says nothing about the file
         except (ArrowException, *_UNREADABLE) as error:
             raise InvalidDataError(f"{name} cannot be read as {kind}: {error}") from error
 

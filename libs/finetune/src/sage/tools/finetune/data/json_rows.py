@@ -15,7 +15,8 @@ from sage.tools.finetune.data.conversation import RowError
 Found = Any | RowError
 """A row's value, or why the row is no JSON."""
 
-MAX_ROW_BYTES = 256 << 20
+MAX_ROW_BYTES = 16 << 20
+"""Several times what any model reads at once; parsed, a row can take fifty times its size."""
 _CHUNK_CHARS = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
 _LONGEST_INTEGER = len(str(2**64))
@@ -125,6 +126,9 @@ class Scanner:
                 continue  # a number may go on
             start, self._at, self.is_lost = self._at, end, False
             raw = self._buffer[start:end]
+            if len(raw) > MAX_ROW_BYTES:
+                self.is_lost = True
+                return _too_large()
             # The standard library lets through NaN, and halves of characters, which no tokenizer takes.
             if self._is_beyond or _HALF_CHARACTER.search(raw):
                 try:
@@ -203,9 +207,12 @@ class Scanner:
 
 
 def _too_large() -> RowError:
-    return RowError("row", f"is larger than {MAX_ROW_BYTES >> 20} MiB; what follows was not read")
+    limit = f"{MAX_ROW_BYTES >> 20} MiB, the most that a row may have"
+    return RowError("row", f"is larger than {limit}: make several rows of it; what follows was not read")
 
 
 def _in_words(error: orjson.JSONDecodeError) -> str:
+    if error.msg.startswith("Not enough memory"):
+        raise MemoryError from error  # which says nothing about the row
     word = _NO_NUMBER.match(error.doc, error.pos)
     return f"{word[0]} is no JSON value" if word else error.msg.split(":")[0]

@@ -80,6 +80,13 @@ def head_of(path: Path, name: str) -> bytes:
     return head
 
 
+def is_plain(path: Path) -> bool:
+    """Whether what the file holds takes no more room when it is read: nothing in it is compressed."""
+    with path.open("rb") as raw:
+        magic = raw.read(MAGIC_BYTES)
+    return not magic.startswith(_GZIP) and magic[:4] not in _ZSTD and columnar_kind(magic) is None
+
+
 def columnar_kind(head: bytes) -> str | None:
     """`Parquet` or `Arrow` where the first MAGIC_BYTES say so."""
     return next((kind for magic, kind in _COLUMNAR.items() if head.startswith(magic)), None)

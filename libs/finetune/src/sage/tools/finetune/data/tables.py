@@ -9,7 +9,7 @@ from typing import TextIO
 
 from sage.tools.finetune.data.conversation import RowError
 from sage.tools.finetune.data.formats import format_name
-from sage.tools.finetune.data.json_rows import Found
+from sage.tools.finetune.data.json_rows import MAX_ROW_BYTES, Found
 from sage.tools.finetune.data.tab_separated import TAB, Lines, Reader, tab_records
 from sage_contracts.errors import InvalidDataError
 
@@ -18,7 +18,6 @@ NO_DELIMITER = "\uffff"
 """Of a table with one column, whose header cannot tell what would separate others: no character at all."""
 EMPTY_ROW: Found = object()
 """Stands for a row whose cells are all empty, as spreadsheets write below a table: only its place counts."""
-_MAX_CELL_CHARS = 64 << 20
 _HEADER_LINES = 20
 _SEPARATOR = re.compile("sep=.?")
 _WHAT_TO_DO = "write each quotation mark inside a cell twice and put the cell in quotation marks"
@@ -38,7 +37,7 @@ def table_rows(text: TextIO, delimiter: str, name: str) -> Iterator[Found]:
     A row with more or fewer cells than the header is wrong; one of empty cells alone is EMPTY_ROW.
     Raises: InvalidDataError where two columns have one name.
     """
-    csv.field_size_limit(_MAX_CELL_CHARS)
+    csv.field_size_limit(MAX_ROW_BYTES)
     lines = Lines(text) if delimiter == TAB else text
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     columns = _names(_first_record(reader))
@@ -76,6 +75,8 @@ def _broken(error: csv.Error, first_line: int, last_line: int) -> RowError:
         return RowError(
             "row", f"is not valid CSV: text follows the closing quotation mark of a cell, {where}"
         )
+    if "field limit" in str(error):
+        return RowError("row", f"has a cell of more than {MAX_ROW_BYTES >> 20} MiB: make several rows of it")
     return RowError("row", f"is not valid CSV: {error}, near line {last_line}")
 
 

@@ -77,6 +77,11 @@ def learnable_rows(model: str, home: Path) -> LengthCounter | None:
     return LengthCounter(Estimate(), frames, max_length=sys.maxsize)
 
 
+def has_tokenizer(model: str, home: Path) -> bool:
+    """Whether the model's tokenizer is on this machine, and so its chat template."""
+    return _folder(model, home) is not None
+
+
 class FileCounter:
     """A tokenizer.json, read by the tokenizers library."""
 
