@@ -140,3 +140,46 @@ def test_what_is_wrong_with_the_marks_of_a_row_says_what_to_do(tmp_path: Path, h
     assert "write each quotation mark inside a cell twice" in str(bad)
     assert str(bad).isprintable()
     assert isinstance(good, dict)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "|"])
+@pytest.mark.parametrize("header", ["question, answer", '"question", "answer"', '"Question", answer'])
+def test_blanks_behind_the_delimiters_of_header_and_rows_are_no_text(
+    tmp_path: Path, header: str, delimiter: str
+) -> None:
+    lines = [header, '"What, or who?", "A tool, and ""more""."', "Which port?,  8080", '"a", "two\nlines"']
+    text = "\r\n".join(lines).replace(",", delimiter).replace(f"{delimiter} and", ", and")
+    path = tmp_path / "rows.csv"
+    assert rows_of(path, text) == [
+        {"question": f"What{delimiter} or who?", "answer": 'A tool, and "more".'},
+        {"question": "Which port?", "answer": "8080"},
+        {"question": "a", "answer": "two\nlines"},
+    ]
+    assert validate_file(path).good == 3
+
+
+@pytest.mark.parametrize(
+    "row", ['"q", "a"', '"q, or", "a, or b"', 'q, "a" or "b"', ' "q","a"', '"q",   "a"', '"q", "two\nlines"']
+)
+def test_a_blank_before_a_quotation_mark_that_the_header_does_not_have_is_told(
+    tmp_path: Path, row: str
+) -> None:
+    path = tmp_path / "rows.csv"
+    bad, *_, good = rows_of(path, f"question,answer\n{row}\n5, 6\n")
+    assert str(bad).startswith("row: has a cell that begins with a blank before its quotation mark")
+    assert good == {"question": "5", "answer": " 6"}
+
+
+def test_a_quoted_cell_may_begin_with_a_blank_and_a_mark(tmp_path: Path) -> None:
+    rows = [{"question": ' "Yes" in French?', "answer": ' "Oui"\n'}, {"question": "a", "answer": ' b, "c"'}]
+    for quoting in (csv.QUOTE_ALL, csv.QUOTE_MINIMAL):
+        written = io.StringIO(newline="")
+        writer = csv.DictWriter(written, ["question", "answer"], quoting=quoting)
+        writer.writeheader()
+        writer.writerows(rows)
+        assert rows_of(tmp_path / "rows.csv", written.getvalue()) == rows
+
+
+def test_blanks_beside_tabs_stay_text(tmp_path: Path) -> None:
+    (row,) = rows_of(tmp_path / "rows.tsv", 'question\t answer\nq\t "a"\n')
+    assert row == {"question": "q", "answer": ' "a"'}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
-from typing import TextIO
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TextIO
 
 from sage.tools.finetune.data.conversation import RowError
 from sage.tools.finetune.data.formats import format_name
@@ -22,6 +22,11 @@ _MAX_CELL_CHARS = 64 << 20
 _HEADER_LINES = 20
 _SEPARATOR = re.compile("sep=.?")
 _WHAT_TO_DO = "write each quotation mark inside a cell twice and put the cell in quotation marks"
+_MARK_BEHIND_BLANK = re.compile(' +"')
+_MARK_LOST = (
+    "has a cell that begins with a blank before its quotation mark, so that the marks would be part of the "
+    "text and hold no cell together: remove such blanks, or write one behind each delimiter of the header too"
+)
 
 
 def find_delimiter(head: str) -> str | None:
@@ -39,11 +44,16 @@ def table_rows(text: TextIO, delimiter: str, name: str) -> Iterator[Found]:
     Raises: InvalidDataError where two columns have one name.
     """
     csv.field_size_limit(_MAX_CELL_CHARS)
-    lines = Lines(text) if delimiter == TAB else text
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    lines = Lines(text)
+    options = _options(lines, delimiter)
+    lines.take_again()
+    reader = csv.reader(lines, **options)
     columns = _names(_first_record(reader))
     require_names_of_their_own(columns, name, f" in its header (line {reader.line_num})")
-    records = tab_records(lines, reader, len(columns)) if isinstance(lines, Lines) else _records(reader)
+    if delimiter == TAB:
+        records: Iterator[list[str] | RowError] = tab_records(lines, reader, len(columns))
+    else:
+        records = _records(lines, reader, options)
     for cells in records:
         if isinstance(cells, RowError):
             yield cells
@@ -55,15 +65,39 @@ def table_rows(text: TextIO, delimiter: str, name: str) -> Iterator[Found]:
             yield RowError("row", f"has {len(cells)} cells where the header has {len(columns)}")
 
 
-def _records(reader: Reader) -> Iterator[list[str] | RowError]:
+def _options(lines: Iterable[str], delimiter: str) -> dict[str, Any]:
+    """How `csv` is to read a table that begins with these lines.
+
+    Where blanks stand behind the header's delimiters, those of the rows are none of their text either.
+    Raises: csv.Error.
+    """
+    options: dict[str, Any] = {"delimiter": delimiter, "strict": True}
+    cells = _first_record(csv.reader(lines, **options))[1:]
+    is_spaced = any(cells) and all(cell.startswith(" ") for cell in cells if cell)
+    return {**options, "skipinitialspace": is_spaced and delimiter != TAB}
+
+
+def _records(lines: Lines, reader: Reader, options: dict[str, Any]) -> Iterator[list[str] | RowError]:
+    """`reader` reads `lines` with the options."""
     while True:
+        lines.taken.clear()
         lines_before = reader.line_num
         try:
-            yield next(reader)
+            cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             yield _broken(error, lines_before + 1, reader.line_num)
+        else:
+            yield RowError("row", _MARK_LOST) if _has_lost_mark(cells, lines.taken, options) else cells
+
+
+def _has_lost_mark(cells: Sequence[str], lines: Sequence[str], options: dict[str, Any]) -> bool:
+    """Whether blanks are all that stands before a cell's quotation mark; within marks both are text."""
+    if options["delimiter"] == NO_DELIMITER or not any(map(_MARK_BEHIND_BLANK.match, cells)):
+        return False
+    without = next(csv.reader(lines, **{**options, "skipinitialspace": True, "strict": False}))
+    return [cell.lstrip(" ") for cell in cells] != [cell.lstrip(" ") for cell in without]
 
 
 def _broken(error: csv.Error, first_line: int, last_line: int) -> RowError:
@@ -93,7 +127,7 @@ def require_names_of_their_own(columns: Sequence[str], name: str, where: str = "
 def _header(head: str, delimiter: str) -> list[str]:
     try:
         lines = head.splitlines(keepends=True)[:_HEADER_LINES]
-        return _names(_first_record(csv.reader(lines, delimiter=delimiter, strict=True)))
+        return _names(_first_record(csv.reader(lines, **_options(lines, delimiter))))
     except csv.Error:
         return []
 
