@@ -11,6 +11,7 @@ from typing import Any, overload
 from sage.tools.finetune.chat_template import ChatTemplate, RenderedText, Span, refused
 from sage.tools.finetune.data import Conversation
 from sage.tools.finetune.data.text_batch import TextBatch
+from sage.tools.finetune.data.turn_marks import MarkedRows, turn_marks
 from sage.tools.finetune.head_loss import IGNORED
 from sage_contracts.errors import InvalidDataError
 
@@ -95,7 +96,12 @@ class ChatRenderer:
         self._added_ids: dict[str, int] = tokenizer.get_added_vocab()
         self._added = frozenset(self._added_ids.values())
         self._known_ids: int | None = None
+        self.marked = MarkedRows(turn_marks(self._applied, self._added_ids))
+        """Rows whose contents hold the template's own marks."""
         self.stats = RenderStats()
+
+    def _applied(self, turns: list[dict[str, Any]]) -> str:
+        return str(self._tokenizer.apply_chat_template(turns, tokenize=False))
 
     def require_known(self, ids: int) -> None:
         """From now on refuse rows with a token that a model with embeddings for so many ids does not know."""
@@ -127,6 +133,7 @@ class ChatRenderer:
         """The texts of the conversations in their order, whole. Raises: InvalidDataError."""
         batch = TextBatch[RenderedText]()
         for conversation in conversations:
+            self.marked.add(conversation.messages, conversation.origin)
             for rendered in self._template.rendered(conversation):
                 batch.add(rendered, rendered.text)
                 if batch.is_full:
