@@ -110,6 +110,21 @@ def test_a_wrong_form_leaves_nothing(
 
 
 @pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({f"f{n}": "a" for n in range(17)}, "more than 16 fields beside the file"),
+        ({f"f{n}": "a" * 10_000 for n in range(7)}, "have 65536 bytes together"),
+        ({"": "a" * 70_000}, "have 65536 bytes together"),
+    ],
+)
+def test_fields_beside_the_file_are_bounded_together(rig: Rig, fields: dict[str, str], said: str) -> None:
+    response = rig.http.post("/v1/files", files={"file": ("a.jsonl", b"{}")}, data=fields)
+    assert response.status_code == 400
+    assert said in response.json()["error"]["message"]
+    assert kept(rig.home) == []
+
+
+@pytest.mark.parametrize(
     ("body", "content_type"),
     [
         (b"{}", "application/json"),
