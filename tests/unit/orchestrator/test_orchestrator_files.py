@@ -97,6 +97,11 @@ def test_a_file_that_a_job_waits_for_cannot_be_deleted(rig: Rig) -> None:
         ({"file": ("a.jsonl", b"")}, {"purpose": "fine-tune"}, "file"),
         ({"file": ("a.jsonl", b"{}")}, {"purpose": "training"}, "purpose"),
         ({"file": ("a.jsonl", b"{}")}, {}, "purpose"),
+        (
+            {"file": ("a.jsonl", b"{}")},
+            {"purpose": "fine-tune", "expires_after[seconds]": "9" * 5000},
+            "expires_after",
+        ),
         ({"other": ("a.jsonl", b"{}")}, {"purpose": "fine-tune"}, "file"),
     ],
 )

@@ -12,6 +12,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import zstandard
@@ -263,10 +264,20 @@ def test_a_job_that_was_stored_with_a_negative_seed_can_still_be_read(rig: Rig) 
     assert rig.job(job_id)["seed"] == -1 == rig.get(JOBS)["data"][0]["seed"]
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "x/" * 300, "a\0b", "~nobody/x"])
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 300, "a\0b", "~nobody/x", "~no-such-user/x"])
 def test_what_cannot_be_a_models_name_is_not_found(rig: Rig, name: str) -> None:
     body = {"model": name, "sage": {"task": "qa"}}
     assert rig.post(JOBS, body, status=404)["error"]["code"] == "model_not_found"
+    assert rig.get(f"/v1/models/base:{quote(name)}", status=404)["error"]["code"] == "model_not_found"
+
+
+def test_a_file_whose_bytes_went_while_a_job_is_made_of_it_is_not_found(rig: Rig) -> None:
+    file_id = rig.upload(rows(20))
+    next((rig.home / "files").glob(f"{file_id}*")).unlink()
+    for param in ("training_file", "validation_file"):
+        answer = rig.post(JOBS, {"model": "smollm2-135m", "sage": {"task": "qa"}, param: file_id}, status=404)
+        assert (answer["error"]["code"], answer["error"]["param"]) == ("not_found", param)
+        assert file_id in answer["error"]["message"]
 
 
 def test_a_name_longer_than_any_path_is_refused(rig: Rig) -> None:

@@ -149,7 +149,8 @@ def lifetime_s(given: str | None) -> int | None:
     """After how long a file goes; None: never. Raises: InvalidRequestError."""
     if given is None:
         return None
-    if not given.isdecimal() or not 3600 <= int(given) <= 2_592_000:
+    # int() itself refuses thousands of digits.
+    if not given.isdecimal() or len(given) > 9 or not 3600 <= int(given) <= 2_592_000:
         raise InvalidRequestError(
             "The seconds of expires_after are a number from 3600 (an hour) to 2592000 (30 days).",
             param="expires_after",

@@ -11,6 +11,7 @@ from sage_contracts.errors import (
     ConflictError,
     InvalidDataError,
     InvalidRequestError,
+    NotFoundError,
     SageError,
     StorageFullError,
 )
@@ -290,15 +291,21 @@ class JobService:
         return True
 
     def _check(self, row: JobRow, uploads: list[FileRow]) -> None:
-        method = str(row.config.get("method", "sft"))
+        method, model = str(row.config.get("method", "sft")), str(row.config["model_name"])
         for upload in uploads:
             is_held_out = upload.id != row.training_file
+            param = "validation_file" if is_held_out else "training_file"
+            path, task, name = self._home.resolve(upload.path), Task(row.task), upload.filename
             try:
-                path, model = self._home.resolve(upload.path), str(row.config["model_name"])
-                task, name = Task(row.task), upload.filename
                 check_data(path, name, task, method, model, self._home, is_held_out=is_held_out)
-            except InvalidDataError as error:
-                error.param = "validation_file" if is_held_out else "training_file"
+            except (InvalidDataError, FileNotFoundError) as error:
+                if not path.exists():
+                    # Deleted since its row was read: no job that needs it is known yet.
+                    raise NotFoundError(
+                        f"The file {upload.id} is gone: upload it again (POST /v1/files).", param=param
+                    ) from error
+                if isinstance(error, InvalidDataError):
+                    error.param = param
                 raise
 
     def _fail_validation(self, job_id: str, error: SageError) -> None:
