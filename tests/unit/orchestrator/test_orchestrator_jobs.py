@@ -33,6 +33,10 @@ from sage_orchestrator.jobs.service import JobService
 JOBS = "/v1/fine_tuning/jobs"
 
 
+def config(**fields: Any) -> dict[str, Any]:
+    return {"sage": {"task": "code", "config": fields}}
+
+
 def test_a_new_job_says_how_it_was_resolved(rig: Rig) -> None:
     file_id = rig.upload(rows())
     job = rig.post(
@@ -249,6 +253,59 @@ def test_a_wrong_value_is_explained_at_its_field(
     assert error["param"] == param
     assert said in error["message"] and "[" not in error["message"]
     assert rig.get(JOBS)["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "said"),
+    [
+        (
+            config(sample_prompts=["a"] * 65),
+            "sage.config",
+            "sage.config.sample_prompts: List should have at most 64",
+        ),
+        (
+            config(sample_prompts=["a" * 20_000]),
+            "sage.config",
+            "sample_prompts.0: String should have at most 16384",
+        ),
+        (
+            config(lora={"target_modules": ["q"] * 2000}),
+            "sage.config",
+            "lora.target_modules: List should have",
+        ),
+        (config(lora={"target_modules": ["q" * 300]}), "sage.config", "lora.target_modules.0: String should"),
+        (config(code_kinds=["fill_middle"] * 65), "sage.config", "sage.config.code_kinds: List should"),
+        (config(oom_ladder=["halve_batch"] * 65), "sage.config", "sage.config.oom_ladder: List should"),
+        (config(report_to=["wandb"] * 65), "sage.config", "sage.config.report_to: List should"),
+        (config(trainer="a" * 300), "sage.config", "sage.config.trainer: String should have at most 256"),
+        (config(wandb_run_name="a" * 300), "sage.config", "sage.config.wandb_run_name: String should"),
+        (config(wandb_tags=["a" * 300]), "sage.config", "sage.config.wandb_tags.0: String should"),
+        (config(sample_prompts=["字" * 6000] * 20), "sage.config", "bytes, more than 262144: shorten"),
+        ({"training_file": "a" * 300}, "training_file", "at most 256 characters"),
+        ({"suffix": "a" * 2**20}, "suffix", "aaa…' cannot be a model's name"),
+        (
+            {"integrations": [{"type": "wandb", "wandb": {"project": "a" * 300}}]},
+            "integrations.0.wandb.project",
+            "at most 256 characters",
+        ),
+        ({"integrations": [{"type": "wandb"}] * 9}, "integrations", "at most 8 items"),
+    ],
+)
+def test_what_is_kept_of_a_request_is_bounded(
+    rig: Rig, fields: dict[str, Any], param: str, said: str
+) -> None:
+    error = rig.post(JOBS, {"model": "smollm2-135m", "sage": {"task": "code"}} | fields, status=400)["error"]
+    assert error["param"] == param
+    assert said in error["message"] and len(error["message"]) < 400
+    assert rig.get(JOBS)["data"] == []
+
+
+def test_a_job_that_was_stored_with_more_can_still_be_read(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    with rig.parts.database.write() as session:
+        row = jobs.get(session, job_id)
+        row.config = {**row.config, "sample_prompts": ["a"] * 100}
+    assert len(rig.get(JOBS)["data"][0]["sage"]["config"]["sample_prompts"]) == 100
 
 
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
