@@ -100,9 +100,10 @@ class FileService:
             user = files.unfinished_user(session, file_id)
             if user is not None:
                 raise ConflictError(f"{file_id} is needed by the job {user}: cancel that first.")
-            session.delete(row)
+            path = self._home.resolve(row.path)
+            files.forget(row, self._clock())
         # The row goes first: a crash in between leaves bytes without a row, never a row without bytes.
-        self._home.resolve(row.path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         return Deleted(id=file_id, object="file")
 
     def delete_expired(self) -> None:
@@ -112,6 +113,8 @@ class FileService:
         for file_id in expired:
             with suppress(ConflictError, NotFoundError):
                 self.delete(file_id)
+        with self._database.write() as session:
+            files.give_up_places(session, self._clock())
 
     def remove_stale_uploads(self) -> None:
         """Remove what a crash left half-sent. For the start of the process."""
