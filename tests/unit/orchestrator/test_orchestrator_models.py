@@ -283,6 +283,27 @@ def test_asked_twice_a_version_is_merged_once(rig: Rig) -> None:
     assert merge(rig) != first
 
 
+@pytest.mark.parametrize(
+    "wish", [{}, {"format": "zip"}, {"format": "hub", "repo": "me/code"}], ids=["plain", "zip", "hub"]
+)
+def test_a_merge_under_way_is_no_answer_to_another_dtype(rig: Rig, wish: dict[str, str]) -> None:
+    rig.train()
+    first = merge(rig, **wish, dtype="fp16")
+    assert rig.get(f"/v1/sage/merges/{first}")["dtype"] == "fp16"
+    refused = rig.post("/v1/sage/models/code/merge", {**wish, "dtype": "fp32"}, status=409)["error"]
+    assert first in refused["message"] and "dtype=fp16" in refused["message"]
+    assert merge(rig, **wish, dtype="fp16") == first
+    claim_merge(rig, first)
+    end_merge(rig, first, "failed", error_message="no room")
+    assert merge(rig, **wish, dtype="fp32") != first
+
+
+@pytest.mark.parametrize("wish", [{"format": "gguf-f16"}, {"format": "zip", "content": "adapter"}])
+def test_what_has_no_weights_of_a_dtype_is_the_same_with_any(rig: Rig, wish: dict[str, str]) -> None:
+    rig.train()
+    assert merge(rig, **wish, dtype="fp16") == merge(rig, **wish, dtype="fp32")
+
+
 def test_an_export_is_work_of_its_own_and_leaves_the_merge_alone(rig: Rig) -> None:
     rig.train()
     first = merge(rig, format="gguf-q8_0")

@@ -87,6 +87,7 @@ class MergeStatus(StrEnum):
 ExportFormat = Literal["safetensors", "gguf-f16", "gguf-q8_0", "gguf-q4_k_m", "ollama", "zip", "hub"]
 """`safetensors` is the plain merge; the others are written for programs that want something else."""
 ExportContent = Literal["merged", "adapter"]
+WeightsDtype = Literal["auto", "fp32", "fp16", "bf16"]
 
 
 class MergeRequest(BaseModel):
@@ -94,7 +95,7 @@ class MergeRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    dtype: WeightsDtype = "auto"
     """Of merged weights in safetensors; GGUF's formats name their own."""
     format: ExportFormat = "safetensors"
     content: ExportContent = "merged"
@@ -110,6 +111,11 @@ class MergeRequest(BaseModel):
             raise ValueError("content=adapter goes with the formats zip and hub")
         return self
 
+    @property
+    def has_weights_of_dtype(self) -> bool:
+        """Whether what is written depends on `dtype`."""
+        return self.content == "merged" and self.format in ("safetensors", "zip", "hub")
+
 
 class MergeJob(BaseModel):
     """GET /v1/sage/merges/{id}."""
@@ -122,6 +128,8 @@ class MergeJob(BaseModel):
     created_at: int
     finished_at: int | None = None
     format: ExportFormat = "safetensors"
+    dtype: WeightsDtype = "auto"
+    """As it was asked for."""
     merged_path: str | None = None
     """Of a merge in safetensors, which is the version's from then on."""
     result_path: str | None = None

@@ -26,7 +26,7 @@ def get(session: Session, merge_id: str, *, lock: bool = False) -> MergeRow:
 def unfinished(
     session: Session, name: str, version: int, request: MergeRequest | None = None
 ) -> MergeRow | None:
-    """One under way for this version; with a request one that writes the same thing."""
+    """One under way for this version; with a request one that writes to the same place."""
     open_states = [status.value for status in MergeStatus if not status.is_terminal]
     query = select(MergeRow).where(
         MergeRow.name == name, MergeRow.version == version, MergeRow.status.in_(open_states)
