@@ -223,7 +223,7 @@ def test_a_job_that_ends_late_does_not_pull_the_name_back(rig: Rig) -> None:
     assert resolve(rig, "code")["id"] == "code@2"
 
 
-def merge(rig: Rig, name: str = "code", **body: str) -> str:
+def merge(rig: Rig, name: str = "code", **body: Any) -> str:
     return str(rig.post(f"/v1/sage/models/{name}/merge", body or None)["id"])
 
 
@@ -260,6 +260,7 @@ def test_a_merge_from_request_to_record(rig: Rig) -> None:
         "format": "safetensors",
         "content": "merged",
         "repo": None,
+        "allow_public": False,
     }
     claim_merge(rig, merge_id, status=409)
     rig.post(f"/internal/merges/{merge_id}/events", {"worker_id": "m1", "attempt": 1, "phase": "writing"})
@@ -325,7 +326,21 @@ def test_what_a_repository_holds_is_part_of_the_wish(rig: Rig) -> None:
     assert merge(rig, **wish) == first
     assert merge(rig, **wish | {"repo": "me/other"}) != first
     assert claim_merge(rig, first)["repo"] == "me/code"
-    for wrong in ({"format": "hub"}, {"repo": "me/code"}, {"content": "adapter"}):
+    public = wish | {"repo": "me/public", "allow_public": True}
+    meant = merge(rig, **public)
+    assert merge(rig, **public) == meant
+    claim = claim_merge(rig, meant)
+    assert (claim["repo"], claim["allow_public"]) == ("me/public", True)
+    refused = rig.post("/v1/sage/models/code/merge", public | {"allow_public": False}, status=409)["error"]
+    assert meant in refused["message"] and refused["param"] == "allow_public"
+    for wrong in (
+        {"format": "hub"},
+        {"repo": "me/code"},
+        {"content": "adapter"},
+        {"allow_public": True},
+        wish | {"repo": "public:me/code"},
+        wish | {"repo": "a" * 300},
+    ):
         rig.post("/v1/sage/models/code/merge", wrong, status=400)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sage_contracts.bounds import Words
 from sage_contracts.config import Task
 
 _CHECKPOINT_MARK = ":ckpt-step-"
@@ -100,13 +101,19 @@ class MergeRequest(BaseModel):
     format: ExportFormat = "safetensors"
     content: ExportContent = "merged"
     """What an archive or a repository holds."""
-    repo: str | None = None
-    """Of the Hub: `owner/name`."""
+    repo: Words | None = None
+    """Of the Hub: `owner/name`. Made private where there is none."""
+    allow_public: bool = False
+    """Whether a repository that everybody may read is taken too."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> MergeRequest:
         if (self.repo is None) == (self.format == "hub"):
             raise ValueError("repo goes with the format hub, and hub needs one: owner/name")
+        if ":" in (self.repo or ""):
+            raise ValueError("repo is owner/name, and no address")
+        if self.allow_public and self.format != "hub":
+            raise ValueError("allow_public goes with the format hub")
         if self.content == "adapter" and self.format not in ("zip", "hub"):
             raise ValueError("content=adapter goes with the formats zip and hub")
         return self

@@ -59,7 +59,7 @@ class MergeService:
                     dtype=request.dtype,
                     format=request.format,
                     content=request.content,
-                    repo=request.repo,
+                    repo=merges.stored_repo(request),
                     output_dir=self.home.relative(folder),
                     status=MergeStatus.QUEUED.value,
                     created_at=now,
@@ -100,6 +100,7 @@ class MergeService:
             version = models.get_version(session, row.name, row.version)
             if version is None:
                 raise NotYoursError(f"{row.name}@{row.version} is gone.")
+            repo, allow_public = merges.repo_of(row)
             return MergeClaim(
                 merge_id=merge_id,
                 attempt=row.attempt,
@@ -113,7 +114,8 @@ class MergeService:
                 dtype=row.dtype,
                 format=row.format,
                 content=row.content,
-                repo=row.repo,
+                repo=repo,
+                allow_public=allow_public,
             )
 
     def _link_path(self, session: Session, row: MergeRow) -> str | None:
@@ -174,6 +176,12 @@ def _require_same(row: MergeRow, request: MergeRequest) -> None:
             f"{row.name}@{row.version} is being written with dtype={row.dtype} ({row.id}), and not with"
             f" dtype={request.dtype}: ask again when that merge has ended.",
             param="dtype",
+        )
+    if row.repo != merges.stored_repo(request):
+        raise ConflictError(
+            f"{row.name}@{row.version} is on its way to {request.repo} with another allow_public ({row.id}):"
+            " ask again when that export has ended.",
+            param="allow_public",
         )
 
 
