@@ -29,13 +29,14 @@ class FakeHub:
     """`app` serves it.
 
     `gated` names repositories ("models/owner/name") whose files want the token; what they hold is told to
-    everybody. Of `broken_files` the first half comes through, and then the hub is out of order. `sizes`
-    (bytes) are told instead of the true ones.
+    everybody. `private` are those that were made so. Of `broken_files` the first half comes through, and then
+    the hub is out of order. `sizes` (bytes) are told instead of the true ones.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.gated: set[str] = set()
+        self.private: set[str] = set()
         self.broken_files: set[str] = set()
         self.sizes: dict[str, int] = {}
         self.commits: list[str] = []
@@ -77,7 +78,8 @@ class FakeHub:
         key = self._of(request)
         if not (self.root / key).is_dir():
             return self._unknown()
-        found: dict[str, Any] = {"id": key.partition("/")[2], "sha": REVISION, "private": False}
+        found: dict[str, Any] = {"id": key.partition("/")[2], "sha": REVISION}
+        found["private"] = key in self.private
         found["cardData"] = {"license": "apache-2.0"} | data_card(self.root / key)
         found["siblings"] = [
             {"rfilename": name, "size": self.sizes.get(name) or (self.root / key / name).stat().st_size}
@@ -118,10 +120,14 @@ class FakeHub:
             return Response(status_code=401)
         asked = await request.json()
         name = "/".join(filter(None, [asked.get("organization") or "me", asked["name"]]))
-        (self.root / "models" / name).mkdir(parents=True, exist_ok=True)
+        url = f"{request.base_url}{name}"
+        if (self.root / "models" / name).is_dir():
+            return JSONResponse({"error": "You already created this model repo", "url": url}, 409)
+        (self.root / "models" / name).mkdir(parents=True)
         if asked.get("private") or asked.get("visibility") == "private":
+            self.private.add(f"models/{name}")
             self.gated.add(f"models/{name}")
-        return JSONResponse({"url": f"{request.base_url}{name}", "name": name})
+        return JSONResponse({"url": url, "name": name})
 
     async def _validate_card(self, request: Request) -> Response:
         return JSONResponse({"errors": [], "warnings": []})

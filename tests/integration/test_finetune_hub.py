@@ -233,6 +233,53 @@ def test_a_tuned_model_is_pushed_whole_into_a_private_repository(
     assert fetched.endswith("me--code"), said
 
 
+def test_a_public_repository_is_not_written_to_unless_it_is_meant(
+    hub: FakeHub, url: str, tmp_path: Path
+) -> None:
+    public = hub.root / "models" / "me" / "code"
+    public.mkdir(parents=True)
+    (public / "README.md").write_text("Mine")
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from sage.tools.finetune.exporting.packing import push_to_hub\n"
+        "print(push_to_hub(Path(sys.argv[1]), 'me/code', allow_public=sys.argv[2] == 'meant'))"
+    )
+    env = {"HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    folder = make_model(tmp_path / "tuned")
+    refused = run(["-c", code, str(folder), "unaware"], url, tmp_path / "home", env)
+    assert "Everybody may read me/code on the Hub" in refused.stderr
+    assert "--allow-public" in refused.stderr
+    assert [path.name for path in public.iterdir()] == ["README.md"] and hub.commits == []
+    done = run(["-c", code, str(folder), "meant"], url, tmp_path / "home", env)
+    assert done.stdout.strip() == f"{url}/me/code", done.stderr
+    assert (public / "model.safetensors").is_file() and hub.private == set()
+
+
+def test_an_export_to_a_public_repository_is_refused_before_anything_is_computed(
+    hub: FakeHub, url: str, tmp_path: Path
+) -> None:
+    (hub.root / "models" / "me" / "code").mkdir(parents=True)
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from sage.tools.finetune.exporting.export import ExportWish, export_model\n"
+        "nowhere = Path(sys.argv[1])\n"
+        "export_model(nowhere, nowhere, nowhere / 'out', ExportWish('hub', 'code-1', repo='me/code'))"
+    )
+    refused = run(["-c", code, str(tmp_path / "nowhere")], url, tmp_path / "home", {"HF_TOKEN": TOKEN})
+    assert "Everybody may read me/code on the Hub" in refused.stderr
+
+
+def test_a_private_repository_is_written_to_again(hub: FakeHub, url: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from sage.tools.finetune.exporting.packing import push_to_hub\n"
+        "print(push_to_hub(Path(sys.argv[1]), 'me/code'), push_to_hub(Path(sys.argv[1]), 'me/code'))"
+    )
+    env = {"HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    done = run(["-c", code, str(make_model(tmp_path / "tuned"))], url, tmp_path / "home", env)
+    assert done.stdout.split() == [f"{url}/me/code"] * 2, done.stderr
+
+
 def test_why_an_upload_broke_off_is_said(url: str, tmp_path: Path) -> None:
     with pytest.raises(ServiceUnavailableError, match=r"404 Not Found.*Export a zip"):
         push_to_hub(make_model(tmp_path / "tuned"), "me/code", token=TOKEN, endpoint=url)  # it has no Xet

@@ -120,6 +120,21 @@ def test_a_chat_waits_for_the_merge_that_it_needs_and_says_so(tmp_path: Path) ->
         assert stack.merges() == [merge_id]
 
 
+def test_a_merge_by_hand_with_another_dtype_serves_as_well(tmp_path: Path) -> None:
+    with running(tmp_path) as stack, ThreadPoolExecutor(1) as pool:
+        stack.post("/v1/sage/models/code@1/merge", {"dtype": "fp16"})
+        merge_id = stack.claim_merge()
+        lines: list[str] = []
+        chat = pool.submit(stack.stream, lines)
+        waiting = ": waiting for the merge of code@1 that is under way, because vLLM cannot load"
+        wait_until(lambda: waiting in "".join(lines) or chat.done(), "the chat says what it waits for")
+        make_base_folder(tmp_path / MERGED)
+        stack.end_merge(merge_id, "succeeded", merged_path=MERGED)
+        chat.result()
+        assert said(lines) and lines[-1] == "data: [DONE]"
+        assert stack.merges() == [merge_id]
+
+
 def test_a_checkpoint_that_would_have_to_be_merged_is_refused(tmp_path: Path) -> None:
     with running(tmp_path) as stack:
         answer = stack.host.post("/v1/chat/completions", json=question("code@1:ckpt-step-2"))

@@ -82,12 +82,23 @@ def test_an_export_asks_for_its_format_and_says_what_ollama_wants(
     assert requests("merge body")[-1]["body"]["format"] == "ollama"
 
 
+@pytest.mark.parametrize("words", [(), ("--allow-public",)])
+def test_a_public_repository_has_to_be_meant(
+    online: Sage, requests: Requests, words: tuple[str, ...]
+) -> None:
+    online("finetune", "quickstart", "code")
+    ran = online("finetune", "export", "code", "--format", "hub", "--repo", "me/code", *words)
+    assert ran.exit_code == 0, ran.output
+    assert requests("merge body")[-1]["body"]["allow_public"] is bool(words)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (("--format", "hub"), "--repo owner/name"),
         (("--format", "zip", "--repo", "me/code"), "owner/name"),
         (("--content", "adapter"), "zip and hub"),
+        (("--format", "zip", "--allow-public"), "allow_public goes with the format hub"),
     ],
 )
 def test_an_export_that_cannot_be_meant_is_refused(online: Sage, words: tuple[str, ...], told: str) -> None:

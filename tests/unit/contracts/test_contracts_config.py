@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from sage_contracts.bounds import BoundedConfig, BoundedLoRA
 from sage_contracts.config import LoRAConfig, PresetConfigs, PresetName, Task, TrainingConfig, preset_fields
 from sage_contracts.errors import UnknownPresetError
 
@@ -220,3 +222,14 @@ def test_a_resolved_configuration_survives_json(
     config = PresetConfigs.named(preset, task=task, learning_rate=learning_rate)
     config.lora.r = rank
     assert TrainingConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_every_setting_that_holds_any_amount_of_text_is_bounded_in_a_job() -> None:
+    said_elsewhere = {"model_name", "data_path", "output_dir"}
+    for model, bounded in ((TrainingConfig, BoundedConfig), (LoRAConfig, BoundedLoRA)):
+        texts = {
+            name
+            for name, field in model.model_fields.items()
+            if re.search(r"\bstr\b|\blist\b|PathText", str(field.annotation))
+        }
+        assert texts - said_elsewhere == set(bounded.model_fields) - {"lora"}

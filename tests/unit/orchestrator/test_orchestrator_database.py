@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import queue
+import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +18,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from httpx import Response
 from sqlalchemy import MetaData, text
 from tests.fakes.orchestrator_rig import open_rig
 
 from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import ConflictError, ServiceUnavailableError
-from sage_orchestrator.database import HEAD, Database
+from sage_orchestrator.database import HEAD, WRITERS, Database
 from sage_orchestrator.rows import Base
 
 
@@ -134,6 +139,63 @@ def test_a_database_that_does_not_answer_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(ServiceUnavailableError, match="does not answer"), database.read() as session:
         session.execute(text("SELECT 1"))
     database.close()
+
+
+@contextmanager
+def written_by_another_process(database: Path) -> Iterator[None]:
+    connection = sqlite3.connect(database, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    yield
+    connection.execute("ROLLBACK")
+    connection.close()
+
+
+def test_a_busy_database_is_said_to_be_so_and_still_read(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'sage.db'}", patience_s=0.05)
+    database.upgrade()
+    said: list[ServiceUnavailableError] = []
+
+    def change() -> None:
+        try:
+            with database.write() as session:
+                session.execute(text("DELETE FROM files"))
+        except ServiceUnavailableError as error:
+            said.append(error)
+
+    with written_by_another_process(tmp_path / "sage.db"):
+        writers = [threading.Thread(target=change) for _ in range(2 * WRITERS)]
+        for writer in writers:
+            writer.start()
+        with database.read() as session:
+            assert session.scalars(text("SELECT id FROM files")).all() == []
+        for writer in writers:
+            writer.join(30)
+    assert len(said) == 2 * WRITERS
+    assert all("busy" in error.message and error.retry_after_s for error in said)
+    database.close()
+
+
+def test_whoever_only_reads_is_answered_while_changes_wait(home: Path) -> None:
+    answers: queue.Queue[Response] = queue.Queue()
+    body = {"filename": "a.jsonl", "bytes": 1, "mime_type": "text/jsonl", "purpose": "fine-tune"}
+    with open_rig(home) as rig:
+
+        def begin_upload() -> None:
+            answers.put(rig.http.post("/v1/uploads", json=body))
+
+        writers = [threading.Thread(target=begin_upload) for _ in range(WRITERS + 1)]
+        with written_by_another_process(home / "state" / "sage.db"):
+            for writer in writers:
+                writer.start()
+            # Nobody else can be answered yet: all others are waiting by now.
+            refused = answers.get(timeout=30)
+            assert (refused.status_code, refused.headers["x-should-retry"]) == (503, "true")
+            assert int(refused.headers["retry-after"]) > 0
+            assert rig.get("/v1/files")["data"] == []
+            assert answers.empty()
+        for writer in writers:
+            writer.join(30)
+        assert {answers.get_nowait().status_code for _ in range(WRITERS)} == {200}
 
 
 def test_neither_torch_nor_celery_nor_alembic_is_loaded_by_a_running_orchestrator(home: Path) -> None:

@@ -56,6 +56,32 @@ def test_files_are_listed_newest_first_in_pages(rig: Rig) -> None:
     assert [item["id"] for item in oldest_first["data"]] == [first, second, third]
 
 
+def test_what_is_listed_can_be_deleted_page_by_page(rig: Rig) -> None:
+    ids = {rig.upload(rows(1)) for _ in range(5)}
+    seen, after = [], {}
+    while (page := rig.get("/v1/files", limit=2, **after))["data"]:
+        seen += [item["id"] for item in page["data"]]
+        for item in page["data"]:
+            assert rig.http.delete(f"/v1/files/{item['id']}").status_code == 200
+        after = {"after": page["last_id"]}
+    assert (len(seen), set(seen)) == (5, ids)
+    assert rig.get("/v1/files", purpose="deleted")["data"] == []
+
+
+def test_a_page_goes_on_after_a_file_that_expired(rig: Rig) -> None:
+    older = rig.upload(rows(1))
+    form = {"purpose": "fine-tune", "expires_after[seconds]": "3600"}
+    edge = rig.http.post("/v1/files", files={"file": ("a.jsonl", rows())}, data=form).json()["id"]
+    rig.clock.advance(3601)
+    rig.parts.files.delete_expired()
+    assert [item["id"] for item in rig.get("/v1/files", after=edge)["data"]] == [older]
+    assert rig.http.get(f"/v1/files/{edge}/content").status_code == 404
+    assert rig.http.delete(f"/v1/files/{edge}").status_code == 404
+    rig.clock.advance(24 * 3600)
+    rig.parts.files.delete_expired()
+    assert "there is no" in rig.get("/v1/files", after=edge, status=400)["error"]["message"]
+
+
 def test_no_file_is_listed_of_a_purpose_that_is_not_taken_here(rig: Rig) -> None:
     rig.upload(rows(1))
     assert rig.get("/v1/files", purpose="vision")["data"] == []
@@ -97,6 +123,11 @@ def test_a_file_that_a_job_waits_for_cannot_be_deleted(rig: Rig) -> None:
         ({"file": ("a.jsonl", b"")}, {"purpose": "fine-tune"}, "file"),
         ({"file": ("a.jsonl", b"{}")}, {"purpose": "training"}, "purpose"),
         ({"file": ("a.jsonl", b"{}")}, {}, "purpose"),
+        (
+            {"file": ("a.jsonl", b"{}")},
+            {"purpose": "fine-tune", "expires_after[seconds]": "9" * 5000},
+            "expires_after",
+        ),
         ({"other": ("a.jsonl", b"{}")}, {"purpose": "fine-tune"}, "file"),
     ],
 )
@@ -106,6 +137,21 @@ def test_a_wrong_form_leaves_nothing(
     response = rig.http.post("/v1/files", files=files, data=data)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param
+    assert kept(rig.home) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({f"f{n}": "a" for n in range(17)}, "more than 16 fields beside the file"),
+        ({f"f{n}": "a" * 10_000 for n in range(7)}, "have 65536 bytes together"),
+        ({"": "a" * 70_000}, "have 65536 bytes together"),
+    ],
+)
+def test_fields_beside_the_file_are_bounded_together(rig: Rig, fields: dict[str, str], said: str) -> None:
+    response = rig.http.post("/v1/files", files={"file": ("a.jsonl", b"{}")}, data=fields)
+    assert response.status_code == 400
+    assert said in response.json()["error"]["message"]
     assert kept(rig.home) == []
 
 

@@ -12,6 +12,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import zstandard
@@ -34,6 +35,10 @@ from sage_orchestrator.jobs.datafile import check_data
 from sage_orchestrator.jobs.service import JobService
 
 JOBS = "/v1/fine_tuning/jobs"
+
+
+def config(**fields: Any) -> dict[str, Any]:
+    return {"sage": {"task": "code", "config": fields}}
 
 
 def test_a_new_job_says_how_it_was_resolved(rig: Rig) -> None:
@@ -256,6 +261,59 @@ def test_a_wrong_value_is_explained_at_its_field(
     assert rig.get(JOBS)["data"] == []
 
 
+@pytest.mark.parametrize(
+    ("fields", "param", "said"),
+    [
+        (
+            config(sample_prompts=["a"] * 65),
+            "sage.config",
+            "sage.config.sample_prompts: List should have at most 64",
+        ),
+        (
+            config(sample_prompts=["a" * 20_000]),
+            "sage.config",
+            "sample_prompts.0: String should have at most 16384",
+        ),
+        (
+            config(lora={"target_modules": ["q"] * 2000}),
+            "sage.config",
+            "lora.target_modules: List should have",
+        ),
+        (config(lora={"target_modules": ["q" * 300]}), "sage.config", "lora.target_modules.0: String should"),
+        (config(code_kinds=["fill_middle"] * 65), "sage.config", "sage.config.code_kinds: List should"),
+        (config(oom_ladder=["halve_batch"] * 65), "sage.config", "sage.config.oom_ladder: List should"),
+        (config(report_to=["wandb"] * 65), "sage.config", "sage.config.report_to: List should"),
+        (config(trainer="a" * 300), "sage.config", "sage.config.trainer: String should have at most 256"),
+        (config(wandb_run_name="a" * 300), "sage.config", "sage.config.wandb_run_name: String should"),
+        (config(wandb_tags=["a" * 300]), "sage.config", "sage.config.wandb_tags.0: String should"),
+        (config(sample_prompts=["字" * 6000] * 20), "sage.config", "bytes, more than 262144: shorten"),
+        ({"training_file": "a" * 300}, "training_file", "at most 256 characters"),
+        ({"suffix": "a" * 2**20}, "suffix", "aaa…' cannot be a model's name"),
+        (
+            {"integrations": [{"type": "wandb", "wandb": {"project": "a" * 300}}]},
+            "integrations.0.wandb.project",
+            "at most 256 characters",
+        ),
+        ({"integrations": [{"type": "wandb"}] * 9}, "integrations", "at most 8 items"),
+    ],
+)
+def test_what_is_kept_of_a_request_is_bounded(
+    rig: Rig, fields: dict[str, Any], param: str, said: str
+) -> None:
+    error = rig.post(JOBS, {"model": "smollm2-135m", "sage": {"task": "code"}} | fields, status=400)["error"]
+    assert error["param"] == param
+    assert said in error["message"] and len(error["message"]) < 400
+    assert rig.get(JOBS)["data"] == []
+
+
+def test_a_job_that_was_stored_with_more_can_still_be_read(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    with rig.parts.database.write() as session:
+        row = jobs.get(session, job_id)
+        row.config = {**row.config, "sample_prompts": ["a"] * 100}
+    assert len(rig.get(JOBS)["data"][0]["sage"]["config"]["sample_prompts"]) == 100
+
+
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
 def test_a_seed_that_every_generator_takes_is_kept(rig: Rig, seed: int) -> None:
     assert rig.job(rig.create_job(seed=seed)["id"])["seed"] == seed
@@ -269,10 +327,20 @@ def test_a_job_that_was_stored_with_a_negative_seed_can_still_be_read(rig: Rig) 
     assert rig.job(job_id)["seed"] == -1 == rig.get(JOBS)["data"][0]["seed"]
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "x/" * 300, "a\0b", "~nobody/x"])
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 300, "a\0b", "~nobody/x", "~no-such-user/x"])
 def test_what_cannot_be_a_models_name_is_not_found(rig: Rig, name: str) -> None:
     body = {"model": name, "sage": {"task": "qa"}}
     assert rig.post(JOBS, body, status=404)["error"]["code"] == "model_not_found"
+    assert rig.get(f"/v1/models/base:{quote(name)}", status=404)["error"]["code"] == "model_not_found"
+
+
+def test_a_file_whose_bytes_went_while_a_job_is_made_of_it_is_not_found(rig: Rig) -> None:
+    file_id = rig.upload(rows(20))
+    next((rig.home / "files").glob(f"{file_id}*")).unlink()
+    for param in ("training_file", "validation_file"):
+        answer = rig.post(JOBS, {"model": "smollm2-135m", "sage": {"task": "qa"}, param: file_id}, status=404)
+        assert (answer["error"]["code"], answer["error"]["param"]) == ("not_found", param)
+        assert file_id in answer["error"]["message"]
 
 
 def test_a_name_longer_than_any_path_is_refused(rig: Rig) -> None:

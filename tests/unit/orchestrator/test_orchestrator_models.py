@@ -223,7 +223,7 @@ def test_a_job_that_ends_late_does_not_pull_the_name_back(rig: Rig) -> None:
     assert resolve(rig, "code")["id"] == "code@2"
 
 
-def merge(rig: Rig, name: str = "code", **body: str) -> str:
+def merge(rig: Rig, name: str = "code", **body: Any) -> str:
     return str(rig.post(f"/v1/sage/models/{name}/merge", body or None)["id"])
 
 
@@ -260,6 +260,7 @@ def test_a_merge_from_request_to_record(rig: Rig) -> None:
         "format": "safetensors",
         "content": "merged",
         "repo": None,
+        "allow_public": False,
     }
     claim_merge(rig, merge_id, status=409)
     rig.post(f"/internal/merges/{merge_id}/events", {"worker_id": "m1", "attempt": 1, "phase": "writing"})
@@ -283,6 +284,27 @@ def test_asked_twice_a_version_is_merged_once(rig: Rig) -> None:
     assert merge(rig) != first
 
 
+@pytest.mark.parametrize(
+    "wish", [{}, {"format": "zip"}, {"format": "hub", "repo": "me/code"}], ids=["plain", "zip", "hub"]
+)
+def test_a_merge_under_way_is_no_answer_to_another_dtype(rig: Rig, wish: dict[str, str]) -> None:
+    rig.train()
+    first = merge(rig, **wish, dtype="fp16")
+    assert rig.get(f"/v1/sage/merges/{first}")["dtype"] == "fp16"
+    refused = rig.post("/v1/sage/models/code/merge", {**wish, "dtype": "fp32"}, status=409)["error"]
+    assert first in refused["message"] and "dtype=fp16" in refused["message"]
+    assert merge(rig, **wish, dtype="fp16") == first
+    claim_merge(rig, first)
+    end_merge(rig, first, "failed", error_message="no room")
+    assert merge(rig, **wish, dtype="fp32") != first
+
+
+@pytest.mark.parametrize("wish", [{"format": "gguf-f16"}, {"format": "zip", "content": "adapter"}])
+def test_what_has_no_weights_of_a_dtype_is_the_same_with_any(rig: Rig, wish: dict[str, str]) -> None:
+    rig.train()
+    assert merge(rig, **wish, dtype="fp16") == merge(rig, **wish, dtype="fp32")
+
+
 def test_an_export_is_work_of_its_own_and_leaves_the_merge_alone(rig: Rig) -> None:
     rig.train()
     first = merge(rig, format="gguf-q8_0")
@@ -304,7 +326,21 @@ def test_what_a_repository_holds_is_part_of_the_wish(rig: Rig) -> None:
     assert merge(rig, **wish) == first
     assert merge(rig, **wish | {"repo": "me/other"}) != first
     assert claim_merge(rig, first)["repo"] == "me/code"
-    for wrong in ({"format": "hub"}, {"repo": "me/code"}, {"content": "adapter"}):
+    public = wish | {"repo": "me/public", "allow_public": True}
+    meant = merge(rig, **public)
+    assert merge(rig, **public) == meant
+    claim = claim_merge(rig, meant)
+    assert (claim["repo"], claim["allow_public"]) == ("me/public", True)
+    refused = rig.post("/v1/sage/models/code/merge", public | {"allow_public": False}, status=409)["error"]
+    assert meant in refused["message"] and refused["param"] == "allow_public"
+    for wrong in (
+        {"format": "hub"},
+        {"repo": "me/code"},
+        {"content": "adapter"},
+        {"allow_public": True},
+        wish | {"repo": "public:me/code"},
+        wish | {"repo": "a" * 300},
+    ):
         rig.post("/v1/sage/models/code/merge", wrong, status=400)
 
 

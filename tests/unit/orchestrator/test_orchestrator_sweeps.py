@@ -183,6 +183,12 @@ def test_a_wrong_grid_is_refused_before_anything_is_queued(
     assert told in message
 
 
+def test_a_grid_of_long_texts_is_refused(rig: Rig) -> None:
+    param, message = refusal(rig, grid={"sample_prompts": [["a" * 16_000], ["b" * 16_000], ["c" * 16_000]]})
+    assert param == "grid"
+    assert message.startswith("grid: has 480") and "more than 32768: shorten its values" in message
+
+
 def test_patience_is_tried_where_there_are_evaluations_to_count(rig: Rig) -> None:
     grid = {"early_stopping_patience": [0, 2, 4]}
     sage = {"task": "code", "config": {"eval_steps": 5}}

@@ -51,6 +51,10 @@ def export(
     repo: Annotated[
         str | None, typer.Option("--repo", help="With --format hub: the repository, owner/name.")
     ] = None,
+    allow_public: Annotated[
+        bool,
+        typer.Option("--allow-public", help="Write to the repository even if everybody can read it."),
+    ] = False,
     timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait.")] = 1800,
 ) -> None:
     """Write a tuned model for other programs.
@@ -60,7 +64,13 @@ def export(
     from sage_cli.jobs.merge import export_command
 
     export_command(
-        name, format_name=format_name, content=content, dtype=dtype, repo=repo, timeout_s=timeout_s
+        name,
+        format_name=format_name,
+        content=content,
+        dtype=dtype,
+        repo=repo,
+        allow_public=allow_public,
+        timeout_s=timeout_s,
     )
 
 

@@ -33,12 +33,15 @@ def export_command(
     content: ExportContent,
     dtype: Literal["auto", "fp32", "fp16", "bf16"],
     repo: str | None,
+    allow_public: bool,
     timeout_s: float,
 ) -> None:
     if format_name == "hub" and repo is None:
         raise InvalidRequestError("--format hub needs a repository: --repo owner/name.", param="repo")
     try:
-        request = MergeRequest(dtype=dtype, format=format_name, content=content, repo=repo)
+        request = MergeRequest(
+            dtype=dtype, format=format_name, content=content, repo=repo, allow_public=allow_public
+        )
     except ValidationError as error:
         raise InvalidRequestError(
             str(error.errors()[0]["msg"]).removeprefix("Value error, ") + "."

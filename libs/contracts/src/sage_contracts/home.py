@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +60,10 @@ class Home:
 
     def resolve(self, stored: str) -> Path:
         """A stored path (relative to the home, or absolute) as an absolute one."""
-        path = Path(stored).expanduser()
+        path = Path(stored)
+        # `~somebody` who is not known here stays the name of a folder that is not there.
+        with suppress(RuntimeError):
+            path = path.expanduser()
         return path if path.is_absolute() else self.root / path
 
     def relative(self, path: Path) -> str:

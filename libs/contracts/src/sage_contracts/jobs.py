@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from sage_contracts.bounds import Tags, Words
 from sage_contracts.config import Method, OomRung, PresetName, Task, TrainingConfig
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -25,8 +26,9 @@ def name_fault(name: str) -> str | None:
         return f"{name!r} cannot be a model's name, because {_TAKEN_NAMES[name]}: choose another one."
     if re.fullmatch(_NAME, name):
         return None
+    shown = name if len(name) <= 100 else f"{name[:99]}…"
     return (
-        f"{name!r} cannot be a model's name: use up to 64 Latin letters (a-z, A-Z), digits, dots, dashes "
+        f"{shown!r} cannot be a model's name: use up to 64 Latin letters (a-z, A-Z), digits, dots, dashes "
         "and underscores, beginning with a letter or a digit."
     )
 
@@ -154,10 +156,10 @@ Metadata = Annotated[
 class WandbSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    project: str | None = None
-    name: str | None = None
-    entity: str | None = None
-    tags: list[str] | None = None
+    project: Words | None = None
+    name: Words | None = None
+    entity: Words | None = None
+    tags: Tags | None = None
 
 
 class Integration(BaseModel):
@@ -176,14 +178,14 @@ class CreateJobRequest(BaseModel):
 
     model: Annotated[str, Field(max_length=4096)]
     """A Hub id, a folder that the trainer can see, a built-in name such as `smollm2-135m`, or "auto"."""
-    training_file: str | None = None
-    validation_file: str | None = None
+    training_file: Words | None = None
+    validation_file: Words | None = None
     suffix: ModelName | None = None
     seed: Seed | None = None
     hyperparameters: Hyperparameters | None = None
     method: JobMethod | None = None
     metadata: Metadata | None = None
-    integrations: list[Integration] | None = None
+    integrations: Annotated[list[Integration], Field(max_length=8)] | None = None
     sage: SageJobOptions = Field(default_factory=SageJobOptions)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sage_contracts.bounds import Words
 from sage_contracts.config import Task
 
 _CHECKPOINT_MARK = ":ckpt-step-"
@@ -87,6 +88,7 @@ class MergeStatus(StrEnum):
 ExportFormat = Literal["safetensors", "gguf-f16", "gguf-q8_0", "gguf-q4_k_m", "ollama", "zip", "hub"]
 """`safetensors` is the plain merge; the others are written for programs that want something else."""
 ExportContent = Literal["merged", "adapter"]
+WeightsDtype = Literal["auto", "fp32", "fp16", "bf16"]
 
 
 class MergeRequest(BaseModel):
@@ -94,21 +96,32 @@ class MergeRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    dtype: WeightsDtype = "auto"
     """Of merged weights in safetensors; GGUF's formats name their own."""
     format: ExportFormat = "safetensors"
     content: ExportContent = "merged"
     """What an archive or a repository holds."""
-    repo: str | None = None
-    """Of the Hub: `owner/name`."""
+    repo: Words | None = None
+    """Of the Hub: `owner/name`. Made private where there is none."""
+    allow_public: bool = False
+    """Whether a repository that everybody may read is taken too."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> MergeRequest:
         if (self.repo is None) == (self.format == "hub"):
             raise ValueError("repo goes with the format hub, and hub needs one: owner/name")
+        if ":" in (self.repo or ""):
+            raise ValueError("repo is owner/name, and no address")
+        if self.allow_public and self.format != "hub":
+            raise ValueError("allow_public goes with the format hub")
         if self.content == "adapter" and self.format not in ("zip", "hub"):
             raise ValueError("content=adapter goes with the formats zip and hub")
         return self
+
+    @property
+    def has_weights_of_dtype(self) -> bool:
+        """Whether what is written depends on `dtype`."""
+        return self.content == "merged" and self.format in ("safetensors", "zip", "hub")
 
 
 class MergeJob(BaseModel):
@@ -122,6 +135,8 @@ class MergeJob(BaseModel):
     created_at: int
     finished_at: int | None = None
     format: ExportFormat = "safetensors"
+    dtype: WeightsDtype = "auto"
+    """As it was asked for."""
     merged_path: str | None = None
     """Of a merge in safetensors, which is the version's from then on."""
     result_path: str | None = None

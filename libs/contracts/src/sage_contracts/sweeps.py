@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from sage_contracts.bounds import GRID_LIMIT_BYTES, Words
 from sage_contracts.config import LoRAConfig, Task, TrainingConfig
 from sage_contracts.errors import InvalidRequestError
 from sage_contracts.jobs import JobError, JobStatus, SageJobOptions
@@ -78,16 +79,23 @@ class SweepStatus(StrEnum):
         return self is not SweepStatus.RUNNING
 
 
+def _require_small(grid: Grid) -> Grid:
+    size_bytes = len(json.dumps(grid, default=str, ensure_ascii=False).encode(errors="replace"))
+    if size_bytes > GRID_LIMIT_BYTES:
+        raise ValueError(f"has {size_bytes} bytes of JSON, more than {GRID_LIMIT_BYTES}: shorten its values")
+    return grid
+
+
 class CreateSweepRequest(BaseModel):
     """POST /v1/sage/sweeps. All but the last two as in a job's request."""
 
     model_config = ConfigDict(extra="forbid")
 
     model: Annotated[str, Field(max_length=4096)]
-    training_file: str | None = None
-    validation_file: str | None = None
+    training_file: Words | None = None
+    validation_file: Words | None = None
     sage: SageJobOptions = Field(default_factory=SageJobOptions)
-    grid: Grid
+    grid: Annotated[Grid, AfterValidator(_require_small)]
     """Values by field of TrainingConfig: `{"learning_rate": [1e-4, 2e-4], "lora.r": [4, 8]}`."""
     max_jobs: Annotated[int, Field(ge=1, le=MOST_JOBS)] = 16
     """A larger grid is refused, so that a slip of the finger does not cost a week."""

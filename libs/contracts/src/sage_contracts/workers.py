@@ -147,6 +147,7 @@ class MergeClaim(_Wire):
     format: ExportFormat = "safetensors"
     content: ExportContent = "merged"
     repo: str | None = None
+    allow_public: bool = False
 
 
 class MergeReport(_Wire):

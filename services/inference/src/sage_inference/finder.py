@@ -6,9 +6,9 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from sage_contracts.errors import EngineFailedError, ModelNotFoundError
+from sage_contracts.errors import ConflictError, EngineFailedError, ModelNotFoundError
 from sage_contracts.home import Home
-from sage_contracts.models import MergeStatus, split_checkpoint
+from sage_contracts.models import MergeJob, MergeStatus, split_checkpoint
 from sage_inference.fit import Kind
 from sage_inference.models import Wanted, locate
 from sage_inference.orchestrator import Orchestrator
@@ -48,14 +48,21 @@ class Finder:
                 f"ask for its job's result, {checkpoint[0]!r}.",
                 param="model",
             )
-        known = await self.find(name, is_fresh=True)
-        if known.merge_reason is None:
-            return known
-        failed_at, reason = self._failed.get(name, (-CRASH_WINDOW_S, ""))
-        if time.monotonic() - failed_at < CRASH_WINDOW_S:
-            # Gigabytes and minutes: not again for every question that comes. One made by hand is found above.
-            raise _failure(name, why, reason)
-        merge = await self._orchestrator.merge(name)
+        merge: MergeJob | None = None
+        while merge is None:
+            known = await self.find(name, is_fresh=True)
+            if known.merge_reason is None:
+                return known
+            failed_at, reason = self._failed.get(name, (-CRASH_WINDOW_S, ""))
+            if time.monotonic() - failed_at < CRASH_WINDOW_S:
+                # Gigabytes and minutes: not again for every question. One made by hand is found above.
+                raise _failure(name, why, reason)
+            try:
+                merge = await self._orchestrator.merge(name)
+            except ConflictError:
+                # Somebody has it merged with a dtype of their own, which serves as well.
+                tell(f"waiting for the merge of {name} that is under way, because {why}")
+                await asyncio.sleep(_POLL_S)
         while not merge.status.is_terminal:
             tell(f"merging {name} first, because {why} ({merge.phase or merge.status.value})")
             await asyncio.sleep(_POLL_S)

@@ -54,7 +54,10 @@ class Orchestrator:
         return model
 
     async def merge(self, version: str) -> MergeJob:
-        """Have a version merged; one that is under way already is the answer. Raises: ModelNotFoundError."""
+        """Have a version merged; one that is under way already is the answer.
+
+        Raises: ModelNotFoundError; ConflictError while it is merged with another dtype.
+        """
         response = await self._send("POST", f"/v1/sage/models/{version}/merge", message=MergeRequest())
         return MergeJob.model_validate_json(response.content)
 

@@ -65,7 +65,14 @@ def write(
     if claim.format == "safetensors":
         merged = merge_adapter(base, adapter, target, claim.dtype, phase)
         return merged.path, {"parity": asdict(merged.parity), "size_bytes": merged.size_bytes}
-    wish = ExportWish(claim.format, f"{claim.name}-{claim.version}", claim.dtype, claim.content, claim.repo)
+    wish = ExportWish(
+        claim.format,
+        f"{claim.name}-{claim.version}",
+        claim.dtype,
+        claim.content,
+        claim.repo,
+        allow_public=claim.allow_public,
+    )
     found = asdict(export_model(base, adapter, target, wish, phase))
     return found.pop("path"), {key: value for key, value in found.items() if value}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import IO, Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from sage_contracts.errors import ConflictError, SageError, ServiceUnavailableError, StorageFullError
@@ -18,6 +20,13 @@ from sage_contracts.errors import ConflictError, SageError, ServiceUnavailableEr
 HEAD = "0007"
 """The newest revision under migrations/. Where it is reached already, Alembic (12 MB) is not imported."""
 MIGRATION_WAIT_S = 60.0
+READERS = 32
+"""Transactions that only read, at once; more of them wait."""
+WRITERS = 48
+"""Those that write, waiting ones included; more are refused, so that some threads stay for who only reads."""
+_PATIENCE_S = 10.0
+_POSTGRESQL_WRITERS = 16
+"""At work at once: with the readers, half of the connections that a server has by default."""
 # Any constant will do, so long as every orchestrator on one PostgreSQL uses the same.
 _ADVISORY_LOCK = 0x5A6E0001
 
@@ -25,27 +34,38 @@ _ADVISORY_LOCK = 0x5A6E0001
 class Database:
     """Short transactions on SQLite or PostgreSQL. No session outlives a `with` block."""
 
-    def __init__(self, url: str) -> None:
-        self.engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
-        self._read, self._write = self.engine, self.engine
+    def __init__(self, url: str, *, patience_s: float = _PATIENCE_S) -> None:
+        """`patience_s`: how long to wait for a connection, and on SQLite for another process's write."""
+        is_sqlite = url.startswith("sqlite")
+        self.engine = _make_engine(url, READERS, patience_s)
+        # Connections of its own: whoever only reads is not to wait behind those who wait to write.
+        self._write = _make_engine(url, 1 if is_sqlite else _POSTGRESQL_WRITERS, patience_s)
+        self._writers = threading.BoundedSemaphore(WRITERS)
         self._lock: IO[str] | None = None
-        if self.engine.dialect.name == "sqlite":
-            _prepare_sqlite(self.engine)
+        if is_sqlite:
+            _prepare_sqlite(self.engine, "BEGIN", patience_s)
             # A transaction that reads first and writes later cannot be upgraded while another one writes:
-            # writers queue up at their BEGIN instead.
-            self._write = self.engine.execution_options(sage_begin="BEGIN IMMEDIATE")
+            # writers queue up for their one connection, and for other processes at their BEGIN.
+            _prepare_sqlite(self._write, "BEGIN IMMEDIATE", patience_s)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A transaction that only reads. Raises: SageError in place of the driver's errors."""
-        with _in_our_words(), Session(self._read, expire_on_commit=False) as session, session.begin():
+        with _in_our_words(), Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A transaction that commits at the end of the block. Raises: SageError for the driver's errors."""
-        with _in_our_words(), Session(self._write, expire_on_commit=False) as session, session.begin():
-            yield session
+        if not self._writers.acquire(blocking=False):
+            raise ServiceUnavailableError(
+                f"The database is busy ({WRITERS} changes wait for it): try again.", retry_after_s=1
+            )
+        try:
+            with _in_our_words(), Session(self._write, expire_on_commit=False) as session, session.begin():
+                yield session
+        finally:
+            self._writers.release()
 
     def upgrade(self) -> None:
         """Bring the schema to the newest revision; of several starters one does it and the others wait."""
@@ -77,6 +97,7 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+        self._write.dispose()
         if self._lock is not None:
             self._lock.close()
 
@@ -132,13 +153,23 @@ def _revision(connection: Connection) -> str | None:
     return None if revision is None else str(revision)
 
 
-def _prepare_sqlite(engine: Engine) -> None:
+def _make_engine(url: str, connections: int, patience_s: float) -> Engine:
+    return create_engine(
+        url,
+        pool_pre_ping=not url.startswith("sqlite"),
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=patience_s,
+    )
+
+
+def _prepare_sqlite(engine: Engine, begin: str, patience_s: float) -> None:
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: Any) -> None:
         # Python's driver would begin transactions when it sees fit; None leaves that to us, below.
         connection.isolation_level = None
         cursor = connection.cursor()
-        cursor.execute("PRAGMA busy_timeout = 15000")
+        cursor.execute(f"PRAGMA busy_timeout = {int(patience_s * 1000)}")
         cursor.execute("PRAGMA journal_mode = WAL")
         # A power cut must not cost a job that was acknowledged; 6 ms a commit is nothing at our rate of them.
         cursor.execute("PRAGMA synchronous = FULL")
@@ -147,7 +178,7 @@ def _prepare_sqlite(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def _begun(connection: Connection) -> None:
-        connection.exec_driver_sql(connection.get_execution_options().get("sage_begin", "BEGIN"))
+        connection.exec_driver_sql(begin)
 
 
 @contextmanager
@@ -174,6 +205,10 @@ def _in_our_words() -> Iterator[None]:
         yield
     except OperationalError as error:
         raise _translate(error) from error
+    except PoolTimeoutError as error:
+        raise ServiceUnavailableError(
+            "The database is busy (no connection to it came free): try again.", retry_after_s=1
+        ) from error
 
 
 def _translate(error: OperationalError) -> SageError:

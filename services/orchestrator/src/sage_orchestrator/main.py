@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
+from anyio import to_thread
 from fastapi import FastAPI
 
 from sage_contracts.errors import NotFoundError, SageError
 from sage_contracts.jobs import JobStatus
 from sage_contracts.uploads import UPLOAD_PATHS
 from sage_orchestrator.clock import Clock, Jumps, Rounds
-from sage_orchestrator.database import Database
+from sage_orchestrator.database import READERS, WRITERS, Database
 from sage_orchestrator.devices import endpoints as device_endpoints
 from sage_orchestrator.devices.service import DeviceService
 from sage_orchestrator.doorbell import CeleryDoorbell, Doorbell
@@ -163,6 +164,8 @@ def build_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # So many that changes which wait for the database leave some for whoever only reads.
+        to_thread.current_default_thread_limiter().total_tokens = READERS + WRITERS
         parts.prepare()
         parts.start()
         try:

@@ -44,10 +44,12 @@ class FileRow(Base):
     id: Mapped[str] = mapped_column(unique=True)
     filename: Mapped[str]
     purpose: Mapped[str] = mapped_column(index=True)
+    """`deleted` for the place of a file that is gone."""
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     path: Mapped[str]
     created_at: Mapped[float]
     expires_at: Mapped[float | None]
+    """When the file goes; of a place that is kept, when that does."""
 
 
 class UploadRow(Base):
@@ -207,6 +209,7 @@ class MergeRow(LeasedWork, Base):
     format: Mapped[str]
     content: Mapped[str]
     repo: Mapped[str | None]
+    """After `public:`, it may be one that everybody can read."""
     output_dir: Mapped[str]
     phase: Mapped[str | None]
     result_path: Mapped[str | None]

@@ -100,9 +100,10 @@ class FileService:
             user = files.unfinished_user(session, file_id)
             if user is not None:
                 raise ConflictError(f"{file_id} is needed by the job {user}: cancel that first.")
-            session.delete(row)
+            path = self._home.resolve(row.path)
+            files.forget(row, self._clock())
         # The row goes first: a crash in between leaves bytes without a row, never a row without bytes.
-        self._home.resolve(row.path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         return Deleted(id=file_id, object="file")
 
     def delete_expired(self) -> None:
@@ -112,6 +113,8 @@ class FileService:
         for file_id in expired:
             with suppress(ConflictError, NotFoundError):
                 self.delete(file_id)
+        with self._database.write() as session:
+            files.give_up_places(session, self._clock())
 
     def remove_stale_uploads(self) -> None:
         """Remove what a crash left half-sent. For the start of the process."""
@@ -149,7 +152,8 @@ def lifetime_s(given: str | None) -> int | None:
     """After how long a file goes; None: never. Raises: InvalidRequestError."""
     if given is None:
         return None
-    if not given.isdecimal() or not 3600 <= int(given) <= 2_592_000:
+    # int() itself refuses thousands of digits.
+    if not given.isdecimal() or len(given) > 9 or not 3600 <= int(given) <= 2_592_000:
         raise InvalidRequestError(
             "The seconds of expires_after are a number from 3600 (an hour) to 2592000 (30 days).",
             param="expires_after",

@@ -19,7 +19,9 @@ from starlette.concurrency import run_in_threadpool
 from sage_contracts.errors import InvalidRequestError, PayloadTooLargeError, SageError, StorageFullError
 
 TEMPORARY_PREFIX = ".upload-"
+# Of all the fields beside the bytes, which are held in memory; no client of ours sends more than three.
 _FIELD_LIMIT_BYTES = 64 * 1024
+_MOST_FIELDS = 16
 _WRITE_BYTES = 1024 * 1024
 # EFBIG is what a file system or a quota (ulimit -f) answers when one file may not grow further.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -69,6 +71,7 @@ class UploadReader:
         self._pending = bytearray()
         self._is_complete = False
         self._has_file = False
+        self._fields = self._field_bytes = 0
         self._begin_part()
         folder.mkdir(parents=True, exist_ok=True)
         self._stream, self.upload = open_temporary(folder)
@@ -127,9 +130,12 @@ class UploadReader:
             self._name_part()
         if self._part_name != self._expected.name:
             self._text += data[start:end]
-            if len(self._text) > _FIELD_LIMIT_BYTES:
+            self._field_bytes += end - start
+            if self._field_bytes > _FIELD_LIMIT_BYTES:
                 raise InvalidRequestError(
-                    f"The field {self._part_name!r} is too long.", param=self._part_name
+                    f"The field {self._part_name!r} is too long: all fields beside the {self._expected.name}"
+                    f" have {_FIELD_LIMIT_BYTES} bytes together.",
+                    param=self._part_name,
                 )
             return
         self._pending += data[start:end]
@@ -146,7 +152,14 @@ class UploadReader:
     def _name_part(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition"))
         self._part_name = options.get(b"name", b"").decode(errors="replace")
-        if self._part_name == self._expected.name:
+        if self._part_name != self._expected.name:
+            self._fields += 1
+            if self._fields > _MOST_FIELDS:
+                raise InvalidRequestError(
+                    f"The form has more than {_MOST_FIELDS} fields beside the {self._expected.name}:"
+                    " send only those of OpenAI's API."
+                )
+        else:
             self._has_file = True
             self.upload.filename = plain_name(options.get(b"filename", b"upload").decode(errors="replace"))
 

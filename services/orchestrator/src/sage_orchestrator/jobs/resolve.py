@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from sage_contracts.bounds import CONFIG_LIMIT_BYTES, BoundedConfig
 from sage_contracts.config import Method, PresetName, Task, TrainingConfig, overlay, preset_fields
 from sage_contracts.errors import InvalidRequestError
 from sage_contracts.jobs import (
@@ -106,11 +107,19 @@ def resolve_config(
     fields |= {"task": task, "preset": preset, "model_name": model, "output_dir": output_dir}
     try:
         config = TrainingConfig.model_validate(fields)
+        BoundedConfig.model_validate(config.model_dump())
     except ValidationError as error:
         where, sentence = first_problem(error.errors())
         field = f"sage.config.{where}" if where else "sage.config"
         raise InvalidRequestError(f"{field}: {sentence}", param="sage.config") from None
     _require_seed(config.seed)
+    size_bytes = len(config.model_dump_json().encode())
+    if size_bytes > CONFIG_LIMIT_BYTES:
+        raise InvalidRequestError(
+            f"sage.config: the job's settings have {size_bytes} bytes, more than {CONFIG_LIMIT_BYTES}:"
+            " shorten its longest lists and texts.",
+            param="sage.config",
+        )
     return config
 
 

@@ -12,6 +12,7 @@ from sage_contracts.errors import (
     ConflictError,
     InvalidDataError,
     InvalidRequestError,
+    NotFoundError,
     SageError,
     StorageFullError,
 )
@@ -321,10 +322,17 @@ class JobService:
 
     @staticmethod
     def _told_of(file: DataFile, check: Callable[[DataFile], T]) -> T:
+        param = "validation_file" if file.is_held_out else "training_file"
         try:
             return check(file)
-        except InvalidDataError as error:
-            error.param = "validation_file" if file.is_held_out else "training_file"
+        except (InvalidDataError, FileNotFoundError) as error:
+            if not file.path.exists():
+                # Deleted since its row was read: no job that needs it is known yet.
+                raise NotFoundError(
+                    f"The file {file.path.name} is gone: upload it again (POST /v1/files).", param=param
+                ) from error
+            if isinstance(error, InvalidDataError):
+                error.param = param
             raise
 
     def _forget_checks(self, job_id: str) -> None:

@@ -13,6 +13,9 @@ from sage_contracts.models import MergeRequest, MergeStatus
 from sage_orchestrator.leases import guarded_update
 from sage_orchestrator.rows import MergeRow
 
+# No name of a repository has a colon.
+_PUBLIC = "public:"
+
 
 def get(session: Session, merge_id: str, *, lock: bool = False) -> MergeRow:
     """Raises: NotFoundError."""
@@ -26,7 +29,7 @@ def get(session: Session, merge_id: str, *, lock: bool = False) -> MergeRow:
 def unfinished(
     session: Session, name: str, version: int, request: MergeRequest | None = None
 ) -> MergeRow | None:
-    """One under way for this version; with a request one that writes the same thing."""
+    """One under way for this version; with a request one that writes to the same place."""
     open_states = [status.value for status in MergeStatus if not status.is_terminal]
     query = select(MergeRow).where(
         MergeRow.name == name, MergeRow.version == version, MergeRow.status.in_(open_states)
@@ -35,9 +38,21 @@ def unfinished(
         query = query.where(
             MergeRow.format == request.format,
             MergeRow.content == request.content,
-            MergeRow.repo.is_not_distinct_from(request.repo),
+            # Only exports to the Hub have one.
+            or_(MergeRow.repo.is_(None), MergeRow.repo.in_([request.repo, f"{_PUBLIC}{request.repo}"])),
         )
     return session.scalar(query.limit(1))
+
+
+def stored_repo(request: MergeRequest) -> str | None:
+    """The repository as its column has it."""
+    return f"{_PUBLIC}{request.repo}" if request.allow_public else request.repo
+
+
+def repo_of(row: MergeRow) -> tuple[str | None, bool]:
+    """(the repository, whether it may be a public one)."""
+    repo = row.repo
+    return (None, False) if repo is None else (repo.removeprefix(_PUBLIC), repo.startswith(_PUBLIC))
 
 
 def change(

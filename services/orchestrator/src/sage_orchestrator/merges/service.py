@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from sage_contracts.errors import InvalidRequestError, NotYoursError
+from sage_contracts.errors import ConflictError, InvalidRequestError, NotYoursError
 from sage_contracts.home import Home
 from sage_contracts.models import ExportFormat, MergeJob, MergeRequest, MergeStatus
 from sage_contracts.workers import ClaimRequest, MergeClaim, MergeFinish, MergeReport, ReportReply
@@ -37,7 +37,7 @@ class MergeService:
         """Queue a merge; one that is under way for this version already is returned instead.
 
         Raises: ModelNotFoundError; InvalidRequestError for a base model, and for what a model tuned in full
-        does not have.
+        does not have; ConflictError while one that writes something else to the same place is under way.
         """
         if model.startswith("base:"):
             raise InvalidRequestError(f"{model} is a base model: it has no adapter to merge.", param="model")
@@ -59,7 +59,7 @@ class MergeService:
                     dtype=request.dtype,
                     format=request.format,
                     content=request.content,
-                    repo=request.repo,
+                    repo=merges.stored_repo(request),
                     output_dir=self.home.relative(folder),
                     status=MergeStatus.QUEUED.value,
                     created_at=now,
@@ -69,6 +69,8 @@ class MergeService:
                 )
                 session.add(row)
                 session.flush()
+            else:
+                _require_same(row, request)
             job = to_object(row)
         self.wake()
         return job
@@ -98,6 +100,7 @@ class MergeService:
             version = models.get_version(session, row.name, row.version)
             if version is None:
                 raise NotYoursError(f"{row.name}@{row.version} is gone.")
+            repo, allow_public = merges.repo_of(row)
             return MergeClaim(
                 merge_id=merge_id,
                 attempt=row.attempt,
@@ -111,7 +114,8 @@ class MergeService:
                 dtype=row.dtype,
                 format=row.format,
                 content=row.content,
-                repo=row.repo,
+                repo=repo,
+                allow_public=allow_public,
             )
 
     def _link_path(self, session: Session, row: MergeRow) -> str | None:
@@ -165,6 +169,22 @@ def _require_whole(version: VersionRow, request: MergeRequest) -> None:
     raise InvalidRequestError(f"{version.name}@{version.version} was tuned in full, {why}", param="model")
 
 
+def _require_same(row: MergeRow, request: MergeRequest) -> None:
+    """Raises: ConflictError, when the merge under way does not write what this request asks for."""
+    if request.has_weights_of_dtype and row.dtype != request.dtype:
+        raise ConflictError(
+            f"{row.name}@{row.version} is being written with dtype={row.dtype} ({row.id}), and not with"
+            f" dtype={request.dtype}: ask again when that merge has ended.",
+            param="dtype",
+        )
+    if row.repo != merges.stored_repo(request):
+        raise ConflictError(
+            f"{row.name}@{row.version} is on its way to {request.repo} with another allow_public ({row.id}):"
+            " ask again when that export has ended.",
+            param="allow_public",
+        )
+
+
 def _values_of(finish: MergeFinish, now: float) -> dict[str, Any]:
     if finish.outcome == "succeeded":
         return {
@@ -189,6 +209,7 @@ def to_object(row: MergeRow) -> MergeJob:
         created_at=int(row.created_at),
         finished_at=None if row.finished_at is None else int(row.finished_at),
         format=row.format,
+        dtype=row.dtype,
         merged_path=row.result_path if row.format == PLAIN else None,
         result_path=row.result_path,
         report=row.report or {},

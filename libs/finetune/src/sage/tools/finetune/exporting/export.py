@@ -12,7 +12,13 @@ from sage.tools.finetune.base_models import base_info
 from sage.tools.finetune.exporting import quantiser
 from sage.tools.finetune.exporting.gguf_model import GgufNumbers, require_architecture, write_gguf
 from sage.tools.finetune.exporting.ollama import chat_turns, has_template, modelfile
-from sage.tools.finetune.exporting.packing import make_portable, push_to_hub, require_token, zip_folder
+from sage.tools.finetune.exporting.packing import (
+    make_portable,
+    push_to_hub,
+    require_private,
+    require_token,
+    zip_folder,
+)
 from sage.tools.finetune.hardware import memory_errors, wait_politely
 from sage.tools.finetune.merging.folder import copy_tokenizer
 from sage.tools.finetune.merging.merge import MergeDtype, merge_adapter
@@ -38,6 +44,8 @@ class ExportWish:
     dtype: MergeDtype = "auto"
     content: ExportContent = "merged"
     repo: str | None = None
+    allow_public: bool = False
+    """Whether everybody may be able to read that repository."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,10 @@ def _pass_on(
     base: Path, adapter_dir: Path | None, out_dir: Path, wish: ExportWish, report: Report
 ) -> ExportResult:
     if wish.format == "hub":
-        require_token()  # before minutes are spent
+        # Before minutes are spent.
+        require_token()
+        if wish.repo is not None and not wish.allow_public:
+            require_private(wish.repo)
     with folder_written_whole(out_dir) as unfinished:
         folder, parity = unfinished / wish.name, None
         if wish.content == "merged":
@@ -86,7 +97,8 @@ def _pass_on(
         if wish.format == "hub":
             assert wish.repo is not None
             report(f"sending to {wish.repo}")
-            url, sent_bytes = push_to_hub(folder, wish.repo), _size_bytes(folder)
+            url = push_to_hub(folder, wish.repo, allow_public=wish.allow_public)
+            sent_bytes = _size_bytes(folder)
         else:
             report("packing")
             path = out_dir / f"{wish.name}-{wish.content}.zip"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 from sage.tools.finetune.base_models import hub_name, hub_revision
 from sage.tools.finetune.storage import write_json
-from sage_contracts.errors import InvalidRequestError, ServiceUnavailableError
+from sage_contracts.errors import InvalidRequestError, SageError, ServiceUnavailableError
 
 _COMPRESSED = {".json", ".txt", ".md", ".jinja", ".model", ".py"}
 
@@ -59,20 +61,59 @@ def require_token(token: str | None = None) -> str:
     return found
 
 
-def push_to_hub(folder: Path, repo: str, *, token: str | None = None, endpoint: str | None = None) -> str:
+def require_private(repo: str, *, token: str | None = None, endpoint: str | None = None) -> None:
+    """Look at a repository; one that is not there yet is as good. Raises: as `push_to_hub`."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    with _hub_errors(repo):
+        try:
+            info = HfApi(endpoint=endpoint, token=require_token(token)).repo_info(repo)
+        except RepositoryNotFoundError:
+            return
+    if not info.private:
+        raise InvalidRequestError(
+            f"Everybody may read {repo} on the Hub, and files in it would be replaced. Name another one,"
+            " which is made private, or say that this one is meant: --allow-public (`allow_public`).",
+            param="repo",
+        )
+
+
+def push_to_hub(
+    folder: Path,
+    repo: str,
+    *,
+    allow_public: bool = False,
+    token: str | None = None,
+    endpoint: str | None = None,
+) -> str:
     """Create a private repository if need be, upload, and return its address.
 
     Without `token` and `endpoint` huggingface_hub's own environment and login hold (HF_TOKEN, HF_ENDPOINT).
-    Raises: InvalidRequestError without a token or right; ServiceUnavailableError.
+    Raises: InvalidRequestError without a token or right, and for a public repository that is not allowed;
+    ServiceUnavailableError.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     token = require_token(token)
-    try:
+    with _hub_errors(repo):
         api = HfApi(endpoint=endpoint, token=token)
         address = api.create_repo(repo, private=True, exist_ok=True)
+        if not allow_public:
+            # Only now: one that was there before stays what it was.
+            require_private(repo, token=token, endpoint=endpoint)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload a model tuned with SAGE")
+    return str(address)
+
+
+@contextmanager
+def _hub_errors(repo: str) -> Iterator[None]:
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        yield
+    except SageError:
+        raise
     except HFValidationError as error:
         raise InvalidRequestError(f"{repo!r} is no name of a repository: {error}", param="repo") from error
     except HfHubHTTPError as error:
@@ -87,4 +128,3 @@ def push_to_hub(folder: Path, repo: str, *, token: str | None = None, endpoint: 
         raise ServiceUnavailableError(
             f"The upload to the Hub did not succeed ({why}). Export a zip, or try again later."
         ) from error
-    return str(address)
