@@ -19,6 +19,7 @@ PORT_VARIABLES = {
     "inference": "SAGE_CHAT_FINETUNE_PORT",
     "tensorboard": "SAGE_TENSORBOARD_PORT",
 }
+_URL_VARIABLES = ("SAGE_ORCHESTRATOR_URL", "SAGE_GATEWAY_URL")
 
 
 class BadSettingError(ValueError):
@@ -170,6 +171,12 @@ def gateway_url() -> str:
 def orchestrator_url() -> str:
     """Where jobs and models are asked for: SAGE_ORCHESTRATOR_URL, else the gateway, which relays."""
     return os.environ.get("SAGE_ORCHESTRATOR_URL", "").rstrip("/").removesuffix("/v1") or gateway_url()
+
+
+def variable_of(url: str) -> str | None:
+    """The variable that points to this address; None where none does."""
+    given = {name: os.environ.get(name, "").rstrip("/").removesuffix("/v1") for name in _URL_VARIABLES}
+    return next((name for name, value in given.items() if value == url), None)
 
 
 def api_key() -> str | None:
