@@ -269,9 +269,8 @@ def _citations(headers: httpx.Headers) -> list[dict[str, Any]]:
 
 def _unreachable(base: str, error: httpx.HTTPError) -> ServiceUnavailableError:
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return ServiceUnavailableError(
-            f"Nothing answers at {base}. Start the stack: `sage up`. Elsewhere? Set SAGE_GATEWAY_URL."
-        )
+        advice = _advice_of_variable(base) or "Elsewhere? Set SAGE_GATEWAY_URL."
+        return ServiceUnavailableError(f"Nothing answers at {base}. Start the stack: `sage up`. {advice}")
     if isinstance(error, httpx.ProxyError):
         return ServiceUnavailableError(
             f"The environment's proxy does not let us through to {base} ({error})."

@@ -367,8 +367,16 @@ def test_status_shows_parts_engines_devices_and_jobs(online: Sage) -> None:
 def test_a_silent_gateway_ends_with_4_and_says_what_to_do(sage: Sage, words: list[str]) -> None:
     ran = sage(*words)
     assert ran.exit_code == 4
-    assert "Nothing answers at http://127.0.0.1:9" in ran.stderr
-    assert "sage up" in ran.stderr
+    assert "Nothing answers at http://127.0.0.1:9. Start the stack: `sage up`." in ran.stderr
+    assert "SAGE_GATEWAY_URL points there: correct it, or unset it" in ran.stderr
+
+
+def test_a_silent_gateway_that_no_variable_names_may_be_elsewhere(
+    sage: Sage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SAGE_GATEWAY_URL")
+    monkeypatch.setenv("SAGE_GATEWAY_PORT", "9")
+    assert "`sage up`. Elsewhere? Set SAGE_GATEWAY_URL." in sage("models").stderr
 
 
 def test_debug_shows_the_error_itself(sage: Sage, monkeypatch: pytest.MonkeyPatch) -> None:
