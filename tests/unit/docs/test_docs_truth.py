@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import pytest
 import typer
 
-from sage_contracts.config import PresetConfigs, PresetName, TrainingConfig
+from sage_cli.jobs.probe import probe_messages
+from sage_contracts.config import PresetConfigs, PresetName, Task, TrainingConfig
 from sage_servicekit.settings import ServiceSettings
 
 ROOT = Path(__file__).parents[3]
@@ -38,13 +39,17 @@ class Block(NamedTuple):
     text: str
 
 
+# Four backticks hold a block with a block of three in it.
+_BLOCK = re.compile(r"^(`{3,})([\w-]*)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
+
+
 def blocks_of(page: Path, *languages: str) -> list[Block]:
-    found = re.findall(r"^```([\w-]*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return [Block(*parts) for parts in found if not languages or parts[0] in languages]
+    found = [Block(*parts) for _, *parts in _BLOCK.findall(page.read_text(encoding="utf-8"))]
+    return [block for block in found if not languages or block.language in languages]
 
 
 def prose_of(page: Path) -> str:
-    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return _BLOCK.sub("", page.read_text(encoding="utf-8"))
 
 
 def slug(heading: str) -> str:
@@ -53,7 +58,7 @@ def slug(heading: str) -> str:
 
 
 def headings_of(page: Path) -> list[str]:
-    return re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.M)
+    return re.findall(r"^#+ (.+)$", prose_of(page), re.MULTILINE)
 
 
 # --- pages and links
@@ -386,6 +391,12 @@ def test_python_snippets_are_python_and_import_what_exists(page: Path) -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sage"):
                 module = importlib.import_module(node.module or "")
                 assert [alias.name for alias in node.names if alias.name not in dir(module)] == []
+
+
+@pytest.mark.parametrize("folder", ["docs", "docs/zh-CN"])
+def test_the_code_model_is_asked_on_the_page_as_quickstart_asks_it(folder: str) -> None:
+    question = probe_messages(Task.CODE, None)[0]["content"]
+    assert Block("text", f"{question}\n") in blocks_of(ROOT / folder / "quickstart.md")
 
 
 @each_page
