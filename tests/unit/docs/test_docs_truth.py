@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 import typer
 
+from sage.tools.finetune.quickstart import quickstart_overrides
 from sage_cli.jobs.probe import probe_messages
 from sage_contracts.config import PresetConfigs, PresetName, Task, TrainingConfig
 from sage_servicekit.settings import ServiceSettings
@@ -397,6 +398,15 @@ def test_python_snippets_are_python_and_import_what_exists(page: Path) -> None:
 def test_the_code_model_is_asked_on_the_page_as_quickstart_asks_it(folder: str) -> None:
     question = probe_messages(Task.CODE, None)[0]["content"]
     assert Block("text", f"{question}\n") in blocks_of(ROOT / folder / "quickstart.md")
+
+
+@pytest.mark.parametrize("folder", ["docs", "docs/zh-CN"])
+def test_the_quickstart_page_tells_what_a_quickstart_changes(folder: str) -> None:
+    told = set(re.findall(r"\d+(?:\.\d+)?", prose_of(ROOT / folder / "quickstart.md")))
+    for has_gpu, preset in ((False, PresetName.CPU), (True, PresetName.RTX_4090)):
+        changed = quickstart_overrides(Task.CODE, preset, has_gpu=has_gpu)
+        changed.pop("gradient_accumulation_steps", None)  # with the rows of a step
+        assert {f"{value:g}" for value in changed.values()} <= told
 
 
 @each_page
