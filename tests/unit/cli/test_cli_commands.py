@@ -443,3 +443,21 @@ def test_doctor_says_where_a_compiler_would_make_training_faster(
     compiler.write_text("#!/bin/sh")
     compiler.chmod(0o755)
     assert "no C compiler is installed" not in sage("doctor").output
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("", "engine: vLLM"),
+        ("vllm", "engine: vLLM"),
+        ("transformers", "engine: transformers (by SAGE_ENGINE; vLLM is installed)"),
+        ("foo", "SAGE_ENGINE='foo' is no engine"),
+    ],
+)
+def test_doctor_names_the_engine_that_the_stack_would_take(
+    sage: Sage, monkeypatch: pytest.MonkeyPatch, asked: str, told: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("SAGE_VLLM_COMMAND", "vllm")
+    monkeypatch.setenv("SAGE_ENGINE", asked)
+    assert told in sage("doctor").output
