@@ -101,6 +101,15 @@ def test_a_chinese_page_says_as_much_as_the_english_one(chinese: Path, english: 
     assert measures(chinese) == measures(english)
 
 
+OTHER_WORDS = {"模型仓库": "模型中心", "基座模型": "基础模型", "token": "词元"}
+
+
+@each_twin
+def test_a_chinese_page_has_one_word_for_one_thing(chinese: Path, english: Path) -> None:
+    text = re.sub(r"`[^`]+`", "", prose_of(chinese))
+    assert [word for word in OTHER_WORDS if re.search(word, text, re.IGNORECASE)] == []
+
+
 def names_on(page: Path) -> set[str]:
     """What is set as code and is the same in every language: settings, variables, options, values, paths."""
     names: set[str] = set()
