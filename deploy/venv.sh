@@ -11,7 +11,7 @@ die() { printf '%s\n' "$@" >&2; exit 2; }
 
 find_python() { # 3.11 first: it is the version that every wheel of the lock exists for
     local candidate
-    for candidate in ${PYTHON:-} python3.11 python3.12 python3.13 python3; do
+    for candidate in ${PYTHON:-} python3.11 python3.12 python3.13 python3.14 python3; do
         if command -v "$candidate" >/dev/null \
             && "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' 2>/dev/null; then
             echo "$candidate"

@@ -251,6 +251,19 @@ def test_a_part_that_cannot_start_is_named_with_its_log_and_nothing_is_left(
     assert Daemon(home).pid() is None
 
 
+def test_a_setting_that_keeps_a_part_from_starting_is_told_alone(home: Home, ports: dict[str, int]) -> None:
+    command = (sys.executable, "-m", "sage_merger")
+    wrong = {"SAGE_FINISH_PATIENCE_S": "long"}
+    merger = Part("merger", command, alive_file="merger.alive", environment=wrong)
+    with pytest.raises(InvalidRequestError) as caught:
+        up(home, parts(home, ports, merger), ports)
+    assert (
+        "Wrong setting: SAGE_FINISH_PATIENCE_S='long': Input should be a valid number" in caught.value.message
+    )
+    assert "\n" not in caught.value.message
+    assert locate.read_record() is None
+
+
 def test_a_taken_port_is_named_with_its_owner_and_nothing_starts(home: Home, ports: dict[str, int]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", ports["gateway"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tests.fakes.model_registry import Registry
 from sage_gateway.main import build_app
 from sage_gateway.settings import GatewaySettings
 
+DOCS = Path(__file__).parents[2] / "docs"
 MODELS = ["mock", "code", "vllm/qwen", "openai/gpt-fake", "ollama/fake-llm:latest"]
 REMOTE = MODELS[1:]
 SAID = "You said: one two three"
@@ -109,6 +111,30 @@ def test_a_conversation_without_a_store_goes_on_by_sending_it_back(stack: Stack,
         {"role": "assistant", "content": SAID},
         {"role": "user", "content": "four"},
     ]
+
+
+def run_example(page: Path, sdk: openai.OpenAI, model: str) -> None:
+    """The block of a page that asks for responses, with another model in it."""
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    example = next(block for block in blocks if "client.responses.create(" in block)
+    exec(example.replace('"support"', f'"{model}"'), {"client": sdk})
+
+
+@pytest.mark.parametrize("folder", [DOCS, DOCS / "zh-CN"], ids=lambda folder: folder.name)
+def test_the_first_example_asks_for_nothing_that_an_engine_may_lack(
+    stack: Stack, sdk: openai.OpenAI, folder: Path
+) -> None:
+    run_example(folder / "api.md", sdk, "code")
+    asked = received(stack, "code")
+    assert [message["role"] for message in asked["messages"]] == ["system", "user", "assistant", "user"]
+    assert "tools" not in asked
+
+
+@pytest.mark.parametrize("folder", [DOCS, DOCS / "zh-CN"], ids=lambda folder: folder.name)
+def test_the_example_with_tools_sends_what_they_gave(stack: Stack, sdk: openai.OpenAI, folder: Path) -> None:
+    run_example(folder / "serving.md", sdk, "code")
+    roles = [message["role"] for message in received(stack, "code")["messages"]]
+    assert roles == ["user", "assistant", "tool", "tool"]
 
 
 @pytest.mark.parametrize("stream", [False, True])

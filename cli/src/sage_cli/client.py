@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from sage_cli import locate
 from sage_cli.connection import connect
 from sage_cli.sse import ChatItem, lines_of, read_chat
-from sage_cli.stack.gateway import find_own_gateway
+from sage_cli.stack.gateway import find_own_gateway, said_by
 from sage_contracts.devices import DeviceState
 from sage_contracts.errors import ServiceUnavailableError, UpstreamError, from_response
 from sage_contracts.files import FileObject
@@ -198,16 +198,18 @@ class Client:
             with self._http.stream("POST", url, json=body | {"stream": True}, timeout=timeout) as response:
                 if response.is_error:
                     response.read()
-                    raise _error_of(response)
+                    raise self._error_of(url, response)
                 yield Answering(read_chat(lines_of(response.iter_bytes())), _citations(response.headers))
         except httpx.HTTPError as error:
-            raise _unreachable(url, error) from error
+            raise _unreachable(self._base_of(url), error) from error
 
     def _ask(self, answer: type[Answer], method: str, url: str, **request: Any) -> Answer:
         response = self._send(method, url, **request)
         try:
             return answer.model_validate_json(response.content)
         except ValidationError as error:
+            if stranger := self._stranger(url, response):
+                raise stranger from error
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise UpstreamError(
@@ -219,16 +221,42 @@ class Client:
         try:
             response = self._http.request(method, url, **request)
         except httpx.HTTPError as error:
-            raise _unreachable(url, error) from error
+            raise _unreachable(self._base_of(url), error) from error
         if response.is_error:
-            raise _error_of(response)
+            raise self._error_of(url, response)
         return response
 
+    def _base_of(self, url: str) -> str:
+        return self._jobs_url if url.startswith(f"{self._jobs_url}/") else self.gateway_url
 
-def _error_of(response: httpx.Response) -> Exception:
-    return from_response(
-        response.status_code, response.content, retry_after=response.headers.get("retry-after")
-    )
+    def _error_of(self, url: str, response: httpx.Response) -> Exception:
+        content, retry_after = response.content, response.headers.get("retry-after")
+        error = from_response(response.status_code, content, retry_after=retry_after)
+        # Errors of ours say who raised them, and these statuses a proxy in front of us gives by itself.
+        is_ours = error.source is not None or response.status_code in (413, 502, 503, 504)
+        if is_ours or not (stranger := self._stranger(url, response)):
+            return error
+        stranger.__cause__ = error  # what came, for SAGE_DEBUG
+        return stranger
+
+    def _stranger(self, url: str, response: httpx.Response) -> UpstreamError | None:
+        """What to say of an answer where another program than SAGE gives it; None where it is ours."""
+        base = self._base_of(url)
+        try:
+            said = said_by(self._http.get(f"{base}/healthz", timeout=CONNECT_TIMEOUT_S))
+        except httpx.HTTPError:
+            return None
+        if said.get("service") in ("gateway", "orchestrator"):
+            return None
+        return UpstreamError(
+            f"What answers at {base} is no service of SAGE (HTTP {response.status_code} for"
+            f" {httpx.URL(url).path}). "
+            + (
+                _advice_of_variable(base)
+                or "Another program has the port: `sage doctor` names it. Choose another with"
+                " SAGE_GATEWAY_PORT, or set SAGE_GATEWAY_URL to a stack elsewhere."
+            )
+        )
 
 
 def _citations(headers: httpx.Headers) -> list[dict[str, Any]]:
@@ -239,19 +267,22 @@ def _citations(headers: httpx.Headers) -> list[dict[str, Any]]:
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
-def _unreachable(url: str, error: httpx.HTTPError) -> ServiceUnavailableError:
-    origin = str(httpx.URL(url).copy_with(path="/", query=None)).rstrip("/")
+def _unreachable(base: str, error: httpx.HTTPError) -> ServiceUnavailableError:
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return ServiceUnavailableError(
-            f"Nothing answers at {origin}. Start the stack: `sage up`. Elsewhere? Set SAGE_GATEWAY_URL."
-        )
+        advice = _advice_of_variable(base) or "Elsewhere? Set SAGE_GATEWAY_URL."
+        return ServiceUnavailableError(f"Nothing answers at {base}. Start the stack: `sage up`. {advice}")
     if isinstance(error, httpx.ProxyError):
         return ServiceUnavailableError(
-            f"The environment's proxy does not let us through to {origin} ({error})."
+            f"The environment's proxy does not let us through to {base} ({error})."
             " Needs it none? Add its host to NO_PROXY."
         )
     if isinstance(error, httpx.TimeoutException):
         return ServiceUnavailableError(
-            f"{origin} does not answer in time. `sage status` and the logs tell more."
+            f"{base} does not answer in time. `sage status` and the logs tell more."
         )
-    return ServiceUnavailableError(f"The connection to {origin} broke off ({error}). Try again.")
+    return ServiceUnavailableError(f"The connection to {base} broke off ({error}). Try again.")
+
+
+def _advice_of_variable(base: str) -> str | None:
+    variable = locate.variable_of(base)
+    return variable and f"{variable} points there: correct it, or unset it for this machine's stack."

@@ -32,6 +32,7 @@ _GB = 1024**3
 _ROOMY_DISK_BYTES = 6 * _GB
 _ROOMY_MEMORY_BYTES = 3 * _GB
 _PROBE_TIMEOUT_S = 5.0
+_ENGINES = ("auto", "vllm", "transformers")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,24 @@ def check_parts() -> Finding:
         return Finding(
             "bad", "parts", "services without torch: nothing can be trained", "Run `make install`."
         )
-    engine = "vLLM" if "vllm" in has else "transformers (slower; `make install VLLM=1` adds vLLM)"
+    return _check_engine(has_vllm="vllm" in has or bool(os.environ.get("SAGE_VLLM_COMMAND")))
+
+
+def _check_engine(*, has_vllm: bool) -> Finding:
+    asked = os.environ.get("SAGE_ENGINE") or "auto"
+    if asked not in _ENGINES:
+        return Finding(
+            "bad", "parts", f"SAGE_ENGINE={asked!r} is no engine", f"Set it to one of {', '.join(_ENGINES)}."
+        )
+    if asked == "vllm" and not has_vllm:
+        return Finding(
+            "bad", "parts", "SAGE_ENGINE=vllm, which is not installed",
+            "`make install VLLM=1` adds vLLM; unset SAGE_ENGINE to do without.",
+        )  # fmt: skip
+    if asked == "transformers" and has_vllm:
+        engine = "transformers (by SAGE_ENGINE; vLLM is installed)"
+    else:
+        engine = "vLLM" if has_vllm else "transformers (slower; `make install VLLM=1` adds vLLM)"
     return Finding("ok", "parts", f"all services; engine: {engine}")
 
 

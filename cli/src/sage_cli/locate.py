@@ -19,6 +19,7 @@ PORT_VARIABLES = {
     "inference": "SAGE_CHAT_FINETUNE_PORT",
     "tensorboard": "SAGE_TENSORBOARD_PORT",
 }
+_URL_VARIABLES = ("SAGE_ORCHESTRATOR_URL", "SAGE_GATEWAY_URL")
 
 
 class BadSettingError(ValueError):
@@ -169,7 +170,25 @@ def gateway_url() -> str:
 
 def orchestrator_url() -> str:
     """Where jobs and models are asked for: SAGE_ORCHESTRATOR_URL, else the gateway, which relays."""
-    return os.environ.get("SAGE_ORCHESTRATOR_URL", "").rstrip("/").removesuffix("/v1") or gateway_url()
+    return given_urls().get("SAGE_ORCHESTRATOR_URL") or gateway_url()
+
+
+def given_urls() -> dict[str, str]:
+    """The addresses that variables point to, by their names."""
+    given = {name: os.environ.get(name, "").rstrip("/").removesuffix("/v1") for name in _URL_VARIABLES}
+    return {name: url for name, url in given.items() if url}
+
+
+def urls_elsewhere(record: StackRecord) -> dict[str, str]:
+    """Of those, what leads to another stack than this one."""
+    own = (record.gateway_url, f"http://127.0.0.1:{record.ports['orchestrator']}")
+    by_number = {name: url.replace("//localhost:", "//127.0.0.1:") for name, url in given_urls().items()}
+    return {name: url for name, url in by_number.items() if url not in own}
+
+
+def variable_of(url: str) -> str | None:
+    """The variable that points to this address; None where none does."""
+    return next((name for name, given in given_urls().items() if given == url), None)
 
 
 def api_key() -> str | None:

@@ -378,8 +378,16 @@ def test_status_shows_parts_engines_devices_and_jobs(online: Sage) -> None:
 def test_a_silent_gateway_ends_with_4_and_says_what_to_do(sage: Sage, words: list[str]) -> None:
     ran = sage(*words)
     assert ran.exit_code == 4
-    assert "Nothing answers at http://127.0.0.1:9" in ran.stderr
-    assert "sage up" in ran.stderr
+    assert "Nothing answers at http://127.0.0.1:9. Start the stack: `sage up`." in ran.stderr
+    assert "SAGE_GATEWAY_URL points there: correct it, or unset it" in ran.stderr
+
+
+def test_a_silent_gateway_that_no_variable_names_may_be_elsewhere(
+    sage: Sage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SAGE_GATEWAY_URL")
+    monkeypatch.setenv("SAGE_GATEWAY_PORT", "9")
+    assert "`sage up`. Elsewhere? Set SAGE_GATEWAY_URL." in sage("models").stderr
 
 
 def test_debug_shows_the_error_itself(sage: Sage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -446,3 +454,21 @@ def test_doctor_says_where_a_compiler_would_make_training_faster(
     compiler.write_text("#!/bin/sh")
     compiler.chmod(0o755)
     assert "no C compiler is installed" not in sage("doctor").output
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("", "engine: vLLM"),
+        ("vllm", "engine: vLLM"),
+        ("transformers", "engine: transformers (by SAGE_ENGINE; vLLM is installed)"),
+        ("foo", "SAGE_ENGINE='foo' is no engine"),
+    ],
+)
+def test_doctor_names_the_engine_that_the_stack_would_take(
+    sage: Sage, monkeypatch: pytest.MonkeyPatch, asked: str, told: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("SAGE_VLLM_COMMAND", "vllm")
+    monkeypatch.setenv("SAGE_ENGINE", asked)
+    assert told in sage("doctor").output

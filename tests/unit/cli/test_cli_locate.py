@@ -49,6 +49,17 @@ def test_jobs_go_to_the_orchestrator_where_one_is_named(monkeypatch: pytest.Monk
     assert locate.orchestrator_url() == "http://there:8081"
 
 
+def test_what_leads_past_a_stack_is_known_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    record(9001)
+    started = locate.read_record()
+    assert started
+    monkeypatch.setenv("SAGE_GATEWAY_URL", "http://localhost:9001/v1")
+    monkeypatch.setenv("SAGE_ORCHESTRATOR_URL", "http://127.0.0.1:8081")
+    assert locate.urls_elsewhere(started) == {}
+    monkeypatch.setenv("SAGE_GATEWAY_URL", "http://127.0.0.1:9009/v1")
+    assert locate.urls_elsewhere(started) == {"SAGE_GATEWAY_URL": "http://127.0.0.1:9009"}
+
+
 def test_a_stack_on_every_interface_is_called_on_this_machine() -> None:
     record(9001, "0.0.0.0")
     assert locate.gateway_url() == "http://127.0.0.1:9001"

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import pytest
 import typer
 
-from sage_contracts.config import PresetConfigs, PresetName, TrainingConfig
+from sage.tools.finetune.quickstart import quickstart_overrides
+from sage_cli.jobs.probe import probe_messages
+from sage_contracts.config import PresetConfigs, PresetName, Task, TrainingConfig
 from sage_servicekit.settings import ServiceSettings
 
 ROOT = Path(__file__).parents[3]
@@ -38,13 +40,17 @@ class Block(NamedTuple):
     text: str
 
 
+# Four backticks hold a block with a block of three in it.
+_BLOCK = re.compile(r"^(`{3,})([\w-]*)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
+
+
 def blocks_of(page: Path, *languages: str) -> list[Block]:
-    found = re.findall(r"^```([\w-]*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return [Block(*parts) for parts in found if not languages or parts[0] in languages]
+    found = [Block(*parts) for _, *parts in _BLOCK.findall(page.read_text(encoding="utf-8"))]
+    return [block for block in found if not languages or block.language in languages]
 
 
 def prose_of(page: Path) -> str:
-    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return _BLOCK.sub("", page.read_text(encoding="utf-8"))
 
 
 def slug(heading: str) -> str:
@@ -53,7 +59,7 @@ def slug(heading: str) -> str:
 
 
 def headings_of(page: Path) -> list[str]:
-    return re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.M)
+    return re.findall(r"^#+ (.+)$", prose_of(page), re.MULTILINE)
 
 
 # --- pages and links
@@ -93,6 +99,15 @@ def test_a_chinese_page_says_as_much_as_the_english_one(chinese: Path, english: 
         return found | {"headings": len(headings_of(page)), "blocks": len(blocks_of(page))}
 
     assert measures(chinese) == measures(english)
+
+
+OTHER_WORDS = {"模型仓库": "模型中心", "基座模型": "基础模型", "token": "词元"}
+
+
+@each_twin
+def test_a_chinese_page_has_one_word_for_one_thing(chinese: Path, english: Path) -> None:
+    text = re.sub(r"`[^`]+`", "", prose_of(chinese))
+    assert [word for word in OTHER_WORDS if re.search(word, text, re.IGNORECASE)] == []
 
 
 def names_on(page: Path) -> set[str]:
@@ -386,6 +401,21 @@ def test_python_snippets_are_python_and_import_what_exists(page: Path) -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sage"):
                 module = importlib.import_module(node.module or "")
                 assert [alias.name for alias in node.names if alias.name not in dir(module)] == []
+
+
+@pytest.mark.parametrize("folder", ["docs", "docs/zh-CN"])
+def test_the_code_model_is_asked_on_the_page_as_quickstart_asks_it(folder: str) -> None:
+    question = probe_messages(Task.CODE, None)[0]["content"]
+    assert Block("text", f"{question}\n") in blocks_of(ROOT / folder / "quickstart.md")
+
+
+@pytest.mark.parametrize("folder", ["docs", "docs/zh-CN"])
+def test_the_quickstart_page_tells_what_a_quickstart_changes(folder: str) -> None:
+    told = set(re.findall(r"\d+(?:\.\d+)?", prose_of(ROOT / folder / "quickstart.md")))
+    for has_gpu, preset in ((False, PresetName.CPU), (True, PresetName.RTX_4090)):
+        changed = quickstart_overrides(Task.CODE, preset, has_gpu=has_gpu)
+        changed.pop("gradient_accumulation_steps", None)  # with the rows of a step
+        assert {f"{value:g}" for value in changed.values()} <= told
 
 
 @each_page

@@ -74,7 +74,8 @@ def test_asking_for_4_bit_switches_a_presets_8_bit_off() -> None:
 @pytest.mark.parametrize(
     ("sparse", "said"),
     [
-        ({"learning_rat": 1}, "learning_rat"),
+        ({"learning_rat": 1}, "no training setting 'learning_rat'. Did you mean 'learning_rate'"),
+        ({"lora": {"rank": 4}}, "Did you mean 'lora.r'"),
         ({"learning_rate": -1}, "learning_rate"),
         ({"lora": {"r": 0}}, "lora.r"),
         ({"load_in_8bit": True, "load_in_4bit": True}, "exclude each other"),

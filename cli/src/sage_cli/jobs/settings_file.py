@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from sage_contracts.config import LoRAConfig, TrainingConfig
+from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import InvalidRequestError
 from sage_contracts.jobs import Seed
+from sage_contracts.setting_names import no_such_setting
 
 _SUFFIXES = (".json", ".yaml", ".yml", ".toml")
 
@@ -81,7 +81,7 @@ def _refusal(problems: Sequence[ErrorDetails]) -> InvalidRequestError:
     problem = max(about, key=lambda problem: len(_place(problem)))
     name = ".".join(_place(problem))
     if problem["type"] == "extra_forbidden":
-        return InvalidRequestError(f"There is no training setting {name!r}.{_nearest(name)}", param=name)
+        return InvalidRequestError(no_such_setting(name), param=name)
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "list_type":
         message = f"give a list, such as {LIST_FIELDS[name].example}"
@@ -152,9 +152,3 @@ def value_of(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return {"True": True, "False": False}.get(text, text)
-
-
-def _nearest(name: str) -> str:
-    known = [*TrainingConfig.model_fields, *(f"lora.{field}" for field in LoRAConfig.model_fields)]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else f" The settings are: {', '.join(known)}."

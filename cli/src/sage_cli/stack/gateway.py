@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 
@@ -50,13 +51,19 @@ def find_gateway() -> Gateway | None:
     """The SAGE gateway that answers where the environment or the last `sage up` points."""
     url = locate.gateway_url()
     try:
-        reply = httpx.get(f"{url}/healthz", timeout=_TIMEOUT_S, trust_env=False)
-        said = reply.json()
-        if not reply.is_success or said.get("service") != "gateway":
-            return None
-        return Gateway(url, said.get("stack"))
-    except (httpx.HTTPError, ValueError, AttributeError):
+        said = said_by(httpx.get(f"{url}/healthz", timeout=_TIMEOUT_S, trust_env=False))
+    except httpx.HTTPError:
         return None
+    return Gateway(url, said.get("stack")) if said.get("service") == "gateway" else None
+
+
+def said_by(reply: httpx.Response) -> dict[str, Any]:
+    """What a service of SAGE says of itself at /healthz; empty where another program answers."""
+    try:
+        said = reply.json()
+    except ValueError:
+        return {}
+    return said if reply.is_success and isinstance(said, dict) else {}
 
 
 def find_own_gateway() -> Gateway | None:

@@ -9,7 +9,9 @@ from pathlib import Path
 from sage_cli.failures import StackError
 from sage_cli.stack.daemon import Daemon
 from sage_cli.stack.parts import Part
+from sage_contracts.errors import InvalidRequestError
 from sage_contracts.home import Home
+from sage_contracts.status import WRONG_SETTING
 
 _ALIVE_MAX_AGE_S = 15.0
 _POLL_S = 0.2
@@ -44,7 +46,10 @@ def await_healthy(
     since: float,
     on_ready: Callable[[str], None],
 ) -> None:
-    """Wait for every awaited part. Raises: StackError naming the first that gave up, with its log's end."""
+    """Wait for every awaited part.
+
+    Raises: StackError naming the first that gave up, with its log's end; InvalidRequestError: by a setting.
+    """
     deadline = time.monotonic() + timeout_s
     waiting = [part for part in parts if part.is_awaited]
     while True:
@@ -56,8 +61,13 @@ def await_healthy(
             return
         states = {row.name: row for row in daemon.states()}
         for part in waiting:
-            if (row := states.get(part.name)) and row.state == "FATAL":
-                raise StackError(f"{part.name} does not start.\n{log_end(daemon.log_of(part.name))}")
+            state = row.state if (row := states.get(part.name)) else ""
+            log = daemon.log_of(part.name)
+            # No further attempt will read other variables.
+            if state in ("BACKOFF", "FATAL") and (problem := wrong_setting(log)):
+                raise InvalidRequestError(f"{part.name} does not start. {problem}")
+            if state == "FATAL":
+                raise StackError(f"{part.name} does not start.\n{log_end(log)}")
         if time.monotonic() > deadline:
             names = ", ".join(part.name for part in waiting)
             raise StackError(
@@ -66,13 +76,24 @@ def await_healthy(
         time.sleep(_POLL_S)
 
 
+def wrong_setting(path: Path) -> str | None:
+    """The last line of a log where it says that a variable cannot be used."""
+    last = _last_lines(path, 1)
+    return last[0] if last and last[0].startswith(WRONG_SETTING) else None
+
+
 def log_end(path: Path, lines: int = 12) -> str:
     """The last lines of a log, under its name."""
+    last = _last_lines(path, lines)
+    if last is None:
+        return f"It wrote no log ({path})."
+    return "\n".join([f"The end of {path}:", *(f"  {line}" for line in last)])
+
+
+def _last_lines(path: Path, count: int) -> list[str] | None:
     try:
         with path.open("rb") as stream:
             stream.seek(max(0, path.stat().st_size - 8192))
-            text = stream.read().decode(errors="replace")
+            return stream.read().decode(errors="replace").splitlines()[-count:]
     except OSError:
-        return f"It wrote no log ({path})."
-    last = text.splitlines()[-lines:]
-    return "\n".join([f"The end of {path}:", *(f"  {line}" for line in last)])
+        return None

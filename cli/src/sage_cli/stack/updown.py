@@ -40,6 +40,8 @@ def up_command(*, embedded: bool, docker: bool, timeout_s: float | None, is_buil
         "Next: sage finetune quickstart code",
     ):
         error_console().print(text, soft_wrap=True)
+    for name, url in locate.urls_elsewhere(record).items():
+        say(f"But {name} points to {url}: unset it, or other commands go there.", "warn")
 
 
 def up(wanted: Kind | None, *, timeout_s: float | None = None, is_building: bool = False) -> StackRecord:

@@ -6,6 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+WRONG_SETTING = "Wrong setting: "
+"""How the log of a part ends that its environment keeps from starting; `sage up` shows that line alone."""
+
 
 class PartStatus(BaseModel):
     name: str

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from pathlib import Path
+from typing import TypeVar
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from sage_contracts.home import Home
+from sage_contracts.status import WRONG_SETTING
 from sage_servicekit.names import is_loopback
 
 
@@ -44,6 +48,14 @@ class ServiceSettings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
+    @field_validator("log_level")
+    @classmethod
+    def _known_level(cls, value: str) -> str:
+        levels = logging.getLevelNamesMapping()
+        if value.upper() not in levels:
+            raise ValueError(f"Input should be one of {', '.join(levels)}")
+        return value
+
     @property
     def home(self) -> Home:
         return Home(self.home_dir)
@@ -69,6 +81,30 @@ class WorkerSettings(ServiceSettings):
     """How long to ask again for work whose device is busy before leaving it in the queue."""
     finish_patience_s: float = Field(default=600.0, ge=0)
     """How long to try to tell a silent orchestrator how the attempt ended."""
+
+
+Settings = TypeVar("Settings", bound=ServiceSettings)
+
+
+def from_env(cls: type[Settings]) -> Settings:
+    """The settings of this process, which ends with one line and code 2 where a variable cannot be used."""
+    try:
+        return cls()
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{_variable(cls, str(problem['loc'][0]))}={problem['input']!r:.60}:"
+            f" {problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors()
+        )
+    except SettingsError as error:
+        problems = str(error)  # of a list that is no JSON; names the field
+    print(f"{WRONG_SETTING}{problems}.", file=sys.stderr)
+    sys.exit(2)
+
+
+def _variable(cls: type[ServiceSettings], field: str) -> str:
+    # What has a name of its own is told by that one.
+    return field if field.isupper() else f"{cls.model_config['env_prefix']}{field.upper()}"
 
 
 def worker_id(kind: str) -> str:

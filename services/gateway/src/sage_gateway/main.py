@@ -18,6 +18,7 @@ from sage_gateway.settings import GatewaySettings
 from sage_retrieval.store import IndexStore
 from sage_servicekit import logs, serve
 from sage_servicekit.app import create_app
+from sage_servicekit.settings import from_env
 
 
 def build_app(settings: GatewaySettings) -> FastAPI:
@@ -64,7 +65,7 @@ def build_app(settings: GatewaySettings) -> FastAPI:
 
 
 def main() -> None:
-    settings = GatewaySettings()
+    settings = from_env(GatewaySettings)
     logs.configure("gateway", settings.log_level)
     serve.run(build_app(settings), settings.host, settings.gateway_port)
 

@@ -21,6 +21,7 @@ from sage_inference.upkeep import Upkeep
 from sage_servicekit import logs, serve
 from sage_servicekit.app import create_app
 from sage_servicekit.machine import find_device
+from sage_servicekit.settings import from_env
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,6 @@ def build_app(settings: InferenceSettings) -> FastAPI:
 
 
 def main() -> None:
-    settings = InferenceSettings()
+    settings = from_env(InferenceSettings)
     logs.configure("inference", settings.log_level)
     serve.run(build_app(settings), settings.host, settings.chat_finetune_port, graceful_shutdown_s=3)

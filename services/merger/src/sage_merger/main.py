@@ -10,13 +10,13 @@ from sage_merger.settings import MergerSettings
 from sage_servicekit import logs
 from sage_servicekit.broker import make_celery
 from sage_servicekit.machine import Device, total_memory_bytes
-from sage_servicekit.settings import worker_id
+from sage_servicekit.settings import from_env, worker_id
 from sage_servicekit.worker import OrchestratorLink, SignOfLife, run_worker
 
 
 def main() -> int:
     """Run until SIGTERM; returns the exit code."""
-    settings = MergerSettings()
+    settings = from_env(MergerSettings)
     logs.configure("merger", settings.log_level)
     name = worker_id("merger")
     stopping = threading.Event()

@@ -41,6 +41,7 @@ from sage_orchestrator.workers import endpoints as worker_endpoints
 from sage_orchestrator.workers.service import WorkerService
 from sage_servicekit import logs, serve
 from sage_servicekit.app import create_app
+from sage_servicekit.settings import from_env
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +189,7 @@ def build_app(
 
 
 def main() -> None:
-    settings = OrchestratorSettings()
+    settings = from_env(OrchestratorSettings)
     logs.configure(NAME, settings.log_level)
     # Alembic tells of every table it looks at.
     logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -8,7 +8,7 @@ from sage_contracts.workers import TRAIN_QUEUE, TRAIN_TASK, WorkerBeat
 from sage_servicekit import logs
 from sage_servicekit.broker import make_celery
 from sage_servicekit.machine import find_device
-from sage_servicekit.settings import worker_id
+from sage_servicekit.settings import from_env, worker_id
 from sage_servicekit.worker import OrchestratorLink, SignOfLife, run_worker
 from sage_trainer.runner import TrainerPost, TrainRunner, child_env
 from sage_trainer.settings import TrainerSettings
@@ -17,7 +17,7 @@ from sage_trainer.spare import Spare
 
 def main() -> int:
     """Run until SIGTERM; returns the exit code."""
-    settings = TrainerSettings()
+    settings = from_env(TrainerSettings)
     logs.configure("trainer", settings.log_level)
     name = worker_id("trainer")
     device = find_device(settings.train_device)

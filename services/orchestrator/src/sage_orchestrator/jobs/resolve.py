@@ -19,6 +19,7 @@ from sage_contracts.jobs import (
     Seed,
     SupervisedMethod,
 )
+from sage_contracts.setting_names import no_such_setting
 from sage_servicekit.validation import first_problem
 
 _SEED = TypeAdapter(Seed)
@@ -111,6 +112,8 @@ def resolve_config(
     except ValidationError as error:
         where, sentence = first_problem(error.errors())
         field = f"sage.config.{where}" if where else "sage.config"
+        if error.errors()[0]["type"] == "extra_forbidden":
+            sentence = no_such_setting(where)
         raise InvalidRequestError(f"{field}: {sentence}", param="sage.config") from None
     _require_seed(config.seed)
     size_bytes = len(config.model_dump_json().encode())
