@@ -79,7 +79,7 @@ def _pip_download(wheel: PinnedWheel, folder: Path, deadline_s: float) -> None:
 def _pip() -> list[str]:
     """A way to run pip: this environment's own, one on PATH, or the one bundled with Python."""
     if find_spec("pip"):
-        return [sys.executable, "-m", "pip"]
+        return [sys.executable, "-P", "-m", "pip"]
     if on_path := shutil.which("pip3") or shutil.which("pip"):
         return [on_path]
     bundled = _bundled_pip()
