@@ -9,8 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NotSupportedError,
+    OperationalError,
+    ProgrammingError,
+)
 from sqlalchemy.orm import Session
 
 from sage_contracts.errors import ConflictError, SageError, ServiceUnavailableError, StorageFullError
@@ -26,7 +34,15 @@ class Database:
     """Short transactions on SQLite or PostgreSQL. No session outlives a `with` block."""
 
     def __init__(self, url: str) -> None:
-        self.engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+        """Raises: SageError for a URL of another kind, or one whose driver is missing."""
+        try:
+            if make_url(url).get_backend_name() not in ("sqlite", "postgresql"):
+                raise ArgumentError("it is of another kind")
+            self.engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+        except (ArgumentError, ImportError) as error:
+            raise SageError(
+                f"SAGE_DATABASE_URL cannot be used ({error}): give sqlite:///PATH or postgresql://HOST/NAME."
+            ) from error
         self._read, self._write = self.engine, self.engine
         self._lock: IO[str] | None = None
         if self.engine.dialect.name == "sqlite":
@@ -37,13 +53,17 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A transaction that only reads. Raises: SageError in place of the driver's errors."""
+        """A transaction that only reads. Raises: as `write`."""
         with _in_our_words(), Session(self._read, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A transaction that commits at the end of the block. Raises: SageError for the driver's errors."""
+        """A transaction that commits at the end of the block.
+
+        Raises: SageError for what is wrong with the database; IntegrityError as it is, since what it means is
+        the caller's to know, and so are other faults of a statement.
+        """
         with _in_our_words(), Session(self._write, expire_on_commit=False) as session, session.begin():
             yield session
 
@@ -172,14 +192,21 @@ def _file_lock(path: Path) -> Iterator[None]:
 def _in_our_words() -> Iterator[None]:
     try:
         yield
-    except OperationalError as error:
+    except DBAPIError as error:
+        if isinstance(error, (IntegrityError, ProgrammingError, DataError, NotSupportedError)):
+            raise
         raise _translate(error) from error
 
 
-def _translate(error: OperationalError) -> SageError:
+def _translate(error: DBAPIError) -> SageError:
     said = str(error.orig).strip()
     if "disk is full" in said or "No space left" in said:
         return StorageFullError(f"The database cannot grow, the disk is full ({said}): free space.")
     if "locked" in said:
         return ServiceUnavailableError(f"The database is busy ({said}): try again.", retry_after_s=1)
+    if "not a database" in said or "disk image is malformed" in said:
+        return SageError(
+            f"The database cannot be read ({said}): put a copy of it back, or set SAGE_DATABASE_URL or "
+            "SAGE_HOME to another place."
+        )
     return ServiceUnavailableError(f"The database does not answer: {said}", retry_after_s=5)
