@@ -20,6 +20,7 @@ from tests.fakes.orchestrator_rig import Rig, open_rig, rows
 
 from sage_contracts.errors import (
     ModelNotFoundError,
+    NotFoundError,
     SageError,
     ServiceUnavailableError,
     StorageFullError,
@@ -412,6 +413,35 @@ def test_a_check_that_a_restart_interrupted_is_taken_up(home: Path) -> None:
         assert job.status is JobStatus.VALIDATING_FILES
     with open_rig(home) as rig:
         until(lambda: rig.job(job.id)["status"] == "queued")
+
+
+@pytest.mark.parametrize("param", ["training_file", "validation_file"])
+def test_a_file_that_is_deleted_while_jobs_are_made_is_named(rig: Rig, param: str) -> None:
+    ids = {name: rig.upload(rows(50)) for name in ("training_file", "validation_file")}
+    # The second, which needs no file, is looked at when the first one's have been found.
+    requests = [
+        CreateJobRequest(model="smollm2-135m", **fields) for fields in (ids, {"sage": {"task": "code"}})
+    ]
+    resolved = []
+
+    def delete_at_the_second() -> None:
+        resolved.append(1)
+        if len(resolved) == 2:
+            rig.http.delete(f"/v1/files/{ids[param]}").raise_for_status()
+
+    service = JobService(
+        rig.parts.database,
+        Home(rig.home),
+        rig.clock,
+        sync_validation_bytes=100,
+        training_device=delete_at_the_second,
+        wake=lambda: None,
+        check_later=lambda job_id: None,
+    )
+    with pytest.raises(NotFoundError, match=ids[param]) as caught:
+        service.create_together(requests)
+    assert caught.value.param == param
+    assert rig.get(JOBS)["data"] == []
 
 
 @dataclass(frozen=True)

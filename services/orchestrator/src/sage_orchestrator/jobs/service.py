@@ -44,6 +44,7 @@ from sage_orchestrator.rows import FileRow, JobRow
 
 AlsoStored = Callable[[Session, list[FineTuningJob]], None]
 
+_FILE_PARAMS = ("training_file", "validation_file")
 _WAITING = (JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.PAUSED)
 
 
@@ -94,8 +95,8 @@ class JobService:
             row.status = (JobStatus.QUEUED if is_checked else JobStatus.VALIDATING_FILES).value
             row.ring_at = now if is_checked else None
         with self._database.write() as session:
-            for row, why, uploads in drafts:
-                self._store(session, row, why, uploads, now)
+            for row, why, _ in drafts:
+                self._store(session, row, why, now)
             created = [to_job(row, now) for row, _, _ in drafts]
             if also is not None:
                 also(session, created)
@@ -253,7 +254,7 @@ class JobService:
     def _uploads(self, request: CreateJobRequest) -> list[FileRow]:
         uploads = []
         with self._database.read() as session:
-            for param in ("training_file", "validation_file"):
+            for param in _FILE_PARAMS:
                 file_id = getattr(request, param)
                 if file_id is None:
                     continue
@@ -266,12 +267,11 @@ class JobService:
                 uploads.append(upload)
         return uploads
 
-    def _store(
-        self, session: Session, row: JobRow, why_preset: str, uploads: list[FileRow], now: float
-    ) -> None:
+    def _store(self, session: Session, row: JobRow, why_preset: str, now: float) -> None:
         # The files may have been deleted while they were read.
-        for upload in uploads:
-            files.get(session, upload.id, param="training_file")
+        for param in _FILE_PARAMS:
+            if file_id := getattr(row, param):
+                files.get(session, file_id, param=param)
         session.add(row)
         session.flush()
         jobs.add_event(session, row.id, now, f"Created fine-tuning job: {row.id}")
