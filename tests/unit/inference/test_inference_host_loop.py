@@ -199,6 +199,32 @@ async def test_a_refused_adapter_fails_its_requests_only(world: World) -> None:
     assert len(world.factory.engines) == 1
 
 
+async def test_a_load_that_breaks_unforeseen_is_told_and_holds_no_engine(world: World) -> None:
+    world.host.release(await world.host.acquire(BASE))
+    world.factory.engines[0].load_error = RuntimeError("the client has been closed")
+    waiting = asyncio.create_task(world.host.acquire(CODE))
+    await world.settle()
+    assert waiting.done()
+    with pytest.raises(EngineFailedError, match=r"could not load code@1: .*has been closed"):
+        await waiting
+    await world.pass_time(301)
+    assert world.states == []
+
+
+async def test_an_unload_that_breaks_unforeseen_holds_no_engine(world: World) -> None:
+    one, two, three = (Wanted(base(), Adapter(f"code@{n}", Path("/adapters"), 8)) for n in (1, 2, 3))
+    for wanted in (one, two):
+        world.host.release(await world.host.acquire(wanted))
+    world.factory.engines[0].loaded.clear()  # the engine cannot unload what room is to be made with
+    waiting = asyncio.create_task(world.host.acquire(three))
+    await world.settle()
+    assert waiting.done()
+    world.host.release(await waiting)
+    await world.settle()
+    await world.pass_time(301)
+    assert world.states == []
+
+
 async def test_an_engine_that_dies_while_it_loads_an_adapter_is_replaced(world: World) -> None:
     world.host.release(await world.host.acquire(BASE))
     first = world.factory.engines[0]
