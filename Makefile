@@ -4,7 +4,7 @@ PY := .venv/bin/python
 VLLM ?= 0
 TASK ?= code
 
-.PHONY: help install install-dev quickstart test lint unit contract integration e2e lock clean
+.PHONY: help install install-dev quickstart test lint unit contract integration e2e gpu lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -19,12 +19,12 @@ quickstart: install ## from nothing to a chat with your own model (TASK=code)
 	@.venv/bin/sage finetune quickstart $(TASK)
 
 test: install-dev ## everything this machine can run; says what it skipped and why
-	@deploy/test.sh lint unit contract integration e2e
+	@deploy/test.sh lint unit contract integration e2e gpu
 
 lint: install-dev ## style, import rules and types
 	@deploy/test.sh lint
 
-unit contract integration e2e: install-dev ## one level of the tests
+unit contract integration e2e gpu: install-dev ## one level of the tests
 	@deploy/test.sh $@
 
 lock: ## write deploy/requirements/*.txt anew from the pyprojects and pins.txt (needs uv)
