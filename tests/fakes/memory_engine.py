@@ -25,7 +25,7 @@ class MemoryEngine:
         self.may_load = asyncio.Event()
         self.may_load.set()
         self.start_error: SageError | None = None
-        self.load_error: SageError | None = None
+        self.load_error: Exception | None = None
         self.loaded: list[str] = []
         self.stops = 0
         self.url = "http://127.0.0.1:1"

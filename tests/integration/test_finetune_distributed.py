@@ -67,8 +67,11 @@ def alone(tiny_base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_two_processes_find_what_one_finds(
-    tiny_base: Path, data: Path, alone: TrainResult, tmp_path: Path
+    tiny_base: Path, data: Path, alone: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # What a user calls his own files is no part of what runs.
+    (tmp_path / "transformers.py").write_text("raise SystemExit('not of the engine')")
+    monkeypatch.chdir(tmp_path)
     watcher = Recorder()
     both = LoRATrainer(settings(tiny_base, data, tmp_path / "b"), [watcher]).train()
 

@@ -52,11 +52,13 @@ def test_the_command_plans_what_the_run_does(tiny_base: Path, data: Path, tmp_pa
     config = settings(tiny_base, data)
     saying = config.model_dump(mode="json", exclude={"model_name", "data_path", "task", "preset"})
     (tmp_path / "settings.json").write_text(json.dumps(saying))
+    # What a user calls his own files is no part of what runs.
+    (tmp_path / "transformers.py").write_text("raise SystemExit('not of the engine')")
     command = [
-        sys.executable, "-m", "sage_cli.main", "finetune", "plan", "--data", str(data),
+        sys.executable, "-P", "-m", "sage_cli.main", "finetune", "plan", "--data", str(data),
         "--model", str(tiny_base), "--preset", "cpu", "--config", str(tmp_path / "settings.json"), "--json",
     ]  # fmt: skip
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert shown.returncode == 0, shown.stderr
     planned = Plan.model_validate_json(shown.stdout)
     assert "Running a real step on the longest rows" in shown.stderr

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from sage_contracts.home import Home
+
 DEFAULT_PORTS = {"gateway": 8080, "orchestrator": 8081, "inference": 8000, "tensorboard": 6006}
 PORT_VARIABLES = {
     "gateway": "SAGE_GATEWAY_PORT",
@@ -89,7 +91,7 @@ def home_root() -> Path:
 
 def run_dir() -> Path:
     """SAGE_RUN_DIR, or `run` in the home."""
-    return Path(os.environ["SAGE_RUN_DIR"]) if os.environ.get("SAGE_RUN_DIR") else home_root() / "run"
+    return Home(home_root()).run
 
 
 def record_path() -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from itertools import pairwise
 
@@ -13,12 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_chat.backend import ChatCall
+from sage_chat.backend import Backend, BackendName, ChatCall
 from sage_chat.completions import Completion
-from sage_chat.dialect import Endpoint, Relay
+from sage_chat.dialect import DialectBackend, Endpoint, Relay
+from sage_chat.finetune import FinetuneBackend
+from sage_chat.ollama import OllamaBackend
 from sage_chat.ollama_dialect import StreamTranslator
 from sage_chat.upstream import error_body, send
 from sage_contracts.errors import ServiceUnavailableError, UpstreamError
+from sage_contracts.models import ModelCard
 
 
 class Pieces(httpx.AsyncByteStream):
@@ -157,3 +160,46 @@ def test_ollamas_lines_are_understood_in_any_chunking(cuts: list[int]) -> None:
     events = [event for start, end in pairwise(borders) for event in translator.feed(NDJSON[start:end])]
     assert events + translator.close() == expected
     assert events[-1] == b"data: [DONE]\n\n" and b'"finish_reason":"length"' in b"".join(events)
+
+
+async def listed(body: object, make: Callable[[Relay], Backend]) -> list[ModelCard]:
+    transport = Playback([json.dumps(body).encode()], "application/json")
+    async with httpx.AsyncClient(transport=transport) as client:
+        return await make(Relay(client, "test", Endpoint("http://server/v1"))).models()
+
+
+def tuned_backend(relay: Relay) -> FinetuneBackend:
+    return FinetuneBackend(host=relay, registry=relay)
+
+
+def openai_backend(relay: Relay) -> DialectBackend:
+    return DialectBackend(BackendName.OPENAI, relay, "not configured")
+
+
+def ollama_backend(relay: Relay) -> OllamaBackend:
+    return OllamaBackend(relay.client, "http://server")
+
+
+def test_a_model_of_a_task_that_is_unknown_here_is_listed() -> None:
+    """Its plug-in need not be installed where models are only listed and relayed."""
+    info = {"name": "mine", "version": 1, "task": "sums", "base_model": "b", "adapter_path": "a"}
+    [card] = asyncio.run(
+        listed({"data": [{"id": "mine", "created": 1, "owned_by": "sage", "sage": info}]}, tuned_backend)
+    )
+    assert card.sage is not None and card.sage.task == "sums"
+
+
+def test_a_tuned_model_that_cannot_be_read_is_the_orchestrators_fault() -> None:
+    with pytest.raises(UpstreamError, match=r"(?s)test lists a model .*version"):
+        asyncio.run(listed({"data": [{"id": "mine", "created": 1, "sage": {"name": "mine"}}]}, tuned_backend))
+
+
+@pytest.mark.parametrize("created", [None, "yesterday", [], 1.5, 7])
+def test_a_server_may_say_in_its_own_way_when_a_model_was_made(created: object) -> None:
+    [card] = asyncio.run(listed({"data": [{"id": "m", "created": created}]}, openai_backend))
+    assert (card.id, card.created) == ("m", int(created) if isinstance(created, int | float) else 0)
+
+
+def test_an_entry_without_a_name_hides_no_other_of_ollama() -> None:
+    [card] = asyncio.run(listed({"models": ["x", {}, {"name": "llama3.2:1b"}]}, ollama_backend))
+    assert card.id == "llama3.2:1b"

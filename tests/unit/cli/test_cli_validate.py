@@ -156,6 +156,21 @@ def test_rows_whose_answer_lies_behind_the_cut_are_counted_in_the_verdict(
     assert "Every row can be used, but 1 of them not with 32 tokens a row." in ran.stdout
 
 
+def test_models_are_looked_for_in_the_home_that_compose_uses(
+    sage: Sage, tmp_path: Path, words_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (Path(words_model) / "config.json").write_text("{}")
+    bases = tmp_path / "data" / "base_models"
+    bases.mkdir(parents=True)
+    Path(words_model).rename(bases / "words")
+    (tmp_path / ".env").write_text("SAGE_HOME=./data\n")
+    monkeypatch.setenv("SAGE_COMPOSE_FILE", str(tmp_path / "compose.yaml"))
+    monkeypatch.delenv("SAGE_HOME")
+    path = write(tmp_path / "rows.jsonl", [GOOD])
+    ran = sage("finetune", "validate", path, "--model", "words")
+    assert (ran.exit_code, "counted with" in ran.stdout) == (0, True), ran.output
+
+
 def test_an_estimate_refuses_nothing(sage: Sage, tmp_path: Path) -> None:
     path = write(tmp_path / "long.jsonl", [LONG])
     ran = sage("finetune", "validate", path, "--max-length", "32")

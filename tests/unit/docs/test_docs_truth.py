@@ -259,6 +259,12 @@ def test_make_targets_exist() -> None:
                 assert re.search(rf"^[a-z -]*\b{target}\b[a-z -]*:", makefile, re.MULTILINE), target
 
 
+def test_make_test_runs_every_level() -> None:
+    levels = {path.relative_to(ROOT / "tests").parts[0] for path in (ROOT / "tests").rglob("test_*.py")}
+    recipe = re.search(r"^test:.*\n\t(.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe is not None and levels <= set(recipe[1].split())
+
+
 # --- environment variables
 
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from tests.fakes.memory_engine import MemoryFactory, base
 from tests.fakes.model_registry import Registry
+from tests.fakes.nvidia_smi import Card, install
 
 from sage_contracts.errors import DeviceBusyError, EngineFailedError, InvalidRequestError, SageError
 from sage_contracts.inference import EngineState
+from sage_inference import hardware
 from sage_inference.host import Host
 from sage_inference.models import Adapter, Wanted
 from sage_inference.policy import CRASH_WINDOW_S, Limits
 from sage_inference.records import Tick, YieldOrder
+from sage_servicekit.machine import Device
 
 BASE = Wanted(base())
 CODE = Wanted(base(), Adapter("code@1", Path("/adapters/code"), 8))
@@ -199,6 +203,32 @@ async def test_a_refused_adapter_fails_its_requests_only(world: World) -> None:
     assert len(world.factory.engines) == 1
 
 
+async def test_a_load_that_breaks_unforeseen_is_told_and_holds_no_engine(world: World) -> None:
+    world.host.release(await world.host.acquire(BASE))
+    world.factory.engines[0].load_error = RuntimeError("the client has been closed")
+    waiting = asyncio.create_task(world.host.acquire(CODE))
+    await world.settle()
+    assert waiting.done()
+    with pytest.raises(EngineFailedError, match=r"could not load code@1: .*has been closed"):
+        await waiting
+    await world.pass_time(301)
+    assert world.states == []
+
+
+async def test_an_unload_that_breaks_unforeseen_holds_no_engine(world: World) -> None:
+    one, two, three = (Wanted(base(), Adapter(f"code@{n}", Path("/adapters"), 8)) for n in (1, 2, 3))
+    for wanted in (one, two):
+        world.host.release(await world.host.acquire(wanted))
+    world.factory.engines[0].loaded.clear()  # the engine cannot unload what room is to be made with
+    waiting = asyncio.create_task(world.host.acquire(three))
+    await world.settle()
+    assert waiting.done()
+    world.host.release(await waiting)
+    await world.settle()
+    await world.pass_time(301)
+    assert world.states == []
+
+
 async def test_an_engine_that_dies_while_it_loads_an_adapter_is_replaced(world: World) -> None:
     world.host.release(await world.host.acquire(BASE))
     first = world.factory.engines[0]
@@ -248,3 +278,27 @@ async def test_closing_refuses_those_who_wait(world: World) -> None:
         await waiting
     with pytest.raises(SageError, match="shutting down"):
         await world.host.acquire(BASE)
+
+
+async def test_a_lease_is_held_until_the_memory_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver frees what a dead process had a moment after it: nobody else is let in before."""
+    card = Card("GPU-1", total_mib=24_000, used_mib=1_000)
+    monkeypatch.setenv("PATH", f"{install(tmp_path, card)}:{os.environ['PATH']}")
+    device = Device("cuda:0", 24_000 << 20)
+    world = World(factory=MemoryFactory(device=device))
+    loop = asyncio.create_task(world.host.run())
+    world.host.release(await world.host.acquire(BASE))
+    install(tmp_path, replace(card, used_mib=9_000))
+    closing = asyncio.create_task(world.host.close())
+    await world.until(lambda: world.factory.engines[0].stops)
+    for _ in range(2):  # as long as the first look at the card takes, and then some
+        await hardware.gpu_bytes_used(device)
+        await world.settle()
+    assert len(world.ledger.leases) == 1
+    install(tmp_path, card)
+    await closing
+    assert world.ledger.leases == {}
+    loop.cancel()
+    await asyncio.gather(loop, return_exceptions=True)

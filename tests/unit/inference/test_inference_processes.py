@@ -104,3 +104,28 @@ async def test_an_engine_whose_record_has_no_room_leaves_no_process(
     assert process_group.alive(pid) == []
     with pytest.raises(ProcessLookupError):  # reaped, too
         os.kill(pid, 0)
+
+
+async def test_an_engine_gets_what_it_is_given_and_none_of_our_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs code that models and their templates bring along."""
+    keys = ("SAGE_INTERNAL_TOKEN", "SAGE_API_KEYS", "SAGE_DATABASE_URL", "OPENAI_API_KEY")
+    for name in keys:
+        monkeypatch.setenv(name, "s3cret")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:1")
+    seen = tmp_path / "seen"
+    script = "import os, sys; open(sys.argv[1], 'wb').write(open('/proc/self/environ', 'rb').read())"
+    command = [sys.executable, "-c", script, str(seen)]
+    environment = {"CUDA_VISIBLE_DEVICES": "1"}
+    launch = Launch(
+        "tiny", lambda _: command, environment, 1, 1, 1, tmp_path / "engine.log", tmp_path / "records"
+    )
+    engine = await EngineProcess.start(launch)
+    try:
+        await asyncio.wait_for(engine.exited.wait(), 30)
+    finally:
+        await engine.stop()
+    names = dict(line.split("=", 1) for line in seen.read_text().split("\0") if line)
+    assert (names["CUDA_VISIBLE_DEVICES"], names["HTTPS_PROXY"]) == ("1", "http://proxy:1")
+    assert "s3cret" not in names.values() and names.keys().isdisjoint(keys)

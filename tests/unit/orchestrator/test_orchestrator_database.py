@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import sqlite3
 import subprocess
@@ -20,12 +21,13 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from httpx import Response
 from sqlalchemy import MetaData, text
+from sqlalchemy.exc import IntegrityError
 from tests.fakes.orchestrator_rig import open_rig
 
 from sage_contracts.config import TrainingConfig
-from sage_contracts.errors import ConflictError, ServiceUnavailableError
+from sage_contracts.errors import ConflictError, SageError, ServiceUnavailableError
 from sage_orchestrator.database import HEAD, WRITERS, Database
-from sage_orchestrator.rows import Base
+from sage_orchestrator.rows import Base, WorkerRow
 
 
 def test_the_migrations_make_exactly_the_rows(migrated: Path) -> None:
@@ -196,6 +198,32 @@ def test_whoever_only_reads_is_answered_while_changes_wait(home: Path) -> None:
         for writer in writers:
             writer.join(30)
         assert {answers.get_nowait().status_code for _ in range(WRITERS)} == {200}
+
+
+def test_a_file_that_is_no_database_is_said_to_be_none(tmp_path: Path) -> None:
+    (tmp_path / "sage.db").write_text("not what it should be\n" * 100)
+    database = Database(f"sqlite:///{tmp_path / 'sage.db'}")
+    with pytest.raises(SageError, match="put a copy of it back") as caught:
+        database.upgrade()
+    assert not caught.value.retryable
+    database.close()
+
+
+def test_a_broken_constraint_is_for_the_caller_to_understand(migrated: Path) -> None:
+    database = Database(f"sqlite:///{migrated}")
+    with pytest.raises(IntegrityError), database.write() as session:
+        session.add(WorkerRow(worker_id="w1"))
+    database.close()
+
+
+@pytest.mark.parametrize("url", ["mysql://u:secret@x/y", "sqlite+nodriver:///x", "nonsense:secret"])
+def test_a_database_of_another_kind_ends_the_start_with_a_message(url: str, tmp_path: Path) -> None:
+    env = {**os.environ, "SAGE_DATABASE_URL": url, "SAGE_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "sage_orchestrator"]
+    ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    said = ran.stdout + ran.stderr
+    assert (ran.returncode, "Traceback" in said, "secret" in said) == (1, False, False), said
+    assert "SAGE_DATABASE_URL cannot be used" in said and "postgresql://" in said
 
 
 def test_neither_torch_nor_celery_nor_alembic_is_loaded_by_a_running_orchestrator(home: Path) -> None:

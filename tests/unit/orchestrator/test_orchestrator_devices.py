@@ -97,6 +97,17 @@ def test_training_waits_for_an_idle_engine_to_stop(rig: Rig) -> None:
     rig.lease("engine:b", 4 * GIB)
 
 
+def test_a_refused_training_keeps_its_turn_while_it_asks_again_and_no_longer(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    yields = {}
+    for passed_s in range(0, 140, 20):  # engines renew more often than a want runs out
+        yields[passed_s] = rig.lease("engine:a", 6 * GIB, is_idle=True)["must_yield"]
+        if passed_s in (0, 40):
+            rig.claim(job_id, status=503)
+        rig.clock.advance(20)
+    assert [passed_s for passed_s, must_yield in yields.items() if must_yield] == [20, 40, 60, 80]
+
+
 def test_a_busy_engine_is_left_alone_until_it_is_idle(rig: Rig) -> None:
     rig.lease("engine:a", 6 * GIB)
     job_id = rig.create_job()["id"]
@@ -148,7 +159,7 @@ def test_workers_are_seen_while_they_beat(rig: Rig) -> None:
     rig.clock.advance(60)
     assert rig.get("/internal/workers")["data"][0]["is_up"] is False
     rig.clock.advance(3600)
-    rig.parts.workers.forget_unseen()
+    rig.parts.keep_house()
     assert rig.get("/internal/workers")["data"] == []
 
 

@@ -23,6 +23,7 @@ from sage_contracts.config import Task
 from sage_contracts.errors import (
     InvalidDataError,
     ModelNotFoundError,
+    NotFoundError,
     SageError,
     ServiceUnavailableError,
     StorageFullError,
@@ -187,6 +188,52 @@ def test_the_validation_file_is_checked_too(rig: Rig) -> None:
     good, bad = rig.upload(rows()), rig.upload(b'{"what": 1}')
     body = {"model": "smollm2-135m", "training_file": good, "validation_file": bad}
     assert rig.post(JOBS, body, status=400)["error"]["param"] == "validation_file"
+
+
+def store_config(rig: Rig, job_id: str, **changes: Any) -> None:
+    """As another version of the orchestrator, or one with other plug-ins, might have stored the job."""
+    with rig.parts.database.write() as session:
+        row = jobs.get(session, job_id)
+        row.config = {**row.config, **changes}
+        row.task = row.config["task"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"removed_setting": 1}, "sage.config.removed_setting: Extra inputs"),
+        ({"task": "sums"}, "sage.config.task: Input should be"),
+        ({"load_in_8bit": True, "load_in_4bit": True}, "exclude each other"),
+    ],
+)
+def test_a_stored_job_that_cannot_be_read_is_shown_as_such_beside_the_others(
+    rig: Rig, changes: dict[str, Any], said: str
+) -> None:
+    good, bad = rig.create_job(), rig.create_job(sage={"task": "code", "config": {"max_steps": 3}})
+    store_config(rig, bad["id"], **changes)
+    first, second = rig.get(JOBS)["data"]
+    assert (first["id"], second) == (bad["id"], good)
+    assert said in first["sage"]["unreadable"] and "create the job anew" in first["sage"]["unreadable"]
+    assert rig.job(bad["id"]) == first
+    assert rig.get(f"{JOBS}/{bad['id']}/events")["data"]
+
+
+def test_a_stored_job_that_cannot_be_read_is_not_trained_as_something_else(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    store_config(rig, job_id, removed_setting=1)
+    rig.claim(job_id, status=409)
+    job = rig.job(job_id)
+    assert job["status"] == "failed" and "removed_setting" in job["error"]["message"]
+    assert job["sage"]["attempt"] == 0 and job["finished_at"] is not None
+    assert rig.sweep() == []
+
+
+def test_a_job_whose_settings_are_unknown_after_an_update_still_ends(rig: Rig) -> None:
+    job_id = rig.create_job(sage={"task": "code", "config": {"lora": {"r": 24}}})["id"]
+    rig.claim(job_id)
+    store_config(rig, job_id, removed_setting=1)
+    assert rig.finish(job_id)["fine_tuned_model"] == "code@1"
+    assert rig.get("/internal/models/resolve", name="code")["max_lora_rank"] == 32
 
 
 def test_an_integration_says_where_the_figures_go(rig: Rig) -> None:
@@ -441,6 +488,36 @@ def test_a_check_that_a_restart_interrupted_is_taken_up(home: Path) -> None:
         assert job.status is JobStatus.VALIDATING_FILES
     with open_rig(home) as rig:
         until(lambda: rig.job(job.id)["status"] == "queued")
+
+
+@pytest.mark.parametrize("param", ["training_file", "validation_file"])
+def test_a_file_that_is_deleted_while_jobs_are_made_is_named(rig: Rig, param: str) -> None:
+    ids = {name: rig.upload(rows(50)) for name in ("training_file", "validation_file")}
+    # The second, which needs no file, is looked at when the first one's have been found.
+    requests = [
+        CreateJobRequest(model="smollm2-135m", **fields) for fields in (ids, {"sage": {"task": "code"}})
+    ]
+    resolved = []
+
+    def delete_at_the_second() -> None:
+        resolved.append(1)
+        if len(resolved) == 2:
+            rig.http.delete(f"/v1/files/{ids[param]}").raise_for_status()
+
+    service = JobService(
+        rig.parts.database,
+        Home(rig.home),
+        rig.clock,
+        checks=rig.parts.checks,
+        sync_validation_bytes=100,
+        training_device=delete_at_the_second,
+        wake=lambda: None,
+        check_later=lambda job_id: None,
+    )
+    with pytest.raises(NotFoundError, match=ids[param]) as caught:
+        service.create_together(requests)
+    assert caught.value.param == param
+    assert rig.get(JOBS)["data"] == []
 
 
 @dataclass(frozen=True)

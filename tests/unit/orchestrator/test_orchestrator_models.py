@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from tests.fakes.orchestrator_rig import Rig
+
+from sage_orchestrator.rows import VersionRow
 
 
 def add_base(rig: Rig, name: str) -> None:
@@ -401,3 +404,10 @@ def test_what_cannot_be_merged_is_said(rig: Rig) -> None:
     rig.post("/v1/sage/models/base:smollm2-135m/merge", {}, status=400)
     rig.post("/v1/sage/models/nope/merge", {}, status=404)
     rig.get("/v1/sage/merges/merge-no", status=404)
+
+
+def test_a_model_of_a_task_whose_plug_in_is_gone_is_still_listed(rig: Rig) -> None:
+    rig.train()
+    with rig.parts.database.write() as session:
+        session.execute(update(VersionRow).values(task="sums"))
+    assert [card["sage"]["task"] for card in rig.get("/v1/models")["data"]] == ["sums", "sums"]

@@ -72,6 +72,10 @@ def build(token: str | None) -> FastAPI:
     def bug() -> None:
         raise ZeroDivisionError("secret detail")
 
+    @app.get("/stored")
+    def stored() -> Part:
+        return Part.model_validate({"secret": 1})
+
     @app.get("/breaks-off")
     def breaks_off() -> StreamingResponse:
         return StreamingResponse(str(1 // rest) for rest in (1, 0))
@@ -134,6 +138,12 @@ def test_a_bug_is_reported_without_its_details(client: TestClient) -> None:
     assert "secret" not in response.text
     assert response.headers["x-request-id"]
     assert 'method="GET",service="probe",status="500"' in client.get("/metrics").text
+
+
+def test_what_we_stored_ourselves_is_not_the_requests_fault(client: TestClient) -> None:
+    response = client.get("/stored")
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
+    assert "secret" not in response.text
 
 
 def test_after_a_bug_the_connection_is_good_for_the_next_request() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import platform
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from sage_contracts.home import Home, write_whole
-from sage_servicekit.machine import oom_kill_count, return_free_memory, total_memory_bytes
+from sage_servicekit.machine import oom_kill_count, total_memory_bytes
 from sage_servicekit.settings import ServiceSettings, worker_id
 
 
@@ -38,8 +41,26 @@ def test_the_kernels_count_of_kills_is_found(tmp_path: Path, membership: str, fi
     assert oom_kill_count(tmp_path, tmp_path / "membership") == 3
 
 
-def test_returning_memory_is_harmless() -> None:
-    return_free_memory()
+# Blocks that glibc keeps once they are freed, since one behind them is still in use.
+_BURST = """
+import resource
+from pathlib import Path
+from sage_servicekit.machine import return_free_memory
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+blocks = [bytes(2000) for _ in range(20_000)]
+kept = bytes(2000)
+del blocks
+before = resident()
+return_free_memory()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives free pages back when asked")
+def test_free_memory_is_given_back() -> None:
+    ran = subprocess.run([sys.executable, "-c", _BURST], capture_output=True, text=True, timeout=60)
+    assert int(ran.stdout) > 20_000_000, ran.stderr
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from sage_cli.client import Client
-from sage_contracts.errors import ServiceUnavailableError
+from sage_contracts.errors import SageError
 from sage_contracts.jobs import FineTuningJob, JobEvent, JobStatus
 
 Answer = TypeVar("Answer")
@@ -45,7 +45,7 @@ class EventFeed:
 
 
 def follow(client: Client, job_id: str, view: JobView) -> FineTuningJob:
-    """Show the job until it ends or is paused. Raises: ServiceUnavailableError after a minute of silence.
+    """Show the job until it ends or is paused. Raises: as `patiently`.
 
     A run may take days, so there is no deadline for the job itself; Ctrl-C leaves without stopping it.
     """
@@ -61,17 +61,22 @@ def follow(client: Client, job_id: str, view: JobView) -> FineTuningJob:
         time.sleep(POLL_S)
 
 
-def patiently(ask: Callable[[], Answer]) -> Answer:
-    """The answer, however often the stack is restarted meanwhile.
+def patiently(
+    ask: Callable[[], Answer],
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], None] = time.sleep,
+) -> Answer:
+    """The answer, however often the stack is restarted meanwhile, be it in the middle of an answer.
 
-    Raises: ServiceUnavailableError after a minute of silence.
+    Raises: the last error after a minute without an answer; what trying again would not help, at once.
     """
     silent_since: float | None = None
     while True:
         try:
             return ask()
-        except ServiceUnavailableError:
-            silent_since = silent_since or time.monotonic()
-            if time.monotonic() - silent_since > _OUTAGE_LIMIT_S:
+        except SageError as error:
+            silent_since = clock() if silent_since is None else silent_since
+            if not error.retryable or clock() - silent_since > _OUTAGE_LIMIT_S:
                 raise
-            time.sleep(POLL_S)
+            pause(POLL_S)

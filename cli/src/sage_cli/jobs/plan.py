@@ -67,7 +67,8 @@ def _run(spec: dict[str, Any]) -> dict[str, Any]:
     with temporary_folder("sage-plan-") as folder:
         path, log = folder / "spec.json", folder / "log"
         path.write_text(json.dumps(spec), encoding="utf-8")
-        command = [sys.executable, "-m", PROGRAM, str(path)]
+        # -P: what lies in the user's folder is no part of the program.
+        command = [sys.executable, "-P", "-m", PROGRAM, str(path)]
         with (
             log.open("wb") as stderr,
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr) as child,

@@ -104,6 +104,8 @@ def show_command(given: str, *, as_json: bool) -> None:
         rows.append(("model", job.fine_tuned_model))
         rows += _checkpoint_rows(checkpoints)
         rows.append(("files", outcome.output_folder(job)))
+    if job.sage.unreadable:
+        rows.append(("unreadable", job.sage.unreadable))
     if job.error:
         rows.append(("error", job.error.message))
     if job.sage.attempt > 1:

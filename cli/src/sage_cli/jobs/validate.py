@@ -21,9 +21,8 @@ from sage.tools.finetune.data.lengths import Bar, TokenReport
 from sage.tools.finetune.data.tokenizer_files import checks
 from sage.tools.finetune.positions import beyond_positions
 from sage.tools.finetune.storage import temporary_folder_errors
-from sage_cli import engine, render
+from sage_cli import engine, locate, render
 from sage_cli.failures import YOUR_INPUT
-from sage_contracts.home import Home
 
 PREPARATION = "sage.tools.finetune.base_preparation"
 _SPOOL_BYTES = 1 << 20
@@ -33,7 +32,7 @@ _BAR_CELLS = 40
 def validate_command(
     path: Path, *, max_length: int, model: str | None, method: str | None, as_json: bool
 ) -> None:
-    home, progress = Home.from_env().root, render.error_console()
+    home, progress = locate.home_root(), render.error_console()
     if model is not None and (path.expanduser().exists() or is_hub_id(path)):
         _prepare_builtin(model, home, progress)
     lengths, marks = checks(model, home, max_length)

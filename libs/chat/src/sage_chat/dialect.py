@@ -133,7 +133,7 @@ class DialectBackend:
         return [
             ModelCard(
                 id=str(item["id"]),
-                created=int(item.get("created") or 0),
+                created=_epoch_s(item.get("created")),
                 owned_by=str(item.get("owned_by") or self.name),
             )
             for item in await self.relay.get_models()
@@ -143,6 +143,13 @@ class DialectBackend:
         if self.relay is None:
             raise InvalidRequestError(self.unconfigured, param="model", source=self.name)
         return self.relay
+
+
+def _epoch_s(created: Any) -> int:
+    try:
+        return int(created)
+    except (TypeError, ValueError, OverflowError):
+        return 0  # a server that says it in a way of its own still has its models
 
 
 def kept_headers(headers: httpx.Headers) -> dict[str, str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from sage_chat.backend import BackendName, ChatCall, Reply
 from sage_chat.dialect import Relay
-from sage_contracts.errors import InvalidRequestError
+from sage_contracts.errors import InvalidRequestError, UpstreamError
 from sage_contracts.models import ModelCard
 
 
@@ -34,4 +36,12 @@ class FinetuneBackend:
         )
 
     async def models(self) -> list[ModelCard]:
-        return [ModelCard.model_validate(item) for item in await self.registry.get_models()]
+        listed = await self.registry.get_models()
+        try:
+            return [ModelCard.model_validate(item) for item in listed]
+        except ValidationError as error:
+            raise UpstreamError(
+                f"{self.registry.source} lists a model that cannot be read here ({error}). "
+                "Run all parts in the same version.",
+                source=self.name,
+            ) from error

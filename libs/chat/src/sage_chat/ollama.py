@@ -64,6 +64,7 @@ class OllamaBackend:
         return [
             ModelCard(id=str(item["name"]), created=_epoch_s(item.get("modified_at")), owned_by="ollama")
             for item in answer.get("models") or []
+            if isinstance(item, dict) and "name" in item
         ]
 
     async def _open(

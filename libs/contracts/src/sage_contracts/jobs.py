@@ -238,6 +238,8 @@ class SageJobInfo(BaseModel):
     task: Task
     preset: PresetName | None = None
     config: TrainingConfig
+    unreadable: str | None = None
+    """Which of its stored settings means nothing here, and is left out of `config`."""
     attempt: int = 0
     version: int | None = None
     output_dir: str | None = None

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sage_contracts.bounds import Words
-from sage_contracts.config import Task
 
 _CHECKPOINT_MARK = ":ckpt-step-"
 # More digits than this do not fit into the database's column.
@@ -46,7 +45,8 @@ class ModelInfo(BaseModel):
     version: int
     alias_of: str | None = None
     """Set on the entry of an alias: the version it points to now."""
-    task: Task | None = None
+    task: str | None = None
+    """By its name: whoever lists or relays models need not have the plug-in that brings their task."""
     job_id: str | None = None
     base_model: str
     """What the adapter stands on; of a model tuned in full, its own folder."""

@@ -8,7 +8,6 @@ import math
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -69,10 +68,6 @@ def install(app: FastAPI, source: str) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _request(_: Request, error: RequestValidationError) -> JSONResponse:
-        return error_response(describe_validation(error.errors()), source)
-
-    @app.exception_handler(ValidationError)
-    async def _model(_: Request, error: ValidationError) -> JSONResponse:
         return error_response(describe_validation(error.errors()), source)
 
     @app.exception_handler(HTTPException)

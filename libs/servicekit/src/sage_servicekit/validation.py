@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from typing import Any
+
+from pydantic import ValidationError
 
 from sage_contracts import errors
 
@@ -17,6 +20,15 @@ _PLAIN_MEMBERS = frozenset({"str", "int", "float", "bool"})
 
 # Their messages speak of dictionaries and name classes of ours.
 _OBJECT_TYPES = frozenset({"model_type", "model_attributes_type", "dataclass_type", "dict_type"})
+
+
+@contextmanager
+def of_the_request() -> Iterator[None]:
+    """What pydantic refuses in here came with the request. Raises: InvalidRequestError."""
+    try:
+        yield
+    except ValidationError as error:
+        raise describe_validation(error.errors()) from error
 
 
 def describe_validation(problems: Sequence[Mapping[str, Any]]) -> errors.InvalidRequestError:

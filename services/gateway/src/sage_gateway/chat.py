@@ -29,6 +29,7 @@ from sage_gateway.relay import CLIENT_LEFT_STATUS, RelayResponse
 from sage_retrieval.store import IndexStore
 from sage_servicekit.connection import ClientLeftError, unless_client_leaves
 from sage_servicekit.errors import status_of
+from sage_servicekit.validation import of_the_request
 
 OVERHEAD_HEADER = "X-Sage-Overhead-Ms"
 BACKEND_HEADER = "X-Sage-Backend"
@@ -57,7 +58,9 @@ class Chat:
     async def respond(self, request: Request) -> Response:
         """OpenAI's Responses API, by the way of a chat."""
         started = time.perf_counter()
-        asked = ResponseRequest.model_validate(await _read_json(request, self.max_body_bytes))
+        body = await _read_json(request, self.max_body_bytes)
+        with of_the_request():
+            asked = ResponseRequest.model_validate(body)
         return await self._chat(request, started, chat_body(asked), partial(response_reply, asked=asked))
 
     async def _chat(
@@ -68,7 +71,8 @@ class Chat:
         translate: Callable[[Reply], Coroutine[Any, Any, Reply]],
     ) -> Response:
         body.setdefault("model", "")
-        asked = ChatRequest.model_validate(body)
+        with of_the_request():
+            asked = ChatRequest.model_validate(body)
         if not asked.messages:
             raise InvalidRequestError("messages: at least one message is needed", param="messages")
         route = await self.directory.route(asked.model)

@@ -11,6 +11,7 @@ from sage_contracts.errors import InvalidRequestError
 from sage_contracts.indexes import IndexCard, PutIndexRequest
 from sage_contracts.paging import Deleted, ListPage
 from sage_retrieval.store import IndexStore
+from sage_servicekit.validation import of_the_request
 
 
 def make_router(indexes: IndexStore) -> APIRouter:
@@ -32,7 +33,9 @@ def make_router(indexes: IndexStore) -> APIRouter:
 
         def put() -> IndexCard:
             # Not as a parameter of FastAPI's: to parse many megabytes would hold up every other request.
-            return indexes.put(name, PutIndexRequest.model_validate_json(body).documents)
+            with of_the_request():
+                documents = PutIndexRequest.model_validate_json(body).documents
+            return indexes.put(name, documents)
 
         async with one_at_a_time:
             return await asyncio.to_thread(put)

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from sage_chat.backend import Reply
 from sage_chat.upstream import relay_bytes, send
 from sage_contracts.errors import NotFoundError
+from sage_contracts.workers import INTERNAL_TOKEN_HEADER
 from sage_gateway.relay import CLIENT_LEFT_STATUS, RelayResponse
 
 _METHODS = ["GET", "POST", "DELETE"]
@@ -22,7 +23,9 @@ _HOP_HEADERS = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer"}
     | {"transfer-encoding", "upgrade"}
 )
-_NOT_FORWARDED = _HOP_HEADERS | {"host", "expect", "authorization", "cookie", "x-sage-internal-token"}
+_NOT_FORWARDED = _HOP_HEADERS | {
+    "host", "expect", "authorization", "cookie", INTERNAL_TOKEN_HEADER.lower()
+}  # fmt: skip
 _NOT_RETURNED = _HOP_HEADERS | {"server", "date", "x-request-id"}
 
 ORCHESTRATED = (

@@ -88,20 +88,25 @@ class EngineLifetime:
             logger.warning("the lease of engine %s was not given back: %s", engine.id, error)
 
     async def load(self, engine: Engine, adapter: Adapter) -> None:
-        """Ends with an AdapterIn event."""
+        """Ends with an AdapterIn event, always."""
         assert engine.process is not None
         failure: SageError | None = None
         try:
             await engine.process.load_adapter(adapter)
         except SageError as error:
             failure = error
+        except Exception as error:
+            logger.exception("engine %s could not load %s", engine.id, adapter.name)
+            failure = EngineFailedError(f"The engine {engine.id} could not load {adapter.name}: {error!r}")
         self._post(records.AdapterIn(engine, adapter.name, failure))
 
     async def unload(self, engine: Engine, name: str) -> None:
-        """Ends with an AdapterOut event."""
+        """Ends with an AdapterOut event, always."""
         assert engine.process is not None
         try:
             await engine.process.unload_adapter(name)
         except SageError as error:
             logger.warning("engine %s: %s", engine.id, error)
+        except Exception:
+            logger.exception("engine %s could not unload %s", engine.id, name)
         self._post(records.AdapterOut(engine, name))

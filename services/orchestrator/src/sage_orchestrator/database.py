@@ -10,8 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NotSupportedError,
+    OperationalError,
+    ProgrammingError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
@@ -35,7 +43,10 @@ class Database:
     """Short transactions on SQLite or PostgreSQL. No session outlives a `with` block."""
 
     def __init__(self, url: str, *, patience_s: float = _PATIENCE_S) -> None:
-        """`patience_s`: how long to wait for a connection, and on SQLite for another process's write."""
+        """`patience_s`: how long to wait for a connection, and on SQLite for another process's write.
+
+        Raises: SageError for a URL of another kind, or one whose driver is missing.
+        """
         is_sqlite = url.startswith("sqlite")
         self.engine = _make_engine(url, READERS, patience_s)
         # Connections of its own: whoever only reads is not to wait behind those who wait to write.
@@ -50,13 +61,17 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A transaction that only reads. Raises: SageError in place of the driver's errors."""
+        """A transaction that only reads. Raises: as `write`."""
         with _in_our_words(), Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A transaction that commits at the end of the block. Raises: SageError for the driver's errors."""
+        """A transaction that commits at the end of the block.
+
+        Raises: SageError for what is wrong with the database; IntegrityError as it is, since what it means is
+        the caller's to know, and so are other faults of a statement.
+        """
         if not self._writers.acquire(blocking=False):
             raise ServiceUnavailableError(
                 f"The database is busy ({WRITERS} changes wait for it): try again.", retry_after_s=1
@@ -154,13 +169,20 @@ def _revision(connection: Connection) -> str | None:
 
 
 def _make_engine(url: str, connections: int, patience_s: float) -> Engine:
-    return create_engine(
-        url,
-        pool_pre_ping=not url.startswith("sqlite"),
-        pool_size=connections,
-        max_overflow=0,
-        pool_timeout=patience_s,
-    )
+    try:
+        if make_url(url).get_backend_name() not in ("sqlite", "postgresql"):
+            raise ArgumentError("it is of another kind")
+        return create_engine(
+            url,
+            pool_pre_ping=not url.startswith("sqlite"),
+            pool_size=connections,
+            max_overflow=0,
+            pool_timeout=patience_s,
+        )
+    except (ArgumentError, ImportError) as error:
+        raise SageError(
+            f"SAGE_DATABASE_URL cannot be used ({error}): give sqlite:///PATH or postgresql://HOST/NAME."
+        ) from error
 
 
 def _prepare_sqlite(engine: Engine, begin: str, patience_s: float) -> None:
@@ -203,7 +225,9 @@ def _file_lock(path: Path) -> Iterator[None]:
 def _in_our_words() -> Iterator[None]:
     try:
         yield
-    except OperationalError as error:
+    except DBAPIError as error:
+        if isinstance(error, (IntegrityError, ProgrammingError, DataError, NotSupportedError)):
+            raise
         raise _translate(error) from error
     except PoolTimeoutError as error:
         raise ServiceUnavailableError(
@@ -211,10 +235,15 @@ def _in_our_words() -> Iterator[None]:
         ) from error
 
 
-def _translate(error: OperationalError) -> SageError:
+def _translate(error: DBAPIError) -> SageError:
     said = str(error.orig).strip()
     if "disk is full" in said or "No space left" in said:
         return StorageFullError(f"The database cannot grow, the disk is full ({said}): free space.")
     if "locked" in said:
         return ServiceUnavailableError(f"The database is busy ({said}): try again.", retry_after_s=1)
+    if "not a database" in said or "disk image is malformed" in said:
+        return SageError(
+            f"The database cannot be read ({said}): put a copy of it back, or set SAGE_DATABASE_URL or "
+            "SAGE_HOME to another place."
+        )
     return ServiceUnavailableError(f"The database does not answer: {said}", retry_after_s=5)

@@ -193,9 +193,9 @@ def main() -> None:
     logs.configure(NAME, settings.log_level)
     # Alembic tells of every table it looks at.
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    app = build_app(settings, steady=time.monotonic)
-    database = app.state.orchestrator.database
     try:
+        app = build_app(settings, steady=time.monotonic)
+        database = app.state.orchestrator.database
         database.hold()
         # Once here for a message instead of a traceback; the lifespan finds nothing left to do.
         database.upgrade()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import sys
+import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +28,11 @@ _DEFAULT_MAX_TOKENS = 1024
 _LEAST_TEMPERATURE = 1e-5
 
 
+def is_quantised(model: Path) -> bool:
+    """Whether the weights in this folder need bitsandbytes, or a package like it, to be loaded."""
+    return "quantization_config" in json.loads((model / "config.json").read_bytes())
+
+
 @dataclass(frozen=True)
 class Prompt:
     ids: list[int]
@@ -37,8 +42,6 @@ class Generator:
     """Not safe for threads: the server calls it from one."""
 
     def __init__(self, model: str, *, device: str, dtype: str, max_model_len: int) -> None:
-        # Nothing here is quantised, and importing bitsandbytes (peft does, where it finds it) takes seconds.
-        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
         import torch
         from transformers import AutoTokenizer
 
@@ -64,10 +67,6 @@ class Generator:
     def max_length(self) -> int:
         """Tokens of prompt and answer together."""
         return self._max_length
-
-    @property
-    def is_quantised(self) -> bool:
-        return bool(getattr(self._base, "is_quantized", False))
 
     @property
     def adapters(self) -> list[str]:

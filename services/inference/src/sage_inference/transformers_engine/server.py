@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from sage_contracts.errors import InvalidRequestError, NotFoundError, SageError
 from sage_inference.reply import EVENT_STREAM, ReplyWriter
 from sage_inference.transformers_engine.engine import SOURCE, Encode, Engine, Names, Waiting
-from sage_inference.transformers_engine.generation import Generator
+from sage_inference.transformers_engine.generation import Generator, is_quantised
 from sage_inference.transformers_engine.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -170,15 +170,15 @@ def serve(arguments: argparse.Namespace) -> None:
     import uvicorn
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    if not is_quantised(Path(arguments.model)):
+        # It would be imported with the weights, for nothing: 50 MB, and one to three seconds.
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type] # Python's "not to be had"
     generator = Generator(
         arguments.model,
         device=arguments.device,
         dtype=arguments.dtype,
         max_model_len=arguments.max_model_len,
     )
-    if not generator.is_quantised:
-        # peft would import it with the first adapter, for nothing: 50 MB, and one to three seconds.
-        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type] # Python's "not to be had"
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
     engine = Engine(generator, thread, Names(arguments.served_model_name, arguments.model))
     uvicorn.run(

@@ -37,6 +37,7 @@ from sage_orchestrator.files import repository as files
 from sage_orchestrator.jobs import repository as jobs
 from sage_orchestrator.jobs.objects import to_job
 from sage_orchestrator.jobs.results import FILENAME, add_results
+from sage_orchestrator.jobs.stored import read_settings
 from sage_orchestrator.leases import ended_values, is_claimed_by, queued_values
 from sage_orchestrator.models import repository as models
 from sage_orchestrator.models.registry import register_version, versions_on_disk
@@ -108,6 +109,8 @@ class AttemptService:
             return self._train_claim(session, row)
         if row.status != JobStatus.QUEUED.value:
             return NotYoursError(f"{job_id} is {row.status}, not queued.")
+        if fault := read_settings(row).fault:
+            return self._give_up(session, row, fault, now)
         # Locks the name: of two jobs that write the same folder one is claimed, the other waits.
         models.lock_name(session, row.name)
         if jobs.is_name_running(session, row.name, besides=job_id):
@@ -215,7 +218,7 @@ class AttemptService:
         else:
             values |= {"lease_expires_at": None, "ring_at": None, "worker_id": None}
         if target is JobStatus.SUCCEEDED:
-            is_whole = TrainingConfig.model_validate(row.config).tuning == "full"
+            is_whole = read_settings(row).config.tuning == "full"
             if not finish.base_model or not (finish.adapter_path or is_whole):
                 raise InvalidRequestError(
                     "A success names its base_model, and its adapter_path unless it was tuned in full.",
@@ -260,6 +263,15 @@ class AttemptService:
             output_dir=config.output_dir or self.home.relative(self.home.finetune_output / row.name),
             unfinished_jobs=jobs.begun_and_unfinished(session, besides=row.id),
         )
+
+    @staticmethod
+    def _give_up(session: Session, row: JobRow, fault: str, now: float) -> NotYoursError:
+        """End a job that would be trained otherwise than it was asked for."""
+        error = {"code": InvalidRequestError.code, "message": fault, "param": None}
+        values = {**ended_values(now), "error": error}
+        jobs.transition(session, row.id, JobStatus.FAILED, values, sources=[JobStatus.QUEUED])
+        jobs.add_event(session, row.id, now, fault, level=EventLevel.ERROR)
+        return NotYoursError(f"{row.id} cannot be trained as it was stored. {fault}")
 
     @staticmethod
     def _require_current(row: JobRow, attempt: int, worker_id: str) -> None:

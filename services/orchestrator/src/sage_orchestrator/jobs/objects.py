@@ -5,29 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sage_contracts.config import PresetName, Task, TrainingConfig
+from sage_contracts.config import PresetName
 from sage_contracts.jobs import (
     CheckpointInfo,
     CheckpointMetrics,
     EventLevel,
     FineTuningJob,
-    Hyperparameters,
     JobCheckpoint,
     JobError,
     JobEvent,
-    JobMethod,
     JobMetrics,
     JobStatus,
     SageJobInfo,
 )
 from sage_contracts.models import checkpoint_name
+from sage_orchestrator.jobs.stored import read_settings, read_task
 from sage_orchestrator.rows import CheckpointRow, EventRow, JobRow
 
 
 def to_job(row: JobRow, now: float) -> FineTuningJob:
     metrics = JobMetrics.model_validate(row.metrics)
     status = JobStatus(row.status)
-    config = TrainingConfig.model_validate(row.config)
+    settings = read_settings(row)
+    config = settings.config
     if status is not JobStatus.RUNNING:
         # The last estimate of an attempt that is over.
         metrics.eta_s = None
@@ -44,8 +44,8 @@ def to_job(row: JobRow, now: float) -> FineTuningJob:
         training_file=row.training_file or f"builtin:{row.task if config.method == 'sft' else 'preferences'}",
         validation_file=row.validation_file,
         result_files=[row.result_file] if row.result_file else [],
-        hyperparameters=Hyperparameters.model_validate(row.hyperparameters),
-        method=JobMethod.model_validate(row.method),
+        hyperparameters=settings.hyperparameters,
+        method=settings.method,
         trained_tokens=metrics.trained_tokens if status is JobStatus.SUCCEEDED else None,
         error=None if row.error is None else JobError.model_validate(row.error),
         seed=config.seed,
@@ -53,9 +53,10 @@ def to_job(row: JobRow, now: float) -> FineTuningJob:
         integrations=row.integrations,
         sage=SageJobInfo(
             name=row.name,
-            task=Task(row.task),
+            task=read_task(row.task),
             preset=None if row.preset is None else PresetName(row.preset),
             config=config,
+            unreadable=settings.fault,
             attempt=row.attempt,
             version=row.version,
             output_dir=config.output_dir,

@@ -7,7 +7,6 @@ from typing import TypeVar
 
 from sqlalchemy.orm import Session
 
-from sage_contracts.config import Task
 from sage_contracts.errors import (
     ConflictError,
     InvalidDataError,
@@ -40,6 +39,7 @@ from sage_orchestrator.jobs.checkpoints import is_kept
 from sage_orchestrator.jobs.choices import TrainingDevice, choose_model, choose_preset
 from sage_orchestrator.jobs.objects import to_checkpoint, to_event, to_job
 from sage_orchestrator.jobs.resolve import hyperparameters_of, method_of, name_of, resolve_config, task_of
+from sage_orchestrator.jobs.stored import read_task
 from sage_orchestrator.leases import ended_values, queued_values
 from sage_orchestrator.paging import PageOrder, list_page
 from sage_orchestrator.rows import FileRow, JobRow
@@ -49,6 +49,7 @@ AlsoStored = Callable[[Session, list[FineTuningJob]], None]
 
 _MAX_CHECKS_BEGUN = 2
 """Without an end. What ends the orchestrator must not end it at every start."""
+_FILE_PARAMS = ("training_file", "validation_file")
 _WAITING = (JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.PAUSED)
 
 
@@ -101,8 +102,8 @@ class JobService:
             row.status = (JobStatus.QUEUED if is_checked else JobStatus.VALIDATING_FILES).value
             row.ring_at = now if is_checked else None
         with self._database.write() as session:
-            for row, why, uploads in drafts:
-                self._store(session, row, why, uploads, now)
+            for row, why, _ in drafts:
+                self._store(session, row, why, now)
             created = [to_job(row, now) for row, _, _ in drafts]
             if also is not None:
                 also(session, created)
@@ -269,7 +270,7 @@ class JobService:
     def _uploads(self, request: CreateJobRequest) -> list[FileRow]:
         uploads = []
         with self._database.read() as session:
-            for param in ("training_file", "validation_file"):
+            for param in _FILE_PARAMS:
                 file_id = getattr(request, param)
                 if file_id is None:
                     continue
@@ -282,12 +283,11 @@ class JobService:
                 uploads.append(upload)
         return uploads
 
-    def _store(
-        self, session: Session, row: JobRow, why_preset: str, uploads: list[FileRow], now: float
-    ) -> None:
+    def _store(self, session: Session, row: JobRow, why_preset: str, now: float) -> None:
         # The files may have been deleted while they were read.
-        for upload in uploads:
-            files.get(session, upload.id, param="training_file")
+        for param in _FILE_PARAMS:
+            if file_id := getattr(row, param):
+                files.get(session, file_id, param=param)
         session.add(row)
         session.flush()
         jobs.add_event(session, row.id, now, f"Created fine-tuning job: {row.id}")
@@ -314,7 +314,7 @@ class JobService:
                 home=self._home.root,
                 path=self._home.resolve(upload.path),
                 filename=upload.filename,
-                task=Task(row.task),
+                task=read_task(row.task),
                 method=str(row.config.get("method", "sft")),
                 model=str(row.config["model_name"]),
                 is_held_out=upload.id != row.training_file,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from sqlalchemy.orm import Session
 
-from sage_contracts.config import TrainingConfig
 from sage_contracts.home import Home
 from sage_contracts.jobs import JobMetrics
 from sage_contracts.workers import Finish
+from sage_orchestrator.jobs.stored import read_settings
 from sage_orchestrator.models import repository as models
 from sage_orchestrator.rows import JobRow, VersionRow
 
@@ -25,7 +25,7 @@ def register_version(session: Session, job: JobRow, finish: Finish, metrics: Job
             job_id=job.id,
             base_model=finish.base_model or "",
             adapter_path=finish.adapter_path or "",
-            lora_rank=TrainingConfig.model_validate(job.config).lora.r,
+            lora_rank=read_settings(job).config.lora.r,
             base_eval_loss=metrics.base_eval_loss,
             eval_loss=metrics.eval_loss,
             meta=finish.meta,

@@ -6,7 +6,6 @@ import re
 
 from sqlalchemy.orm import Session
 
-from sage_contracts.config import Task
 from sage_contracts.errors import ConflictError, ModelNotFoundError
 from sage_contracts.home import Home
 from sage_contracts.models import ModelCard, ModelInfo, ResolvedModel, checkpoint_name, split_checkpoint
@@ -163,7 +162,7 @@ def _card(row: VersionRow, *, is_alias: bool = False) -> ModelCard:
             name=row.name,
             version=row.version,
             alias_of=version_id(row) if is_alias else None,
-            task=Task(row.task) if row.task else None,
+            task=row.task or None,
             job_id=row.job_id,
             base_model=row.base_model,
             adapter_path=row.adapter_path,

@@ -10,7 +10,6 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from sage_contracts.config import Task
 from sage_contracts.errors import ConflictError, InvalidRequestError
 from sage_contracts.home import Home
 from sage_contracts.jobs import CreateJobRequest, FineTuningJob, JobError, JobMetrics, JobStatus
@@ -32,6 +31,7 @@ from sage_orchestrator.database import Database
 from sage_orchestrator.ids import new_id
 from sage_orchestrator.jobs.resolve import name_of, task_of
 from sage_orchestrator.jobs.service import JobService
+from sage_orchestrator.jobs.stored import read_task
 from sage_orchestrator.models import repository as models
 from sage_orchestrator.models.registry import promote, versions_on_disk
 from sage_orchestrator.paging import list_page
@@ -225,7 +225,7 @@ def _to_object(session: Session, row: SweepRow) -> Sweep:
         status=SweepStatus(row.status),
         is_cancelling=row.is_cancelling,
         name=row.name,
-        task=Task(row.task),
+        task=read_task(row.task),
         model=row.model,
         grid=row.grid,
         children=children,

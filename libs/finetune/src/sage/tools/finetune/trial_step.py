@@ -93,7 +93,7 @@ def sampled(rows: Sequence[Sample], effective_batch: int) -> dict[str, Any]:
 def try_step(
     spec: TrialSpec,
     *,
-    program: Sequence[str] = (sys.executable, "-m", "sage.tools.finetune.trial_step"),
+    program: Sequence[str] = (sys.executable, "-P", "-m", "sage.tools.finetune.trial_step"),
     timeout_s: float = TRIAL_TIMEOUT_S,
 ) -> Trial:
     """Run the trial as a child. `program` gets the paths of its spec and of its result.

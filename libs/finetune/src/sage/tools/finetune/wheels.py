@@ -56,18 +56,16 @@ def _pip_download(wheel: PinnedWheel, folder: Path, deadline_s: float) -> None:
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input"]
     command = [*_pip(), "download", *options, "--dest", str(folder), wheel.requirement]
     # Its own process group, so that a pip past its deadline goes with the children it may have started.
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    try:
-        output, _ = process.communicate(timeout=deadline_s)
-    except subprocess.TimeoutExpired:
-        output = f"no end after {deadline_s:.0f} s"
-        process.returncode = -1
-    finally:
-        if process.poll() is None or process.returncode == -1:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=deadline_s)
+        except subprocess.TimeoutExpired:
+            output = f"no end after {deadline_s:.0f} s"
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
     if process.returncode != 0:
         last = " ".join(output.strip().splitlines()[-2:])
         raise ServiceUnavailableError(
@@ -79,7 +77,7 @@ def _pip_download(wheel: PinnedWheel, folder: Path, deadline_s: float) -> None:
 def _pip() -> list[str]:
     """A way to run pip: this environment's own, one on PATH, or the one bundled with Python."""
     if find_spec("pip"):
-        return [sys.executable, "-m", "pip"]
+        return [sys.executable, "-P", "-m", "pip"]
     if on_path := shutil.which("pip3") or shutil.which("pip"):
         return [on_path]
     bundled = _bundled_pip()

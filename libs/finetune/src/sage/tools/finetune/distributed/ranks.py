@@ -87,7 +87,8 @@ class _Rank:
     def __init__(self, spec: RankSpec, rank: int, size: int, port: int) -> None:
         self.rank = rank
         self.pipe, theirs = Pipe()
-        command = [sys.executable, "-m", "sage.tools.finetune.distributed", str(theirs.fileno())]
+        # -P: what lies in the user's folder is no part of the program.
+        command = [sys.executable, "-P", "-m", "sage.tools.finetune.distributed", str(theirs.fileno())]
         env = {**os.environ, **_environment(rank, size, port, is_cpu=spec.is_cpu)}
         try:
             self.process = subprocess.Popen(
