@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
+from sage.tools.finetune.data.languages import LANGUAGES
 from sage.tools.finetune.data.plausibility import ASCII_BITS, bits_of
 
 _MARKS = (
@@ -16,21 +17,26 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_TWO_BYTES = ("gb18030", "big5", "cp932", "cp949", "euc_jp")
-_LEGACY = ("cp1252", "cp1251", *_TWO_BYTES)
-_UNUSUAL_BITS = {"big5": 3, "cp932": 3, "cp949": 3, "cp1251": 9, "euc_jp": 9}
+_TWO_BYTES = ("gb18030", "big5", "cp932", "cp949", "euc-jp")
+_LEGACY = (*LANGUAGES, *_TWO_BYTES)
+_UNUSUAL_BITS = {"big5": 3, "cp932": 3, "cp949": 3, "euc-jp": 9} | {
+    encoding: bits for encoding, (bits, _) in LANGUAGES.items()
+}
 """How much less likely than the first two an encoding is before anything was read."""
 _CLEAR_BITS = 7
 """By how much one reading has to be more likely than another to be taken without asking."""
 _MOST_BITS = 18
 """Of a character beyond ASCII on average; what costs more is no text in any of the encodings."""
+_MOST_BITS_OF_LETTERS, _ODD_BITS = 6.5, 15
+"""The same in an encoding of one byte a character, which makes letters of any bytes; and what a few odd
+characters may cost more."""
 _MOST_BITS_OF_COMMON = 12
 _LEAST_BITS_OF_DOUBT = 18
 """On average: frequent characters of another encoding, and what makes UTF-8 doubtful: letters that hardly any
 language has, while a lone Cyrillic one may be a slip."""
 _FAULT = "\udcff"
 _CONTROL_BYTES = 1 << 16
-_SAMPLE_BYTES = 1 << 14
+_SAMPLE_BYTES = 1 << 12
 _RIGHT_PER_FAULT = 4
 _LEAST_CHARS_PER_ZERO = 8
 _WIDE = (("utf-32-le", 4, 0), ("utf-32-be", 4, 3), ("utf-16-le", 2, 0), ("utf-16-be", 2, 1))
@@ -39,6 +45,7 @@ _CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _THREE_BYTES_OR_MORE = re.compile("[\u0800-\U0010ffff]")
 # No character of two bytes ends in the signs before the digits, nor in those between them and the letters.
 _WORD = re.compile(rb"[0-9@-\xff]+")
+_PLAIN_WORD = re.compile(rb"(?<![0-9a-z_\x80-\xff])[a-z]{2,}(?![0-9a-z_\x80-\xff])")
 _ASCII = bytes(range(0x80))
 
 
@@ -51,8 +58,18 @@ class Guess(NamedTuple):
     @property
     def bits_per_character(self) -> float:
         """Of those beyond ASCII."""
-        beyond = sum(char >= "\x80" for char in self.text)
-        return (self.bits - ASCII_BITS * (len(self.text) - beyond)) / beyond
+        return (self.bits - ASCII_BITS * (len(self.text) - self.beyond)) / self.beyond
+
+    @property
+    def beyond(self) -> int:
+        return sum(char >= "\x80" for char in self.text)
+
+    @property
+    def is_text(self) -> bool:
+        if self.encoding not in LANGUAGES:
+            return self.bits_per_character <= _MOST_BITS
+        bits = self.bits_per_character * self.beyond - _UNUSUAL_BITS[self.encoding]
+        return bits <= _MOST_BITS_OF_LETTERS * self.beyond + _ODD_BITS
 
 
 def detect_encoding(head: bytes, *, is_whole: bool) -> str | None:
@@ -75,10 +92,8 @@ def possible_encodings(head: bytes, *, is_whole: bool) -> dict[str, str]:
     if must_be_utf8:
         return {"utf-8": ""}
     pieces = _pieces(head, is_whole)
-    guesses = _utf8_or_other(pieces) if may_be_utf8 else _most_plausible(pieces, _LEGACY)
-    is_odd = guesses[0].bits_per_character > _MOST_BITS or _CONTROL.search(
-        head[:_CONTROL_BYTES].decode("latin_1")
-    )
+    guesses = _utf8_or_other(pieces) if may_be_utf8 else _most_plausible(pieces, _LEGACY, _plain(head))
+    is_odd = not guesses[0].is_text or _CONTROL.search(head[:_CONTROL_BYTES].decode("latin_1"))
     if is_odd and not may_be_utf8:
         return {}
     words = zip(*(guess.text.split(" ") for guess in guesses), strict=False)
@@ -88,7 +103,7 @@ def possible_encodings(head: bytes, *, is_whole: bool) -> dict[str, str]:
 
 def encoding_name(encoding: str) -> str:
     """As people write it: `GB18030`, `EUC-JP`."""
-    return encoding.upper().replace("_", "-")
+    return encoding.upper()
 
 
 def _wide_without_mark(head: bytes) -> str | None:
@@ -120,13 +135,15 @@ def _utf8(head: bytes, is_whole: bool) -> tuple[bool, bool]:
     return True, not right or long > _RIGHT_PER_FAULT * faults
 
 
-def _most_plausible(pieces: list[bytes], encodings: Iterable[str]) -> list[Guess]:
+def _most_plausible(
+    pieces: list[bytes], encodings: Iterable[str], plain: frozenset[str] = frozenset()
+) -> list[Guess]:
     """The likeliest first; with it those that are nearly as likely and read something else."""
-    guesses = sorted((_guess(pieces, encoding) for encoding in encodings), key=lambda guess: guess.bits)
-    best = guesses[0]
-    return [best] + [
-        guess for guess in guesses[1:] if guess.bits - best.bits < _CLEAR_BITS and guess.text != best.text
-    ]
+    readings: dict[str, Guess] = {}
+    for guess in sorted((_guess(pieces, name, plain) for name in encodings), key=lambda guess: guess.bits):
+        readings.setdefault(guess.text, guess)
+    best = next(iter(readings.values()))
+    return [guess for guess in readings.values() if guess.bits - best.bits < _CLEAR_BITS]
 
 
 def _utf8_or_other(pieces: list[bytes]) -> list[Guess]:
@@ -143,10 +160,15 @@ def _utf8_or_other(pieces: list[bytes]) -> list[Guess]:
     return [other] if other.bits + 2 * _CLEAR_BITS < utf8.bits else [utf8]
 
 
-def _guess(pieces: list[bytes], encoding: str) -> Guess:
+def _guess(pieces: list[bytes], encoding: str, plain: frozenset[str] = frozenset()) -> Guess:
     text = b" ".join(pieces).decode(encoding, "replace")
-    bits = bits_of(text, encoding)
+    bits = bits_of(text, encoding, plain)
     return Guess(encoding, bits + _UNUSUAL_BITS.get(encoding, 0), text)
+
+
+def _plain(head: bytes) -> frozenset[str]:
+    """The words of ASCII alone."""
+    return frozenset(map(bytes.decode, _PLAIN_WORD.findall(head[:_CONTROL_BYTES].lower())))
 
 
 def _pieces(head: bytes, is_whole: bool) -> list[bytes]:
