@@ -13,6 +13,7 @@ from sage.tools.finetune.base_models import base_info, hub_name
 from sage.tools.finetune.callbacks import perplexity
 from sage.tools.finetune.ladder import Rung
 from sage.tools.finetune.outputs import package_versions
+from sage.tools.finetune.quantisation import base_bits
 from sage.tools.finetune.run_parts import RunParts
 from sage.tools.finetune.turn_ends import META_FIELD
 from sage_contracts.config import TrainingConfig
@@ -61,6 +62,8 @@ class RunRecord:
             "precision": parts.precision,
             "loss_path": loss_name,
             "metrics": metrics,
+            # What the metrics were measured on: bits of a quantised base, null for one in full precision.
+            "measured_base_bits": base_bits(config),
             "versions": package_versions(),
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
