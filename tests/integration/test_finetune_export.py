@@ -178,6 +178,8 @@ def test_a_merged_model_carries_its_settings_its_figures_and_a_card_of_its_own(
     assert 'AutoModelForCausalLM.from_pretrained(".")' in card
     assert json.loads((packed / "training_config.json").read_text())["max_steps"] == 1
     assert json.loads((packed / "finetune_meta.json").read_text())["train_rows"] > 0
+    merge = json.loads((packed / "sage_merge.json").read_text())
+    assert (merge["base"], merge["parity"]["probes"]) == (tiny_base.name, 3)
 
 
 @pytest.mark.parametrize(
@@ -308,6 +310,7 @@ def test_a_model_tuned_in_full_is_exported_from_its_own_folder(tmp_path: Path) -
     with ZipFile(packed.path) as archive:
         archive.extractall(tmp_path)
     assert (tmp_path / "code-1/README.md").read_text() == "what it was tuned on"
+    assert json.loads((tmp_path / "code-1/sage_merge.json").read_text())["base"] == "full_model"
     left, right = stored_tensors(own), stored_tensors(tmp_path / "code-1")
     assert left.keys() == right.keys()
     assert all((left[name].read() == right[name].read()).all() for name in left)

@@ -1,4 +1,4 @@
-"""Models and data sets come from a hub, and tuned models go there."""
+"""Models and data sets come from a hub, and tuned models go there; nothing else asks one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from tests.fakes.asgi_server import serving
 from tests.fakes.fake_hub import REVISION, TOKEN, FakeHub
 from tests.fakes.tiny_llama import make_model
+from tests.integration.preference_runs import write_pairs
 
 from sage.tools.finetune.base_models import base_info
 from sage.tools.finetune.exporting.packing import push_to_hub
@@ -288,3 +293,47 @@ def test_why_an_upload_broke_off_is_said(url: str, tmp_path: Path) -> None:
 def test_a_wrong_token_is_said_to_be_wrong(url: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="does not let this token write"):
         push_to_hub(make_model(tmp_path / "tuned"), "me/code", token="hf_wrong", endpoint=url)
+
+
+RUNS = """
+import sys
+from pathlib import Path
+
+from tests.integration.preference_runs import METHODS, settings
+
+from sage.tools.finetune import LoRATrainer
+from sage.tools.finetune.exporting.export import ExportWish, export_model
+
+base, pairs, rows, out = map(Path, sys.argv[1:])
+few = {"max_steps": 2, "save_steps": 1, "sample_prompts": ["Number 1?"]}
+for method in (*METHODS, "sft"):
+    config = settings(base, rows if method == "sft" else pairs, out / method, method=method, **few)
+    config.model_name = "org/tiny"
+    for resume in (False, True):
+        done = LoRATrainer(config, (), home=out.parent, resume=resume).train()
+for content in ("merged", "adapter"):
+    wish = ExportWish("zip", "sft-1", content=content)
+    export_model(base, done.adapter_dir, out / content, wish)
+"""
+
+
+def test_runs_and_exports_with_a_base_that_is_here_ask_no_hub(tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base_models" / "org--tiny")
+    (base / "sage_base.json").write_text('{"source": "hub:org/tiny"}')
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(f'{{"question": "Number {n}?", "answer": "Yes."}}' for n in range(30)))
+    words = [base, write_pairs(tmp_path / "pairs.jsonl"), rows, tmp_path / "out"]
+    asked: list[str] = []
+
+    async def refuse(request: Request) -> Response:
+        asked.append(f"{request.method} {request.url.path}")
+        return Response(status_code=404)
+
+    methods = ["GET", "HEAD", "POST", "PUT"]
+    everywhere = Starlette(routes=[Route("/{path:path}", refuse, methods=methods)])
+    with serving(everywhere) as url:
+        # On CI machines TRL does not report by itself.
+        env = {"CI": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = run(["-c", RUNS, *map(str, words)], url, tmp_path / "home", env)
+    assert done.returncode == 0, done.stderr
+    assert asked == []

@@ -12,10 +12,11 @@ from sage.tools.finetune.head_loss import IGNORED
 from sage.tools.finetune.head_loss import hits_of as count_hits
 from sage.tools.finetune.loss_choice import choose_loss
 from sage.tools.finetune.losses import AutocastLoss, FusedLoss, PackedLoss, PlainLoss
+from sage.tools.finetune.low_rank import Adapter
 from sage.tools.finetune.modeling import add_adapters, load_base
 from sage.tools.finetune.projections import NotFusableError, Projections
 from sage.tools.finetune.rendering import Sample
-from sage.tools.finetune.step_kernels import CHOICE_BLOCK, TorchKernels
+from sage.tools.finetune.step_kernels import CHOICE_BLOCK, TorchKernels, kernels_for
 from sage_contracts.config import LoRAConfig, TrainingConfig
 
 
@@ -285,9 +286,11 @@ def test_dropout_of_joined_projections_is_exact_for_its_mask_and_drops_the_asked
     attention = adapted(tiny_base, lora=lora(lora_dropout=0.2)).get_base_model().model.layers[0].self_attn
     joined, kernels = Projections([attention.q_proj, attention.k_proj, attention.v_proj]), TorchKernels()
     x, upstream = torch.randn(300, 64, requires_grad=True), torch.randn(300, 128)
-    y, seen, narrow = joined.forward(kernels, x.detach(), True)
+    with torch.no_grad():
+        y, seen, narrow = joined.forward(kernels, x.detach(), True)
+        other = joined.forward(kernels, x.detach(), True)[1]
     assert float(seen.float().mean()) == pytest.approx(0.8, abs=0.01)
-    assert not torch.equal(seen, joined.forward(kernels, x.detach(), True)[1]), "every draw has its own mask"
+    assert not torch.equal(seen, other), "every draw has its own mask"
 
     dropped = x * seen / 0.8
     parts = [
@@ -302,6 +305,29 @@ def test_dropout_of_joined_projections_is_exact_for_its_mask_and_drops_the_asked
     of_x, of_weights = joined.backward(kernels, upstream, x.detach(), seen, narrow, True)
     for found, right in zip((of_x, *of_weights), wanted, strict=True):
         torch.testing.assert_close(found, right, rtol=1e-3, atol=1e-4 * float(right.abs().max()))
+
+
+@pytest.mark.parametrize("in_c", [False, True])
+@pytest.mark.parametrize("residual", [None, 100.0])
+def test_what_adapters_add_is_not_lost_in_the_roundings_of_halves(in_c: bool, residual: float | None) -> None:
+    """Each part is far below the last bit of what it is added to: rounded apart it would always be lost."""
+    import torch
+
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, 64, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    layer.weight.normal_()
+    joined = Projections([layer])
+    a, b = torch.randn(4, 64), torch.randn(64, 4)
+    joined.adapters.append(Adapter(a, b, 2**-11, slice(0, 64), slice(0, 4)))
+    x = torch.randn(512, 64, dtype=torch.bfloat16)
+    added = None if residual is None else torch.full((512, 64), residual, dtype=torch.bfloat16)
+    kernels = kernels_for(x.device, x.dtype, 64) if in_c else TorchKernels()
+
+    y, *_ = joined.forward(kernels, x, False, added)
+
+    part = x.float() @ a.t() @ b.t() * 2**-11
+    came = y.float() - x.float() @ layer.weight.float().t() - (residual or 0.0)
+    assert float((came * part).sum() / part.square().sum()) == pytest.approx(1, abs=0.3)
 
 
 @pytest.mark.parametrize("targets", [ATTENTION_ONLY, ["gate_proj", "up_proj"], ["down_proj"]])

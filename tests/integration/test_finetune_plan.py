@@ -72,7 +72,7 @@ def test_the_command_plans_what_the_run_does(tiny_base: Path, data: Path, tmp_pa
     assert planned.tokens_in_all == run.metrics["trained_tokens"]
     assert planned.counts.rows == run.meta["train_rows"]
     assert planned.held_out_rows == run.meta["held_out_rows"]
-    assert 0 < planned.counts.truncated_rows <= run.meta["truncated_rows"]  # the run counts held-out ones too
+    assert 0 < planned.counts.truncated_rows == run.meta["truncated_rows"]
     assert planned.trial is not None
     assert planned.trial.trainable_parameters == 2 * 4 * (2 * (64 + 64) + 2 * (64 + 32))
     assert (planned.trial.device, planned.trial.precision) == (run.meta["device"], run.meta["precision"])

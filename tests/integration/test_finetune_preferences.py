@@ -243,3 +243,23 @@ def test_a_tokenizer_without_a_padding_or_ending_token_will_do(
     assert found.adapter_dir is not None
     assert found.metrics["reward_accuracy"] == wanted.metrics["reward_accuracy"] == 1
     assert "pad_token" not in json.loads((found.adapter_dir / "tokenizer_config.json").read_text())
+
+
+@pytest.mark.parametrize("method", ["orpo", "kto"])
+def test_of_rows_that_were_cut_those_it_learned_from_are_counted_once(
+    method: str, tiny_base: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"{n}?", "chosen": "Yes " * 30, "rejected": "no " * 40} for n in range(8)]
+    rows.append({"prompt": "Number " * 20, "chosen": "Yes.", "rejected": "no"})  # nothing is left of it
+    data, held = tmp_path / "data.jsonl", tmp_path / "held.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    held.write_text("\n".join(json.dumps({**row, "prompt": f"{n}!"}) for n, row in enumerate(rows[:8])))
+    config = settings(tiny_base, data, tmp_path / "out", method=method, max_steps=-1, num_train_epochs=1)
+    config.max_length = 64
+    result = LoRATrainer(config, (), validation_path=held).train()
+    learned = 16 if method == "kto" else 8
+    assert result.meta["train_rows"] == learned
+    assert result.meta["dropped_rows"] == (2 if method == "kto" else 1)
+    assert result.meta["truncated_rows"] == learned
+    card = (tmp_path / "out" / "lora_weights" / "README.md").read_text()
+    assert f"{learned} rows were longer and were cut" in card

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from tests.integration.finetune_recorder import Recorder, adapter_weights
@@ -38,6 +38,18 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     expected = adapter_weights(whole)
     for name, weight in adapter_weights(second).items():
         assert (weight - expected[name]).abs().max() < 1e-5
+
+
+def test_a_checkpoint_holds_adapters_and_no_whole_output_layer(
+    tiny_base: Path, data: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    changes: dict[str, Any] = {"lora": {"target_modules": ["q_proj", "lm_head"]}, "max_steps": 4}
+    config = settings(tiny_base, data, tmp_path, method="orpo", **changes)
+    result = LoRATrainer(config, ()).train()
+    found = load_file(tmp_path / "checkpoints" / "checkpoint-2" / "adapter_model.safetensors")
+    assert found.keys() == adapter_weights(result).keys()
 
 
 class Pausing(Recorder):

@@ -122,5 +122,6 @@ def test_the_ladder_is_climbed_then(tiny_base: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     watcher = Climbing()
     with full_device("Int8Params"):
-        LoRATrainer(config, [watcher]).train()
+        result = LoRATrainer(config, [watcher]).train()
     assert watcher.rungs == ["load_in_4bit"]
+    assert result.meta["measured_base_bits"] == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import yaml
 
 from sage.tools.finetune.model_card import model_card
@@ -93,3 +94,18 @@ def test_a_merged_model_is_loaded_without_peft_and_says_what_it_was_made_of() ->
     assert "LoRA r=" in card
     assert "PeftModel" not in card
     assert 'AutoModelForCausalLM.from_pretrained(".")' in card
+
+
+@pytest.mark.parametrize(("setting", "bits"), [("load_in_4bit", 4), ("load_in_8bit", 8)])
+def test_figures_of_a_quantised_base_are_said_to_be_its_own(setting: str, bits: int) -> None:
+    config = TrainingConfig.model_validate({"model_name": "org/base", "output_dir": "code", setting: True})
+    told = f"on the base in {bits} bits, as it was trained"
+    card = model_card(config, META)
+    assert told in card
+    assert "full precision, which the code below loads" in card
+    merged = model_card(config, META, is_merged=True)
+    assert told in merged
+    assert "they were not measured" in merged
+    plain = TrainingConfig(model_name="org/base", output_dir="code")
+    assert "not on these weights" in model_card(plain, META, is_merged=True)
+    assert "was measured" not in model_card(plain, META)

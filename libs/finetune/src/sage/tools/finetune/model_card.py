@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sage.tools.finetune.base_models import is_hub_id
+from sage.tools.finetune.quantisation import base_bits
 from sage.tools.finetune.turn_ends import META_FIELD
 from sage_contracts.config import TrainingConfig
 
@@ -26,7 +27,7 @@ def model_card(config: TrainingConfig, meta: dict[str, Any], *, is_merged: bool 
     name = Path(config.output_dir or "model").name
     form: Form = "full" if config.tuning == "full" else "merged" if is_merged else "adapter"
     sections = [_front_matter(config, meta, form), f"# {name}", _summary(config, meta, form)]
-    sections += ["## How good it is", _quality(meta)]
+    sections += ["## How good it is", _quality(config, meta, form)]
     sections += ["## What it learned from", _data(config, meta)]
     sections += ["## How it was trained", _training(config, meta)]
     sections += ["## How to use it", _usage(config, meta, name, form)]
@@ -69,7 +70,7 @@ def _summary(config: TrainingConfig, meta: dict[str, Any], form: Form) -> str:
     return f"{what}, for the task *{config.task.value}*. Made by SAGE Finetune on {when}."
 
 
-def _quality(meta: dict[str, Any]) -> str:
+def _quality(config: TrainingConfig, meta: dict[str, Any], form: Form) -> str:
     metrics = meta["metrics"]
     kinds = [("loss", "eval_loss", "{:.4f}"), ("perplexity", "perplexity", "{:.4g}")]
     kinds += [
@@ -86,9 +87,29 @@ def _quality(meta: dict[str, Any]) -> str:
     table = "\n".join(["| | base | tuned |", "|---|---|---|", *rows])
     return (
         f"On {meta['held_out_rows']} rows that it did not see in training:\n\n{table}\n\n"
-        "That is how well it predicts answers like those of its data; ask it what matters to you before you "
-        "rely on it."
+        f"{_measured_on(base_bits(config), form)}That is how well it predicts answers like those of its "
+        "data; ask it what matters to you before you rely on it."
     )
+
+
+def _measured_on(bits: int | None, form: Form) -> str:
+    """A paragraph where that is not what lies beside the card, or what its code loads; else ""."""
+    if form == "merged" and bits:
+        return (
+            f"It was measured before merging, with the adapter on the base in {bits} bits, as it was "
+            "trained. These weights are the base's in full precision with the adapter in them: they were not "
+            "measured, and their figures are others.\n\n"
+        )
+    if form == "merged":
+        return (
+            "It was measured before merging, with the adapter beside its base, and not on these weights.\n\n"
+        )
+    if bits:
+        return (
+            f"It was measured on the base in {bits} bits, as it was trained. On the base in full precision, "
+            "which the code below loads, its figures are others.\n\n"
+        )
+    return ""
 
 
 def _data(config: TrainingConfig, meta: dict[str, Any]) -> str:
@@ -114,8 +135,8 @@ def _facts(config: TrainingConfig, meta: dict[str, Any]) -> Iterator[str]:
             lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
         )
         yield f"{kind} r={lora.r}, alpha={lora.lora_alpha}, on {targets}"
-    if config.load_in_8bit or config.load_in_4bit:
-        yield f"the frozen base in {'8' if config.load_in_8bit else '4'}-bit"
+    if bits := base_bits(config):
+        yield f"the frozen base in {bits}-bit"
     if metrics.get("result_step") not in (None, metrics["steps"]):
         yield f"the weights are those of step {metrics['result_step']}, the best on the held-out rows"
     for one in meta.get("rollbacks", []):

@@ -55,15 +55,21 @@ class Projections:
         self, kernels: StepKernels, x: Any, is_training: bool, added: Any = None
     ) -> tuple[Any, Any, Any]:
         """x (tokens, in) -> x @ weight.T + adapters + added, and two tensors or Nones for `backward`."""
-        if self.bias is None:
-            y = kernels.product(x, self.weight, added)
-        else:
-            y = kernels.product(x, self.weight, self.bias)
-            y = y if added is None else y.add_(added)
         if not self.adapters:
-            return y, None, None
+            if self.bias is None:
+                return kernels.product(x, self.weight, added), None, None
+            y = kernels.product(x, self.weight, self.bias)
+            return (y if added is None else y.add_(added)), None, None
+        # Adapters go first, what is largest last: added to halves that were rounded already, parts smaller
+        # than their last bit would be lost one and all, and not only now and then.
+        y = x.new_zeros(len(x), len(self.weight))
         seen = self._draw(x) if is_training and self._dropped else None
-        return y, seen, kernels.adapt(y, x, self.adapters, self._what_dropped(seen))
+        narrow = kernels.adapt(y, x, self.adapters, self._what_dropped(seen))
+        kernels.product(x, self.weight, y, y)
+        for more in (self.bias, added):
+            if more is not None:
+                y.add_(more)
+        return y, seen, narrow
 
     def backward(
         self, kernels: StepKernels, gradient: Any, x: Any, seen: Any, narrow: Any, needs_input: bool

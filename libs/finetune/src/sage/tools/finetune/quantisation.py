@@ -13,6 +13,13 @@ from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import OutOfMemoryError
 
 
+def base_bits(config: TrainingConfig) -> int | None:
+    """Of a base that a run quantises."""
+    if config.load_in_8bit:
+        return 8
+    return 4 if config.load_in_4bit else None
+
+
 def quantisation_of(config: TrainingConfig, precision: ResolvedPrecision) -> Any:
     """What a config that asks for 8 or 4 bits tells transformers."""
     from transformers import BitsAndBytesConfig

@@ -74,11 +74,17 @@ class TokenisedText:
 @dataclass
 class RenderStats:
     truncated: int = 0
-    """Rows cut at max_length: their ends carry no loss."""
+    """Rows cut at max_length, of which something is left to learn: their ends carry no loss."""
     dropped: int = 0
     """Rows whose answer began beyond max_length."""
     longest: int = 0
     """Tokens of a row after the cut."""
+
+    def count_as_one(self, before: RenderStats) -> None:
+        """Take what was rendered since the copy `before` for one row, of which no part may be missing."""
+        is_dropped = self.dropped > before.dropped
+        is_cut = self.truncated > before.truncated and not is_dropped
+        self.dropped, self.truncated = before.dropped + is_dropped, before.truncated + is_cut
 
 
 class ChatRenderer:
@@ -199,10 +205,11 @@ class ChatRenderer:
     def _cut(self, text: TokenisedText) -> Sample | None:
         sample = Sample(text.ids, text.labels)
         self.stats.longest = max(self.stats.longest, min(len(text.ids), self._max_length))
-        if len(text.ids) > self._max_length:
-            self.stats.truncated += 1
+        is_cut = len(text.ids) > self._max_length
+        if is_cut:
             sample = Sample(text.ids[: self._max_length], text.labels[: self._max_length])
         if sample.label_count == 0:
             self.stats.dropped += 1
             return None
+        self.stats.truncated += is_cut
         return sample

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from sage.tools.finetune.modeling import (
 )
 from sage.tools.finetune.positions import beyond_positions, positions_of
 from sage.tools.finetune.random_numbers import RandomNumbers
-from sage.tools.finetune.rendering import ChatRenderer, Sample, Samples
+from sage.tools.finetune.rendering import ChatRenderer, RenderStats, Sample, Samples
 from sage.tools.finetune.row_supply import parts_needed
 from sage.tools.finetune.task_data import Splits
 from sage.tools.finetune.turn_ends import with_turn_ends
@@ -60,6 +61,8 @@ class RunParts:
         self._warn(note)
         self.tokenizer = load_tokenizer(base)
         self.renderer = ChatRenderer(self.tokenizer, config.max_length)
+        self.train_stats = RenderStats()
+        """Of the training rows alone, as soon as `count_train_rows` was called."""
         self._positions = positions_of(base)
         torch.manual_seed(config.seed)
         model = load_base(base, config, load_on or self.device, self.precision)
@@ -110,20 +113,27 @@ class RunParts:
         for part in parts_needed(self._config, splits.train, lambda: len(train)):
             train.extend(self.renderer.samples(part))
             left -= len(part)
+        self.count_train_rows()
         held = self.renderer.samples(splits.validation)
         self.stop_at_turn_ends()
-        stats = self.renderer.stats
-        if stats.truncated:
-            left_out = f"; {stats.dropped} lost their whole answer and are left out" if stats.dropped else ""
-            self._warn(
-                f"{stats.truncated} rows were cut at max_length={self._config.max_length} tokens{left_out}"
-            )
+        self.report_cuts("their whole answer")
         if not train:
             raise InvalidDataError(
                 f"No row has an answer within max_length={self._config.max_length} tokens. Raise max_length."
             )
         self.tell_rows()
         return train, held, left
+
+    def count_train_rows(self) -> None:
+        """Call when all of them are rendered, and no other rows."""
+        self.train_stats = replace(self.renderer.stats)
+
+    def report_cuts(self, lost: str) -> None:
+        """Warn of rows that were cut, held-out ones included, and of those that `lost` what they are for."""
+        stats, limit = self.renderer.stats, self._config.max_length
+        if stats.truncated or stats.dropped:
+            left_out = f"; {stats.dropped} more lost {lost} and are left out" if stats.dropped else ""
+            self._warn(f"{stats.truncated} rows were cut at max_length={limit} tokens{left_out}")
 
     def tell_rows(self) -> None:
         """Warn where the rows rendered so far are longer than what the base model was made for, or hold the

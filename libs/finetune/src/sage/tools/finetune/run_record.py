@@ -13,6 +13,7 @@ from sage.tools.finetune.base_models import base_info, hub_name
 from sage.tools.finetune.callbacks import perplexity
 from sage.tools.finetune.ladder import Rung
 from sage.tools.finetune.outputs import package_versions
+from sage.tools.finetune.quantisation import base_bits
 from sage.tools.finetune.run_parts import RunParts
 from sage.tools.finetune.turn_ends import META_FIELD
 from sage_contracts.config import TrainingConfig
@@ -53,14 +54,16 @@ class RunRecord:
             META_FIELD: parts.renderer.turn_end_ids,
             "train_rows": train_rows,
             "held_out_rows": held_out_rows,
-            "truncated_rows": parts.renderer.stats.truncated,
-            "dropped_rows": parts.renderer.stats.dropped,
+            "truncated_rows": parts.train_stats.truncated,
+            "dropped_rows": parts.train_stats.dropped,
             "devices": self.devices,
             "oom_rungs": [{"name": rung.name, "change": rung.change} for rung in self.rungs],
             "device": parts.device,
             "precision": parts.precision,
             "loss_path": loss_name,
             "metrics": metrics,
+            # What the metrics were measured on: bits of a quantised base, null for one in full precision.
+            "measured_base_bits": base_bits(config),
             "versions": package_versions(),
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }

@@ -23,7 +23,10 @@ class StepKernels(Protocol):
     """What `norm`, `gate` and `gate_backward` give is good until the next call of the same."""
 
     def product(self, x: Any, weight: Any, added: Any = None, out: Any = None) -> Any:
-        """x (tokens, in) @ weight.T + added, which is (tokens, out) or (out,). weight may be a turned one."""
+        """x (tokens, in) @ weight.T + added, which is (tokens, out) or (out,). weight may be a turned one.
+
+        `out` may be `added`.
+        """
         ...
 
     def adapt(self, y: Any, x: Any, adapters: Sequence[Adapter], dropped: Dropped) -> Any:

@@ -19,7 +19,7 @@ _COMPRESSED = {".json", ".txt", ".md", ".jinja", ".model", ".py"}
 def make_portable(folder: Path, base: Path) -> None:
     """Take this machine's folders out of what is written beside the weights, before others get it.
 
-    A base that only this machine has stays the path it is.
+    A base that only this machine has stays the path it is where an adapter is loaded by it.
     """
     settings = _read(folder / "training_config.json")
     for name in ("data_path", "output_dir"):
@@ -27,8 +27,11 @@ def make_portable(folder: Path, base: Path) -> None:
             settings[name] = Path(settings[name]).name
     if settings:
         write_json(folder / "training_config.json", settings)
+    known = hub_name(settings.get("model_name", ""), base)
+    if merge := _read(folder / "sage_merge.json"):
+        write_json(folder / "sage_merge.json", {**merge, "base": known or base.name})
     adapters = _read(folder / "adapter_config.json")
-    if adapters and (known := hub_name(settings.get("model_name", ""), base)):
+    if adapters and known:
         # Versions of before say where their base lay.
         named = {"base_model_name_or_path": known, "revision": hub_revision(base)}
         write_json(folder / "adapter_config.json", {**adapters, **named})

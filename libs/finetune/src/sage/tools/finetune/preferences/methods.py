@@ -15,6 +15,7 @@ from sage.tools.finetune.batching import Schedule
 from sage.tools.finetune.head_loss import IGNORED
 from sage.tools.finetune.ladder import fewest_at_once
 from sage.tools.finetune.learning_rate import rate_factor
+from sage.tools.finetune.modeling import save_weights
 from sage.tools.finetune.preferences.progress import Progress
 from sage.tools.finetune.preferences.samples import PairSample, RatedSample, mixed, swapped_answers
 from sage.tools.finetune.random_numbers import RandomNumbers
@@ -235,6 +236,13 @@ def _reporting(trainer_class: Any, progress: Progress[Any]) -> Any:
 
         def create_model_card(self, *_: Any, **__: Any) -> None:
             """The run writes its own."""
+
+        def _save(self, output_dir: str, state_dict: Any = None) -> None:
+            # Their own way asks the Hub about the base, and keeps an output layer that has adapters whole.
+            save_weights(self.model, Path(output_dir))
+
+        def _send_telemetry(self) -> None:
+            """What is trained here is nobody else's business."""
 
     return Reporting
 

@@ -102,6 +102,7 @@ class PreferenceRun(Run):
         for part in parts_needed(self._config, rows, lambda: len(found)):
             found.extend(self._render(parts, part))
             left -= len(part)
+        parts.count_train_rows()
         return found, left
 
     def _render(self, parts: RunParts, rows: Sequence[Any]) -> Rows:
@@ -110,13 +111,9 @@ class PreferenceRun(Run):
         return pair_samples(parts.renderer, rows)
 
     def _report_cuts(self, parts: RunParts, train: Rows) -> None:
-        stats, limit = parts.renderer.stats, self._config.max_length
-        if stats.truncated:
-            left_out = (
-                f"; {stats.dropped} lost all of it, and their rows are left out" if stats.dropped else ""
-            )
-            self._tell.on_log("warn", f"{stats.truncated} answers were cut at max_length={limit}{left_out}")
+        parts.report_cuts("an answer")
         if not train:
+            limit = self._config.max_length
             raise InvalidDataError(
                 f"No row has its answers within max_length={limit} tokens. Raise max_length."
             )

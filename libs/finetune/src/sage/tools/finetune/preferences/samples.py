@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sage.tools.finetune.data import Conversation, Message
 from sage.tools.finetune.data.preferences import PreferencePair, RatedAnswer
@@ -31,8 +31,10 @@ def pair_samples(renderer: ChatRenderer, pairs: Sequence[PreferencePair]) -> lis
     """Pairs of which both answers begin within max_length. Raises: InvalidDataError naming the row."""
     samples = []
     for pair in pairs:
+        before = replace(renderer.stats)
         chosen = _rendered(renderer, pair, pair.chosen)
         rejected = _rendered(renderer, pair, pair.rejected)
+        renderer.stats.count_as_one(before)
         if chosen is None or rejected is None:
             continue
         # Tokens may merge over the border, with one answer and not with the other.
