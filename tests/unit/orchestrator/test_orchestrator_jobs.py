@@ -233,7 +233,7 @@ def test_a_job_whose_settings_are_unknown_after_an_update_still_ends(rig: Rig) -
     rig.claim(job_id)
     store_config(rig, job_id, removed_setting=1)
     assert rig.finish(job_id)["fine_tuned_model"] == "code@1"
-    assert rig.get("/internal/models/resolve", name="code")["max_lora_rank"] == 32
+    assert rig.get("/internal/models/resolve", name="code")["max_lora_rank"] == 24
 
 
 def test_an_integration_says_where_the_figures_go(rig: Rig) -> None:

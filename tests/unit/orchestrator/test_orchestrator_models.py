@@ -48,12 +48,12 @@ def test_names_resolve_to_what_serving_needs(rig: Rig) -> None:
         "base_model": "base_models/smollm2-135m",
         "adapter_path": f"adapters/{job['id']}",
         "merged_path": None,
-        "max_lora_rank": 32,
+        "max_lora_rank": 24,
         "turn_end_ids": [],
     }
     rig.train()
     assert resolve(rig, "code@1")["adapter_path"] == f"adapters/{job['id']}"
-    assert resolve(rig, "code@2")["max_lora_rank"] == 16
+    assert resolve(rig, "code@2")["max_lora_rank"] == 8
 
 
 def test_a_model_tuned_in_full_is_its_own_base_and_has_nothing_to_merge(rig: Rig) -> None:
@@ -62,7 +62,7 @@ def test_a_model_tuned_in_full_is_its_own_base_and_has_nothing_to_merge(rig: Rig
     own = "finetune_output/code/versions/1/full_model"
     rig.finish(job_id, base_model=own, adapter_path=None)
     assert resolve(rig, "code") == {
-        "id": "code@1", "base_model": own, "adapter_path": None, "merged_path": None, "max_lora_rank": 16,
+        "id": "code@1", "base_model": own, "adapter_path": None, "merged_path": None, "max_lora_rank": 8,
         "turn_end_ids": [],
     }  # fmt: skip
     refused = rig.post("/v1/sage/models/code/merge", {}, status=400)

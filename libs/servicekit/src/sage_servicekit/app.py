@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -22,7 +22,7 @@ from sage_servicekit.errors import error_response
 from sage_servicekit.origins import CheckedOrigins
 from sage_servicekit.settings import ServiceSettings
 
-Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]] | Callable[[FastAPI], AsyncIterator[None]]
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 _HEALTH = "/healthz"
 
@@ -30,7 +30,7 @@ _HEALTH = "/healthz"
 def create_app(
     name: str,
     settings: ServiceSettings,
-    lifespan: Any = None,
+    lifespan: Lifespan | None = None,
     *,
     uploads: Iterable[str] = (),
     admit: Callable[[Headers], None] | None = None,

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Iterable
 
+from starlette.requests import ClientDisconnect, Request
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -134,6 +135,14 @@ def _impatient(receive: Receive, silence_s: float) -> Receive:
         return message
 
     return received
+
+
+async def whole_body(request: Request) -> bytes:
+    """For routes that parse it themselves. Raises: InvalidRequestError where the client left half-way."""
+    try:
+        return await request.body()
+    except ClientDisconnect as error:
+        raise InvalidRequestError("The request ended before its body did.") from error
 
 
 def has_half_character(content: bytes | bytearray) -> bool:

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from sage_chat.backend import Backend, BackendName, ChatCall, Reply
@@ -20,13 +19,14 @@ from sage_chat.responses import response_reply
 from sage_chat.responses_dialect import chat_body
 from sage_chat.routing import Route
 from sage_contracts.chat import ChatRequest, Passage
-from sage_contracts.errors import InvalidRequestError, PayloadTooLargeError, SageError
+from sage_contracts.errors import InvalidRequestError, SageError
 from sage_contracts.responses import ResponseRequest
 from sage_contracts.workers import INTERNAL_TOKEN_HEADER
 from sage_gateway.directory import ModelDirectory
 from sage_gateway.measures import ChatMeasures
 from sage_gateway.relay import CLIENT_LEFT_STATUS, RelayResponse
 from sage_retrieval.store import IndexStore
+from sage_servicekit.bodies import whole_body
 from sage_servicekit.connection import ClientLeftError, unless_client_leaves
 from sage_servicekit.errors import status_of
 from sage_servicekit.validation import of_the_request
@@ -48,17 +48,16 @@ class Chat:
     measures: ChatMeasures
     passages: int
     passages_max_bytes: int
-    max_body_bytes: int
 
     async def complete(self, request: Request) -> Response:
         started = time.perf_counter()
-        body = await _read_json(request, self.max_body_bytes)
+        body = await _read_json(request)
         return await self._chat(request, started, body, _as_it_is)
 
     async def respond(self, request: Request) -> Response:
         """OpenAI's Responses API, by the way of a chat."""
         started = time.perf_counter()
-        body = await _read_json(request, self.max_body_bytes)
+        body = await _read_json(request)
         with of_the_request():
             asked = ResponseRequest.model_validate(body)
         return await self._chat(request, started, chat_body(asked), partial(response_reply, asked=asked))
@@ -93,7 +92,7 @@ class Chat:
     async def pass_on(self, request: Request, about: str, way: Callable[[Backend], Ask]) -> Response:
         """What is no conversation: a bare prompt, or texts to embed, in the body's field `about`."""
         started = time.perf_counter()
-        body = await _read_json(request, self.max_body_bytes)
+        body = await _read_json(request)
         if not isinstance(body.get("model"), str):
             raise InvalidRequestError("model: a name is needed, as GET /v1/models lists it", param="model")
         if body.get(about) is None:
@@ -147,16 +146,9 @@ def _own_headers(request: Request) -> dict[str, str]:
     }
 
 
-async def _read_json(request: Request, max_bytes: int) -> dict[str, Any]:
-    """The body as an object. Raises: InvalidRequestError, PayloadTooLargeError."""
-    content = bytearray()
-    try:
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > max_bytes:
-                raise PayloadTooLargeError(f"The body is larger than {max_bytes} bytes.")
-    except ClientDisconnect as error:
-        raise InvalidRequestError("The request ended before its body did.") from error
+async def _read_json(request: Request) -> dict[str, Any]:
+    """The body as an object. Raises: InvalidRequestError."""
+    content = await whole_body(request)
     try:
         body = json.loads(content, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:

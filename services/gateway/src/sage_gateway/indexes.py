@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import APIRouter, Request
-from starlette.requests import ClientDisconnect
 
-from sage_contracts.errors import InvalidRequestError
 from sage_contracts.indexes import IndexCard, PutIndexRequest
 from sage_contracts.paging import Deleted, ListPage
 from sage_retrieval.store import IndexStore
+from sage_servicekit.bodies import whole_body
 from sage_servicekit.validation import of_the_request
 
 
@@ -26,10 +25,7 @@ def make_router(indexes: IndexStore) -> APIRouter:
     # Its documents come with the request: what is a folder to the sender need not be one here.
     @router.put("/v1/sage/indexes/{name}")
     async def put_index(name: str, request: Request) -> IndexCard:
-        try:
-            body = await request.body()
-        except ClientDisconnect as error:
-            raise InvalidRequestError("The request ended before its body did.") from error
+        body = await whole_body(request)
 
         def put() -> IndexCard:
             # Not as a parameter of FastAPI's: to parse many megabytes would hold up every other request.

@@ -50,7 +50,6 @@ def build_app(settings: GatewaySettings) -> FastAPI:
         measures=ChatMeasures(app.state.metrics_registry),
         passages=settings.default_passages,
         passages_max_bytes=settings.passages_max_bytes,
-        max_body_bytes=settings.max_body_bytes,
     )
     for router in (
         chat.make_router(endpoints),
@@ -68,7 +67,3 @@ def main() -> None:
     settings = from_env(GatewaySettings)
     logs.configure("gateway", settings.log_level)
     serve.run(build_app(settings), settings.host, settings.gateway_port)
-
-
-if __name__ == "__main__":
-    main()

@@ -69,12 +69,6 @@ def newest_version(session: Session, name: str) -> int | None:
     return session.scalar(select(func.max(VersionRow.version)).where(VersionRow.name == name))
 
 
-def is_base_known(session: Session, base_model: str) -> bool:
-    """Whether some version stands on this base model."""
-    query = select(VersionRow.name).where(VersionRow.base_model == base_model).limit(1)
-    return session.scalar(query) is not None
-
-
 def set_merged(session: Session, name: str, version: int, merged_path: str) -> None:
     """Record where the merged weights of a version are."""
     session.execute(

@@ -21,8 +21,6 @@ from sage_orchestrator.rows import CheckpointRow, VersionRow
 _BASE = "base:"
 # More digits than this do not fit into the database's column.
 _VERSION = re.compile(r"[0-9]{1,9}")
-# What vLLM accepts as its largest rank; small adapters share one value so that they share one engine.
-_SERVED_RANKS = (16, 32, 64, 128, 256, 320, 512)
 
 
 class ModelService:
@@ -148,7 +146,7 @@ def _resolved(row: VersionRow) -> ResolvedModel:
         base_model=row.base_model,
         adapter_path=row.adapter_path or None,
         merged_path=row.merged_path,
-        max_lora_rank=next((rank for rank in _SERVED_RANKS if rank >= row.lora_rank), row.lora_rank),
+        max_lora_rank=row.lora_rank,
         # As our trainers record it; versions of before, and those of others' trainers, have none.
         turn_end_ids=row.meta.get("turn_end_ids", []),
     )
