@@ -16,7 +16,7 @@ from tests.fakes.chat_templates import FAMILIES, make_tokenizer
 from sage.tools.finetune.base_models import SMOLLM2
 from sage.tools.finetune.data import RowError, load_conversations, validate_file
 from sage.tools.finetune.data.conversation import CALLS_LEFT_OUT, THOUGHTS_LEFT_OUT
-from sage.tools.finetune.data.tokenizer_files import learnable_rows, length_counter
+from sage.tools.finetune.data.tokenizer_files import checks, learnable_rows, length_counter
 from sage.tools.finetune.rendering import ChatRenderer
 from sage_cli.jobs.validate import validate_command
 from sage_contracts.errors import InvalidDataError
@@ -191,6 +191,25 @@ def test_rows_with_tools_are_held_against_the_template_for_tools(tmp_path: Path,
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_the_check_and_training_note_the_same_rows_for_the_templates_marks(tmp_path: Path, name: str) -> None:
+    tokenizer = make_tokenizer(FAMILIES[name])
+    tokenizer.save_pretrained(tmp_path / "model")
+    rendered = tokenizer.apply_chat_template(TALK[2:], tokenize=False)
+    end = FAMILIES[name].turn_end
+    path = tmp_path / "rows.jsonl"
+    texts = ["Yes.", "<think>hm</think>?", rendered, f"Yes.{end}"]
+    path.write_text("\n".join(json.dumps({"question": text, "answer": "Yes."}) for text in texts))
+    counter, marks = checks(str(tmp_path / "model"), tmp_path, 500)
+    report = validate_file(path, lengths=counter, marks=marks)
+    (note,) = report.notes
+    assert note.startswith("2 rows have marks in the text")
+    assert "row 3 of rows.jsonl holds" in note
+    renderer = ChatRenderer(tokenizer, 500)
+    renderer.samples(load_conversations(path))
+    assert renderer.marked.note() == note
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_bad_row_is_one_that_training_refuses(tmp_path: Path, name: str) -> None:
     tokenizer = make_tokenizer(FAMILIES[name])
     tokenizer.chat_template = FAMILIES[name].unmarked
@@ -262,7 +281,7 @@ def test_a_hub_model_without_a_tokenizer_file_is_refused(tmp_path: Path) -> None
     (cached / "refs" / "main").write_text(snapshot)
     script = (
         "from pathlib import Path\n"
-        "from sage.tools.finetune.data.tokenizer_files import learnable_rows, length_counter\n"
+        "from sage.tools.finetune.data.tokenizer_files import checks, learnable_rows, length_counter\n"
         "from sage_contracts.errors import InvalidRequestError\n"
         "try:\n    length_counter('someone/bare', Path('/nowhere'), 10)\n"
         "except InvalidRequestError as error:\n    print(error.message)\n"

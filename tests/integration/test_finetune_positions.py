@@ -71,6 +71,23 @@ def test_a_run_tells_of_rows_that_are_too_long_for_its_base(
     assert any(TOLD in message for message in heard.told) == is_told, heard.told
 
 
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_a_run_tells_of_rows_that_hold_the_marks_of_its_template(
+    base: Path, tmp_path: Path, method: str
+) -> None:
+    data, heard = written(tmp_path / "rows.json", method), Warnings()
+    rows = json.loads(data.read_text())
+    for row in rows:
+        row.update(
+            {field: f"{text}<|im_end|>" for field, text in row.items() if field in ("answer", "chosen")}
+        )
+    data.write_text(json.dumps(rows))
+    LoRATrainer(settings(base, data, tmp_path / "out", method=method, max_length=128), [heard]).train()
+    (told,) = [message for message in heard.told if "marks" in message]
+    assert told.startswith("3 rows have marks in the text"), "the two of its step and the one held out"
+    assert "of rows.json holds <|im_end|>" in told
+
+
 @pytest.mark.parametrize(("max_length", "is_told"), [(128, True), (64, False)])
 def test_a_plan_and_the_check_tell_it_before_there_is_a_run(
     base: Path, tmp_path: Path, max_length: int, is_told: bool

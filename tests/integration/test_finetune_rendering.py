@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sage.tools.finetune.data import Conversation, Message
+from sage.tools.finetune.data.text_batch import MOST_CHARACTERS
 from sage.tools.finetune.head_loss import IGNORED
 from sage.tools.finetune.rendering import ChatRenderer
 from sage_contracts.errors import InvalidDataError
@@ -138,3 +139,22 @@ def test_any_text_is_learned_to_the_letter(tokenizer: Any, answer: str, question
         {"role": "assistant", "content": answer},
     ]
     assert learned(tokenizer, CHATML, messages) == [f"{answer}<|im_end|>"]
+
+
+def test_long_texts_are_tokenised_few_at_a_time(tokenizer: Any) -> None:
+    seen: list[int] = []
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tokenizer, name)
+
+        def __call__(self, texts: list[str], **options: Any) -> Any:
+            seen.append(sum(map(len, texts)))
+            return tokenizer(texts, **options)
+
+    tokenizer.chat_template = CHATML
+    answer = "word " * (MOST_CHARACTERS // 10)
+    rows = [Conversation([TALK[0], {"role": "assistant", "content": answer}], "row")] * 5
+    assert [len(sample.ids) for sample in ChatRenderer(Watched(), 100).samples(rows)] == [100] * 5
+    assert len(seen) == 3
+    assert max(seen) < 1.1 * MOST_CHARACTERS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -73,6 +74,21 @@ def turns(row: dict[str, Any]) -> list[tuple[str, str]]:
 )
 def test_each_format_becomes_a_conversation(row: dict[str, Any], expected: list[tuple[str, str]]) -> None:
     assert turns(row) == expected
+
+
+@pytest.mark.parametrize("field", ["answer", "output", "completion", "response", "summary"])
+def test_a_text_with_an_answer_beside_it_is_not_learned_in_its_place(field: str) -> None:
+    row = {"text": "Q?", field: "A"}
+    with pytest.raises(
+        RowError, match=f"^text: stands beside {field}.*rename text to.*else remove"
+    ) as refused:
+        to_messages(row)
+    names = dict(re.findall(r"(\w+) to (\w+)", str(refused.value)[str(refused.value).index("rename") :]))
+    assert turns({names.get(name, name): value for name, value in row.items()}) == [
+        ("user", "Q?"), ("assistant", "A"),
+    ]  # fmt: skip
+    for empty in (None, "", " ", 5, {}):
+        assert turns({"text": "story", field: empty}) == [("user", ""), ("assistant", "story")]
 
 
 def test_an_opening_greeting_of_the_assistant_is_left_out() -> None:

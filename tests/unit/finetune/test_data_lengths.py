@@ -16,6 +16,7 @@ from sage.tools.finetune.data import Message, validate_file
 from sage.tools.finetune.data.frames import Frames
 from sage.tools.finetune.data.lengths import LengthCounter
 from sage.tools.finetune.data.row_keys import row_key
+from sage.tools.finetune.data.text_batch import MOST_CHARACTERS, MOST_TEXTS, TextBatch
 from sage.tools.finetune.data.tokenizer_files import Estimate
 from sage.tools.finetune.data.training_check import training_check
 
@@ -55,6 +56,45 @@ def test_what_lies_beyond_the_limit_is_counted_by_answers() -> None:
     assert (report.total, report.longest, report.too_long) == (14 + 29 + 39, 39, 2)
     assert (report.answer_tokens_cut, report.answers_cut_off) == (8 + 4, 1)
     assert sum(bar.rows for bar in report.histogram) == 3
+
+
+@given(st.lists(st.integers(0, MOST_CHARACTERS // 3), max_size=20))
+def test_a_batch_ends_where_its_texts_are_many_characters(sizes: list[int]) -> None:
+    batch, taken = TextBatch[int](), []
+    for size in sizes:
+        batch.add(size, " " * size)
+        if batch.is_full:
+            taken.append(batch.take())
+    assert all(sum(full) >= MOST_CHARACTERS > sum(full[:-1]) for full in taken)
+    rest = batch.take()
+    assert sum(rest) < MOST_CHARACTERS
+    assert [size for part in (*taken, rest) for size in part] == sizes
+    assert batch.take() == []
+
+
+def test_a_batch_ends_where_its_texts_are_many() -> None:
+    batch = TextBatch[None]()
+    for _ in range(MOST_TEXTS):
+        assert not batch.is_full
+        batch.add(None, "short")
+    assert batch.is_full
+
+
+def test_long_rows_are_measured_few_at_a_time() -> None:
+    seen: list[int] = []
+
+    class Watched(Characters):
+        def count(self, texts: Sequence[str]) -> list[int]:
+            seen.append(sum(map(len, texts)))
+            return super().count(texts)
+
+    lengths, answer = LengthCounter(Watched(), Frames(template), 20_000_000), "a" * (MOST_CHARACTERS // 4)
+    for _ in range(20):
+        lengths.add(pair("q", answer), None)
+    report = lengths.report()
+    assert report is not None
+    assert report.total == sum(seen) == 20 * len(template(pair("q", answer), None))
+    assert max(seen) < 1.1 * MOST_CHARACTERS
 
 
 def test_no_rows_have_no_lengths() -> None:

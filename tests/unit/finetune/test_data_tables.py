@@ -120,7 +120,7 @@ def test_quoted_cells_come_back_as_they_were(rows: list[tuple[str, ...]], quotin
 
 @given(st.lists(st.tuples(*[st.text(st.sampled_from('ab" ,é'), min_size=1, max_size=5)] * 2), max_size=8))
 def test_no_cell_that_was_never_quoted_swallows_another(rows: list[tuple[str, ...]]) -> None:
-    text = io.StringIO("".join("\t".join(row) + "\n" for row in [("a", "b"), *rows]), newline="")
+    text = io.StringIO("".join("\t".join(row) + "\n" for row in [("x", "y"), *rows]), newline="")
     read, written = (
         [filled(tuple(cell.strip('"').replace('""', '"') for cell in row)) for row in some]
         for some in (cells_read(text, "\t"), rows)
@@ -140,3 +140,85 @@ def test_what_is_wrong_with_the_marks_of_a_row_says_what_to_do(tmp_path: Path, h
     assert "write each quotation mark inside a cell twice" in str(bad)
     assert str(bad).isprintable()
     assert isinstance(good, dict)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "|"])
+@pytest.mark.parametrize("header", ["question, answer", '"question", "answer"', '"Question", answer'])
+def test_blanks_behind_the_delimiters_of_header_and_rows_are_no_text(
+    tmp_path: Path, header: str, delimiter: str
+) -> None:
+    lines = [header, '"What, or who?", "A tool, and ""more""."', "Which port?,  8080", '"a", "two\nlines"']
+    text = "\r\n".join(lines).replace(",", delimiter).replace(f"{delimiter} and", ", and")
+    path = tmp_path / "rows.csv"
+    assert rows_of(path, text) == [
+        {"question": f"What{delimiter} or who?", "answer": 'A tool, and "more".'},
+        {"question": "Which port?", "answer": "8080"},
+        {"question": "a", "answer": "two\nlines"},
+    ]
+    assert validate_file(path).good == 3
+
+
+@pytest.mark.parametrize(
+    "row", ['"q", "a"', '"q, or", "a, or b"', 'q, "a" or "b"', ' "q","a"', '"q",   "a"', '"q", "two\nlines"']
+)
+def test_a_blank_before_a_quotation_mark_that_the_header_does_not_have_is_told(
+    tmp_path: Path, row: str
+) -> None:
+    path = tmp_path / "rows.csv"
+    bad, *_, good = rows_of(path, f"question,answer\n{row}\n5, 6\n")
+    assert str(bad).startswith("row: has a cell that begins with a blank before its quotation mark")
+    assert good == {"question": "5", "answer": " 6"}
+
+
+def test_a_quoted_cell_may_begin_with_a_blank_and_a_mark(tmp_path: Path) -> None:
+    rows = [{"question": ' "Yes" in French?', "answer": ' "Oui"\n'}, {"question": "a", "answer": ' b, "c"'}]
+    for quoting in (csv.QUOTE_ALL, csv.QUOTE_MINIMAL):
+        written = io.StringIO(newline="")
+        writer = csv.DictWriter(written, ["question", "answer"], quoting=quoting)
+        writer.writeheader()
+        writer.writerows(rows)
+        assert rows_of(tmp_path / "rows.csv", written.getvalue()) == rows
+
+
+def test_blanks_beside_tabs_stay_text(tmp_path: Path) -> None:
+    (row,) = rows_of(tmp_path / "rows.tsv", 'question\t answer\nq\t "a"\n')
+    assert row == {"question": "q", "answer": ' "a"'}
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        '| Question | answer |\n|---|:---:|\n| "What" is it? | A tool. |\n| Which port? | 8080|\n|- | --|\n',
+        '|question|answer|\n|-|-|\n|"What" is it?|A tool.|\n|Which port?|8080|\n|-|--|',
+        'question | answer\r\n--- | ---\r\n"What" is it? | A tool.\r\nWhich port? | 8080\r\n- | --\r\n',
+        '\nquestion|answer\n---|---\n"What" is it?|A tool.\nWhich port?|8080\n-|--\n',
+    ],
+)
+def test_a_table_drawn_with_bars_has_no_row_of_its_rule(tmp_path: Path, drawn: str) -> None:
+    rows = [{k: v for k, v in row.items() if k} for row in rows_of(tmp_path / "rows.md", drawn)]  # type: ignore[attr-defined]
+    assert [tuple(row.values()) for row in rows] == [
+        ('"What" is it?', "A tool."), ("Which port?", "8080"), ("-", "--"),
+    ]  # fmt: skip
+    assert set(rows[0]) == {"question", "answer"}
+    assert validate_file(tmp_path / "rows.md").rows == 3
+
+
+def test_bars_without_a_rule_may_hold_quoted_cells(tmp_path: Path) -> None:
+    for sides in ("", "|"):
+        lines = [f"{sides}{line}{sides}\n" for line in ("question|answer", '"a|b"|"c "', "-|--")]
+        rows = rows_of(tmp_path / "rows.csv", "".join(lines))
+        assert [(row["question"], row["answer"]) for row in rows] == [("a|b", "c "), ("-", "--")]  # type: ignore[index]
+    (row,) = rows_of(tmp_path / "rows.csv", "question | answer\nWhat? | A tool. \n")
+    assert row == {"question": "What?", "answer": "A tool."}
+
+
+@pytest.mark.parametrize(
+    "header", ["question,answer", '"Question","Answer"', "text", "question;answer", "question\tanswer"]
+)
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_header_that_comes_again_is_no_row(tmp_path: Path, header: str, mark: str) -> None:
+    delimiter = next((sign for sign in ",;\t" if sign in header), "\n")
+    row = "answer" if delimiter == "\n" else f"answer{delimiter}question"
+    first, again, last = rows_of(tmp_path / "rows.csv", f"{header}\n{row}\n{mark}{header}\n{row}\n")
+    assert again == "row: repeats the header: remove it"
+    assert first == last

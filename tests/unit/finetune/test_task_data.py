@@ -48,6 +48,32 @@ def test_limits_and_a_validation_file(tmp_path: Path) -> None:
         prepare(config, training_path=train, validation_path=train)
 
 
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_what_became_of_every_row_is_told(tmp_path: Path, method: Any) -> None:
+    train, held = tmp_path / "a.json", tmp_path / "b.json"
+    rows = [
+        {"prompt": f"Q{n}", "completion": f"A{n}", "chosen": f"A{n}", "rejected": "No"} for n in range(20)
+    ]
+    unread = {"chosen", "rejected"} if method == "sft" else {"completion"}
+    rows = [{field: row[field] for field in row if field not in unread} for row in rows]
+    train.write_text(json.dumps(rows * 2))
+    held.write_text(json.dumps(rows[12:]))
+    load: Any = prepare if method == "sft" else prepare_preferences
+
+    def said(validation: Path | None, **fields: Any) -> str:
+        config = TrainingConfig(method=method, **fields)
+        return str(load(config, training_path=train, validation_path=validation).description)
+
+    kind = "rows" if method == "sft" else "preferences"
+    assert said(None) == f"a.json: 18 {kind}, 2 held out, 20 duplicates removed"
+    assert said(None, max_train_rows=5).startswith(f"a.json: 5 of 18 {kind}, 2 held out")
+    assert said(None, max_train_rows=18).startswith(f"a.json: 18 {kind}, 2 held out")
+    told = said(held, max_train_rows=5)
+    assert told.startswith(f"a.json: 5 of 12 {kind}, ")
+    assert "20 duplicates removed, 8 left out" in told
+    assert ("held out: 8 of b.json" if method == "sft" else "8 held out") in told
+
+
 def test_two_rows_are_enough_for_a_split(tmp_path: Path) -> None:
     splits = prepare(TrainingConfig(), training_path=write_rows(tmp_path / "a.json", range(2)))
     assert (len(splits.train), len(splits.validation)) == (1, 1)
@@ -69,6 +95,9 @@ def test_code_learns_from_a_tree(tmp_path: Path) -> None:
     splits = prepare(TrainingConfig(task=Task.CODE, data_path=str(tmp_path)))
     assert (len(splits.train), len(splits.validation)) == (9, 1)
     assert splits.description.endswith("(one module, split by function): 9 rows, 1 held out")
+    few = prepare(TrainingConfig(task=Task.CODE, data_path=str(tmp_path), max_train_rows=4))
+    assert few.description.endswith(": 4 of 9 rows, 1 held out")
+    assert "4 of " in prepare(TrainingConfig(task=Task.CODE, max_train_rows=4)).description
     write_rows(tmp_path / "rows.json", range(5))
     splits = prepare(TrainingConfig(task=Task.CODE, data_path=str(tmp_path)))
     assert (len(splits.train), len(splits.validation)) == (9, 1)

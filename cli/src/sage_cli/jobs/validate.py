@@ -18,7 +18,7 @@ from sage.tools.finetune.base_models import is_builtin, local_base
 from sage.tools.finetune.data import BadRow, DataReport, validate_file
 from sage.tools.finetune.data.hub import is_hub_id
 from sage.tools.finetune.data.lengths import Bar, TokenReport
-from sage.tools.finetune.data.tokenizer_files import length_counter
+from sage.tools.finetune.data.tokenizer_files import checks
 from sage.tools.finetune.positions import beyond_positions
 from sage.tools.finetune.storage import temporary_folder_errors
 from sage_cli import engine, render
@@ -36,7 +36,7 @@ def validate_command(
     home, progress = Home.from_env().root, render.error_console()
     if model is not None and (path.expanduser().exists() or is_hub_id(path)):
         _prepare_builtin(model, home, progress)
-    lengths = length_counter(model, home, max_length)
+    lengths, marks = checks(model, home, max_length)
     with SpooledTemporaryFile(_SPOOL_BYTES, "w+") as bad_rows, ExitStack() as stack:
 
         def keep(bad: BadRow) -> None:
@@ -49,6 +49,7 @@ def validate_command(
             str(path) if path.is_dir() else None,
             method=method,
             lengths=lengths,
+            marks=marks,
             on_bad=keep if as_json else lambda bad: None,
             on_rows=lambda rows: status.update(f"Reading: {rows:,} rows") if status else None,
         )

@@ -6,15 +6,14 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, overload
 
 from sage.tools.finetune.chat_template import ChatTemplate, RenderedText, Span, refused
 from sage.tools.finetune.data import Conversation
+from sage.tools.finetune.data.text_batch import TextBatch
+from sage.tools.finetune.data.turn_marks import MarkedRows, turn_marks
 from sage.tools.finetune.head_loss import IGNORED
 from sage_contracts.errors import InvalidDataError
-
-TEXTS_PER_BATCH = 1000  # enough to keep every core tokenising; their offsets are let go again
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,12 @@ class ChatRenderer:
         self._added_ids: dict[str, int] = tokenizer.get_added_vocab()
         self._added = frozenset(self._added_ids.values())
         self._known_ids: int | None = None
+        self.marked = MarkedRows(turn_marks(self._applied, self._added_ids))
+        """Rows whose contents hold the template's own marks."""
         self.stats = RenderStats()
+
+    def _applied(self, turns: list[dict[str, Any]]) -> str:
+        return str(self._tokenizer.apply_chat_template(turns, tokenize=False))
 
     def require_known(self, ids: int) -> None:
         """From now on refuse rows with a token that a model with embeddings for so many ids does not know."""
@@ -127,17 +131,27 @@ class ChatRenderer:
 
     def tokenised(self, conversations: Sequence[Conversation]) -> Iterator[TokenisedText]:
         """The texts of the conversations in their order, whole. Raises: InvalidDataError."""
-        texts = (text for conversation in conversations for text in self._template.rendered(conversation))
-        while batch := list(islice(texts, TEXTS_PER_BATCH)):
-            encoded = self._tokenizer(
-                [rendered.text for rendered in batch],
-                add_special_tokens=False,  # the template has written them
-                return_offsets_mapping=True,
-                return_attention_mask=False,
-                verbose=False,  # that a text is longer than the model's limit is ours to say
-            )
-            for row in zip(batch, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-                yield self._labelled(*row)
+        batch = TextBatch[RenderedText]()
+        for conversation in conversations:
+            self.marked.add(conversation.messages, conversation.origin)
+            for rendered in self._template.rendered(conversation):
+                batch.add(rendered, rendered.text)
+                if batch.is_full:
+                    yield from self._encoded(batch.take())
+        yield from self._encoded(batch.take())
+
+    def _encoded(self, batch: Sequence[RenderedText]) -> Iterator[TokenisedText]:
+        if not batch:
+            return
+        encoded = self._tokenizer(
+            [rendered.text for rendered in batch],
+            add_special_tokens=False,  # the template has written them
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,  # that a text is longer than the model's limit is ours to say
+        )
+        for row in zip(batch, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            yield self._labelled(*row)
 
     def _labelled(self, rendered: RenderedText, ids: list[int], offsets: list[Span]) -> TokenisedText:
         highest = max(ids, default=0)

@@ -122,12 +122,14 @@ class RunParts:
             raise InvalidDataError(
                 f"No row has an answer within max_length={self._config.max_length} tokens. Raise max_length."
             )
-        self.tell_positions()
+        self.tell_rows()
         return train, held, left
 
-    def tell_positions(self) -> None:
-        """Warn where the rows rendered so far are longer than what the base model was made for."""
+    def tell_rows(self) -> None:
+        """Warn where the rows rendered so far are longer than what the base model was made for, or hold the
+        marks of its template."""
         self._warn(beyond_positions(self.renderer.stats.longest, self._positions))
+        self._warn(self.renderer.marked.note())
 
     def stop_at_turn_ends(self) -> None:
         """Have the model stop where the rendered rows teach it to: its base may stop at other tokens only."""

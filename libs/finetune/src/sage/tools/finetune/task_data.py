@@ -103,7 +103,9 @@ def prepare(
         splits.description = with_notes(splits.description, notes)
     else:
         splits = _from_files(config, path, validation_path)
-    return _limited(splits, config)
+    # Tasks of others know no limits.
+    train, held = limited(splits.train, config), splits.validation[: config.max_eval_rows]
+    return Splits(train, held, splits.description)
 
 
 def is_source_tree(task: Task, path: Path) -> bool:
@@ -147,14 +149,33 @@ def _from_files(config: TrainingConfig, path: Path, validation_path: Path | None
         splits.description = with_notes(splits.description, notes)
         return splits
     held = _unique(load_conversations(validation_path, notes=notes))
-    train = _unsaid(_unique(rows), held)
-    Random(config.seed).shuffle(train)  # limits take its head
-    if not train:
+    unique = _unique(rows)
+    unsaid = _unsaid(unique, held)
+    Random(config.seed).shuffle(unsaid)  # limits take its head
+    if not unsaid:
         raise InvalidDataError(
             f"Every row of {path.name} is also in {validation_path.name}: nothing to train on."
         )
-    description = f"{path.name}: {len(train)} rows; held out: {len(held)} of {validation_path.name}"
+    train = limited(unsaid, config)
+    description = f"{path.name}: {count_of(train, unsaid)} rows{_removed(rows, unique, unsaid)}"
+    description += f"; held out: {len(held)} of {validation_path.name}"
     return Splits(train, judged(held, config), with_notes(description, notes))
+
+
+def limited(train: list[Row], config: TrainingConfig) -> list[Row]:
+    return train[: config.max_train_rows or None]
+
+
+def count_of(kept: Sequence[Row], found: Sequence[Row]) -> str:
+    """How many are trained on, and of how many where that is not all."""
+    return f"{len(kept)}" if len(kept) == len(found) else f"{len(kept)} of {len(found)}"
+
+
+def _removed(rows: Sequence[Row], unique: Sequence[Row], kept: Sequence[Row]) -> str:
+    """What became of the rows that are neither trained on nor held out."""
+    dropped, left_out = len(rows) - len(unique), len(unique) - len(kept)
+    note = f", {dropped} duplicates removed" if dropped else ""
+    return note + (f", {left_out} left out that say the same as held-out rows" if left_out else "")
 
 
 def judged(held: list[Row], config: TrainingConfig) -> list[Row]:
@@ -177,25 +198,26 @@ def _split_rows(rows: Sequence[Conversation], config: TrainingConfig, source: st
     Random(config.seed).shuffle(unique)
     wanted = held_out_count(len(unique), config.validation_fraction)
     held = unique[:wanted]
-    train = _unsaid(unique[wanted:], held)
-    if not train:  # all rows say the same
-        train, held = unique, []
-    dropped, left_out = len(rows) - len(unique), len(unique) - len(train) - len(held)
-    note = f", {dropped} duplicates removed" if dropped else ""
-    note += f", {left_out} left out that say the same as held-out rows" if left_out else ""
-    return Splits(train, held, f"{source}: {len(train)} rows, {len(held)} held out{note}")
+    unsaid = _unsaid(unique[wanted:], held)
+    if not unsaid:  # all rows say the same
+        unsaid, held = unique, []
+    train = limited(unsaid, config)
+    counts = f"{count_of(train, unsaid)} rows, {len(held)} held out"
+    return Splits(train, held, f"{source}: {counts}{_removed(rows, unique, [*unsaid, *held])}")
 
 
 def _split_code(pairs: Sequence[CodePair], config: TrainingConfig, source: str) -> Splits:
-    train, held = split_by_module(pairs, config.validation_fraction)
+    found, held = split_by_module(pairs, config.validation_fraction)
     if not held:
         rows = [pair.conversation() for pair in pairs]
         return _split_rows(rows, config, f"{source} (one module, split by function)")
     order = Random(config.seed)
-    order.shuffle(train)
+    order.shuffle(found)
     order.shuffle(held)
+    train = limited(found, config)
     modules = len({pair.module for pair in held})
-    description = f"{source}: {len(train)} to train on, {len(held)} held out from {modules} unseen modules"
+    counts = f"{count_of(train, found)} to train on, {len(held)} held out"
+    description = f"{source}: {counts} from {modules} unseen modules"
     as_rows = [[pair.conversation() for pair in part] for part in (train, held)]
     return Splits(as_rows[0], as_rows[1], description)
 
@@ -208,11 +230,6 @@ def _unsaid(rows: Sequence[Conversation], held: Sequence[Conversation]) -> list[
     """The rows whose conversation is not held out, also not with other tools or weights."""
     known = {conversation_key(row.messages) for row in held}
     return [row for row in rows if conversation_key(row.messages) not in known]
-
-
-def _limited(splits: Splits, config: TrainingConfig) -> Splits:
-    train = splits.train[: config.max_train_rows] if config.max_train_rows else splits.train
-    return Splits(train, splits.validation[: config.max_eval_rows], splits.description)
 
 
 @TASKS.register("code")

@@ -37,6 +37,16 @@ class RowFormat(Protocol):
 FORMATS: Registry[RowFormat] = Registry("format", "sage.finetune.formats", keeps_instances=True)
 
 
+_ANSWERS_TO_TEXT = {
+    "answer": "rename text to question",
+    "output": "rename text to instruction",
+    "completion": "rename text to prompt",
+    "response": "rename text to question and response to answer",
+    "summary": "rename text to question and summary to answer",
+}
+"""What to do with a row whose field holds the answer to its `text`."""
+
+
 Match = tuple[str, RowFormat, Fields]
 """A row's format with its name, and the row as that format is to see it."""
 
@@ -147,6 +157,12 @@ class PlainText:
         return "text" in row
 
     def to_messages(self, row: Fields) -> list[Message]:
+        for field, remedy in _ANSWERS_TO_TEXT.items():
+            if isinstance(row.get(field), str) and row[field].strip():
+                said = f"stands beside {field}, and text is learned whole, as the answer to nothing"
+                raise RowError(
+                    "text", f"{said}: if {field} is the answer to it, {remedy}; else remove {field}"
+                )
         return _pair("", required_text(row, "text"))
 
 

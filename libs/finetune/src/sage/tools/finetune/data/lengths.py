@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 from sage.tools.finetune.data.conversation import Conversation, Message, RowError
 from sage.tools.finetune.data.frames import Frames, Span
+from sage.tools.finetune.data.text_batch import TextBatch
 
-_BATCH_ROWS = 512
 _HISTOGRAM_BARS = 12
 
 
@@ -61,8 +61,8 @@ class TokenCounter(Protocol):
 
 
 class _Waiting(NamedTuple):
+    text: str
     messages: Sequence[Message]
-    tools: Any
 
 
 class LengthCounter:
@@ -89,7 +89,7 @@ class LengthCounter:
         self._counter = counter
         self._frames = frames
         self._max_length = max_length
-        self._waiting: list[_Waiting] = []
+        self._waiting = TextBatch[_Waiting]()
         self._lengths: Counter[int] = Counter()
         self._answer_tokens_cut = 0
         self._answers_cut_off = 0
@@ -109,8 +109,9 @@ class LengthCounter:
                 raise
             self.refused += 1
             self._first_refused = self._first_refused or f"{origin} {error.reason}"
-        self._waiting.append(_Waiting(messages, tools))
-        if len(self._waiting) >= _BATCH_ROWS:
+        text = self._frames.render(messages, tools)
+        self._waiting.add(_Waiting(text, messages), text)
+        if self._waiting.is_full:
             self._measure()
 
     def report(self) -> TokenReport | None:
@@ -145,12 +146,12 @@ class LengthCounter:
         return [f"training {self._counter.name} would stop at {rows}: {self._first_refused}"]
 
     def _measure(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        texts = [self._frames.render(*row) for row in waiting]
-        for text, length, row in zip(texts, self._counter.count(texts), waiting, strict=True):
+        waiting = self._waiting.take()
+        lengths = self._counter.count([text for text, _ in waiting])
+        for (text, messages), length in zip(waiting, lengths, strict=True):
             self._lengths[length] += 1
             if length > self._max_length:
-                self._note_cut(text, self._frames.answers(text, row.messages))
+                self._note_cut(text, self._frames.answers(text, messages))
 
     def _note_cut(self, text: str, answers: Sequence[Span]) -> None:
         ends = self._counter.ends(text)

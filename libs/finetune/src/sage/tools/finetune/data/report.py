@@ -24,6 +24,7 @@ from sage.tools.finetune.data.preferences import (
 )
 from sage.tools.finetune.data.reading import Row, load_rows
 from sage.tools.finetune.data.row_keys import Duplicates, row_key
+from sage.tools.finetune.data.turn_marks import MarkedRows
 from sage_contracts.errors import InvalidDataError
 
 SHOWN_BAD_ROWS = 5
@@ -114,14 +115,16 @@ def validate_file(
     *,
     method: str | None = None,
     lengths: LengthCounter | None = None,
+    marks: MarkedRows | None = None,
     on_bad: Callable[[BadRow], None] = lambda bad: None,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> DataReport:
     """Read every row, one at a time, and say which cannot be used for the training method.
 
     Without a method the first rows decide whether preferences are meant. What the model of `lengths` cannot
-    learn from is bad too, where a person chose it. `on_bad` is told every bad row, of
-    which the report keeps the first KEPT_BAD_ROWS; `on_rows` now and then how many rows have been read.
+    learn from is bad too, where a person chose it; rows with the `marks` of its template are only noted.
+    `on_bad` is told every bad row, of which the report keeps the first KEPT_BAD_ROWS; `on_rows` now and then
+    how many rows have been read.
     Raises: InvalidDataError when the file as a whole cannot be read (missing, empty, no data).
     """
     source = load_rows(path, display_name)
@@ -151,8 +154,14 @@ def validate_file(
             if len(bad) < KEPT_BAD_ROWS:
                 bad.append(told)
             continue
+        if marks is not None:
+            marks.add([*found.messages, *(found.other or ())], row.origin)
         seen.add(found.key)
         kinds.update(found.kinds)
+    noted = [
+        *(lengths.notes() if lengths is not None else []),
+        *filter(None, [marks.note() if marks else ""]),
+    ]
     return DataReport(
         name=source.name,
         container=", ".join(dict.fromkeys(source.containers)),
@@ -167,7 +176,7 @@ def validate_file(
         unwanted=kinds[False],
         tokens=lengths.report() if lengths is not None else None,
         refused=lengths.refused if lengths is not None else 0,
-        notes=[*source.notes, *(lengths.notes() if lengths is not None else [])],
+        notes=[*source.notes, *noted],
     )
 
 

@@ -38,6 +38,11 @@ class Lines:
         self.taken.append(line)
         return line
 
+    def take_again(self) -> None:
+        """All that were taken come once more."""
+        self._again.extendleft(reversed(self.taken))
+        self.taken.clear()
+
     def keep_first(self) -> str:
         """The first of the lines that were taken; the others come again."""
         first, *others = self.taken

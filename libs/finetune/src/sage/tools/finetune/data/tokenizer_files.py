@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -16,6 +16,7 @@ from sage.tools.finetune.base_models import SMOLLM2, folder_name
 from sage.tools.finetune.data.frames import Frames
 from sage.tools.finetune.data.lengths import LengthCounter
 from sage.tools.finetune.data.training_check import training_check
+from sage.tools.finetune.data.turn_marks import MarkedRows, turn_marks
 from sage.tools.finetune.positions import positions_of
 from sage_contracts.errors import InvalidRequestError
 
@@ -31,7 +32,20 @@ _CUTTING = frozenset(
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
+class Checks(NamedTuple):
+    """What looks at every row with a model's files."""
+
+    lengths: LengthCounter
+    marks: MarkedRows
+    """Of the model that a person chose; of any other none are known."""
+
+
 def length_counter(model: str | None, home: Path, max_length: int) -> LengthCounter:
+    """The first of `checks`. Raises: as that."""
+    return checks(model, home, max_length).lengths
+
+
+def checks(model: str | None, home: Path, max_length: int) -> Checks:
     """Counts with the tokenizer of `model`; without one with the built-in model's if it is already here, else
     by estimate.
 
@@ -42,11 +56,11 @@ def length_counter(model: str | None, home: Path, max_length: int) -> LengthCoun
     if folder is None and model is not None:
         folder = _from_hub(model)
     counter: FileCounter | Estimate = Estimate()
-    frames = Frames()
+    frames, marks = Frames(), MarkedRows()
     if folder is not None:
         try:
             counter = FileCounter(folder, model or SMOLLM2)
-            frames = _frames(folder, counter.name, counter.added_tokens())
+            frames, marks = _frames(folder, counter.name, counter.added_tokens())
         except ImportError as error:
             if model is not None:
                 raise InvalidRequestError(
@@ -55,8 +69,8 @@ def length_counter(model: str | None, home: Path, max_length: int) -> LengthCoun
                     param="model",
                 ) from error
     if model is None or folder is None:
-        return LengthCounter(counter, frames, max_length, is_model_chosen=False)
-    return LengthCounter(counter, frames, max_length, positions=positions_of(folder))
+        return Checks(LengthCounter(counter, frames, max_length, is_model_chosen=False), MarkedRows())
+    return Checks(LengthCounter(counter, frames, max_length, positions=positions_of(folder)), marks)
 
 
 def learnable_rows(model: str, home: Path) -> LengthCounter | None:
@@ -70,7 +84,7 @@ def learnable_rows(model: str, home: Path) -> LengthCounter | None:
     try:
         tokenizer = orjson.loads((folder / "tokenizer.json").read_bytes())
         added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
-        frames = _frames(folder, model, added)
+        frames, _ = _frames(folder, model, added)
     except Exception as error:  # jinja2 is not installed, no template, one that jinja cannot read
         logger.info("rows are not held against the chat template of %s: %s", model, error)
         return None
@@ -144,7 +158,7 @@ def _from_hub(model: str) -> Path:
         ) from error
 
 
-def _frames(folder: Path, name: str, added: dict[str, int]) -> Frames:
+def _frames(folder: Path, name: str, added: dict[str, int]) -> tuple[Frames, MarkedRows]:
     """Of the folder's chat template, compiled as transformers does. Raises: ImportError without jinja2,
     InvalidDataError without a template."""
     config_file = folder / "tokenizer_config.json"
@@ -171,7 +185,8 @@ def _frames(folder: Path, name: str, added: dict[str, int]) -> Frames:
     check = training_check(source, template, added, name)
     # Its only way to refuse on purpose; one without it is not asked about rows of which it has seen the like.
     looked_for = _looked_for(environment.parse(source))
-    return Frames(template, check, is_choosy="raise_exception" in source, looked_for=looked_for)
+    frames = Frames(template, check, is_choosy="raise_exception" in source, looked_for=looked_for)
+    return frames, MarkedRows(turn_marks(lambda turns: template(turns, None), added))
 
 
 def chat_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:

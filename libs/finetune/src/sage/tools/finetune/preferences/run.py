@@ -120,7 +120,7 @@ class PreferenceRun(Run):
             raise InvalidDataError(
                 f"No row has its answers within max_length={limit} tokens. Raise max_length."
             )
-        parts.tell_positions()
+        parts.tell_rows()
 
     def _newest(self, checkpoints: Checkpoints) -> Path | None:
         newest = None

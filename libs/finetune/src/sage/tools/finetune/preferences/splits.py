@@ -18,7 +18,15 @@ from sage.tools.finetune.data.preferences import (
 )
 from sage.tools.finetune.data.report import with_notes
 from sage.tools.finetune.data.row_keys import conversation_key
-from sage.tools.finetune.task_data import SAMPLES_DIR, RowSplits, content_bytes, held_out_count, judged
+from sage.tools.finetune.task_data import (
+    SAMPLES_DIR,
+    RowSplits,
+    content_bytes,
+    count_of,
+    held_out_count,
+    judged,
+    limited,
+)
 from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import InvalidDataError
 
@@ -53,29 +61,29 @@ def _split(
     notes: list[str] = []
     loaded = load(path or SAMPLE_SET, notes=notes)
     rows = _unique(loaded)
-    dropped = len(loaded) - len(rows)
     is_rated = config.method == "kto"
     if is_rated:
         _require_both_kinds(rows, "among the rows")
     if validation_path is None:
-        train, held = _by_prompt(rows, config)
+        found, held = _by_prompt(rows, config)
     else:
         held = _unique(load(validation_path, notes=notes))
         known = {_prompt_key(row) for row in held}
-        train = [row for row in rows if _prompt_key(row) not in known]
-        Random(config.seed).shuffle(train)
-        if not train:
+        found = [row for row in rows if _prompt_key(row) not in known]
+        Random(config.seed).shuffle(found)
+        if not found:
             raise InvalidDataError(
                 f"Every prompt of {source} is also in {validation_path.name}: nothing to train on."
             )
         if is_rated:
-            _require_both_kinds(train, f"whose prompt is not also in {validation_path.name}")
-    note = f", {dropped} duplicates removed" if dropped else ""
-    description = f"{source}: {len(train)} preferences, {len(held)} held out{note}"
-    if config.max_train_rows:
-        train = train[: config.max_train_rows]
-        if is_rated:
-            _require_both_kinds(train, f"among the {len(train)} rows that max_train_rows leaves")
+            _require_both_kinds(found, f"whose prompt is not also in {validation_path.name}")
+    train = limited(found, config)
+    if is_rated and len(train) < len(found):
+        _require_both_kinds(train, f"among the {len(train)} rows that max_train_rows leaves")
+    dropped, left_out = len(loaded) - len(rows), len(rows) - len(found) if validation_path else 0
+    description = f"{source}: {count_of(train, found)} preferences, {len(held)} held out"
+    description += f", {dropped} duplicates removed" if dropped else ""
+    description += f", {left_out} left out whose prompts are held out" if left_out else ""
     held = judged(held, config) if validation_path else held[: config.max_eval_rows]
     return PreferenceSplits(train, held, with_notes(description, notes))
 
