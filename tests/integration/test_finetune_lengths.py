@@ -1,4 +1,4 @@
-"""The lengths that validation counts are those of the tokenizer's own template; and it is flat in memory."""
+"""The lengths that validation counts are those of training; and it is flat in memory."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.fakes.chat_templates import FAMILIES, make_tokenizer
 
 from sage.tools.finetune.base_models import SMOLLM2
-from sage.tools.finetune.data import RowError, load_conversations, validate_file
-from sage.tools.finetune.data.conversation import CALLS_LEFT_OUT, THOUGHTS_LEFT_OUT
+from sage.tools.finetune.data import Conversation, Message, RowError, load_conversations, validate_file
+from sage.tools.finetune.data.conversation import THOUGHTS_LEFT_OUT
+from sage.tools.finetune.data.lengths import TokenReport
 from sage.tools.finetune.data.tokenizer_files import checks, learnable_rows, length_counter
+from sage.tools.finetune.head_loss import IGNORED
 from sage.tools.finetune.rendering import ChatRenderer
 from sage_cli.jobs.validate import validate_command
 from sage_contracts.errors import InvalidDataError
@@ -60,33 +65,88 @@ finally:
 """
 
 
+def numbers_of_training(tokenizer: Any, rows: Sequence[Conversation], max_length: int) -> tuple[int, ...]:
+    """Tokens in all and of the longest row, rows that are cut, tokens with loss that are lost."""
+    renderer = ChatRenderer(tokenizer, max_length)
+    whole = list(renderer.tokenised(rows))
+    renderer.samples(rows)
+    lost = [label != IGNORED for text in whole for label in text.labels[max_length:]]
+    sizes = [len(text.ids) for text in whole]
+    return sum(sizes), max(sizes), renderer.stats.truncated, sum(lost)
+
+
+def numbers_of(report: TokenReport | None) -> tuple[int, ...]:
+    assert report is not None
+    assert not report.is_estimate
+    return report.total, report.longest, report.too_long, report.answer_tokens_cut
+
+
 @pytest.mark.parametrize("is_marked", [True, False])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_row_is_as_long_as_its_template_makes_it(tmp_path: Path, name: str, is_marked: bool) -> None:
+def test_a_row_is_as_long_as_training_makes_it(tmp_path: Path, name: str, is_marked: bool) -> None:
     family = FAMILIES[name]
     tokenizer = make_tokenizer(family)
     tokenizer.chat_template = family.marked if is_marked else family.unmarked
     tokenizer.save_pretrained(tmp_path)
     rows: list[tuple[list[Any], Any]] = [(TALK, None), (TALK[:2], None), ([SYSTEM, *TALK], None)]
-    rows += [(TOOL_TALK, [TOOL])]
+    rows += [([*TALK, TALK[0]], None), ([*TALK[:3], {**TALK[3], "weight": 0}], None), (TOOL_TALK, [TOOL])]
     told = 0
     for messages, tools in rows:
+        counter = length_counter(str(tmp_path), tmp_path, 40)
+        row = Conversation(messages, "row 1", tools)
         try:
-            text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
-        except Exception:  # Gemma, say, knows no tools
-            continue
-        counter = length_counter(str(tmp_path), tmp_path, 4)
-        try:
-            counter.add(messages, tools)
-        except RowError as error:
-            assert CALLS_LEFT_OUT in error.reason  # it renders, and yet is not trained on
+            for _ in range(3):
+                counter.add(messages, tools)
+        except RowError:
+            with pytest.raises(InvalidDataError):
+                numbers_of_training(tokenizer, [row], 40)
             continue
         told += 1
-        report = counter.report()
-        assert report is not None
-        assert report.total == len(tokenizer(text, add_special_tokens=False)["input_ids"])
-        assert (report.is_estimate, report.too_long) == (False, 1)
-    assert told >= 2
+        assert numbers_of(counter.report()) == numbers_of_training(tokenizer, [row] * 3, 40)
+    assert told >= 4
+
+
+# White space, thoughts and what templates look for.
+pieces = st.lists(
+    st.sampled_from([*" \n\t<aXé二😀", "er", "\n\n", "<think>", "<think>\n", "</think>", "Xq7"]), max_size=8
+)
+
+
+@st.composite
+def talks(draw: st.DrawFn) -> list[Message]:
+    messages: list[Message] = [{"role": "system", "content": "".join(draw(pieces))}] * draw(st.integers(0, 1))
+    for _ in range(draw(st.integers(1, 3))):
+        said: Message = {"role": "assistant", "content": "".join(draw(pieces))}
+        said["weight"] = draw(st.integers(0, 1))
+        messages += [{"role": "user", "content": "".join(draw(pieces))}, said]
+    messages[-1]["weight"] = 1
+    return [*messages, *messages[-2:-1]] if draw(st.booleans()) else messages
+
+
+@pytest.mark.parametrize("merges", [True, False])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_numbers_of_any_rows_are_those_of_training(tmp_path: Path, name: str, merges: bool) -> None:
+    tokenizer = make_tokenizer(FAMILIES[name], trims_offsets=merges, merges=merges)
+    tokenizer.save_pretrained(tmp_path)
+
+    @settings(max_examples=20, deadline=None)
+    @given(st.lists(talks(), min_size=1, max_size=8), st.integers(1, 60))
+    def agree(rows: list[list[Message]], max_length: int) -> None:
+        counter = length_counter(str(tmp_path), tmp_path, max_length)
+        kept: list[Conversation] = []
+        for messages in [*rows, *rows, *rows]:
+            row = Conversation(messages, "row 1")
+            try:
+                counter.add(messages, None)
+            except RowError:
+                with pytest.raises(InvalidDataError):
+                    list(ChatRenderer(tokenizer, max_length).tokenised([row]))
+            else:
+                kept.append(row)
+        if kept:
+            assert numbers_of(counter.report()) == numbers_of_training(tokenizer, kept, max_length)
+
+    agree()
 
 
 @pytest.mark.parametrize("is_named", [True, False])
@@ -152,9 +212,7 @@ def test_what_a_template_does_with_thoughts_is_done_before_they_are_counted(tmp_
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps({"messages": talk}) for talk in talks))
     report = validate_file(path, lengths=length_counter(str(tmp_path / "model"), tmp_path, 100)).tokens
-    assert report is not None
-    texts = [tokenizer.apply_chat_template(talk, tokenize=False) for talk in talks]
-    assert report.total == sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+    assert numbers_of(report) == numbers_of_training(tokenizer, load_conversations(path), 100)
 
 
 def test_a_template_writes_json_as_it_asks_for_it(tmp_path: Path) -> None:
@@ -166,9 +224,7 @@ def test_a_template_writes_json_as_it_asks_for_it(tmp_path: Path) -> None:
     path.write_text(json.dumps({"messages": TOOL_TALK, "tools": [TOOL]}))
     report = validate_file(path, lengths=length_counter(str(tmp_path / "model"), tmp_path, 100))
     assert not report.bad
-    assert report.tokens is not None
-    text = tokenizer.apply_chat_template(load_conversations(path)[0].messages, tools=[TOOL], tokenize=False)
-    assert report.tokens.total == len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert numbers_of(report.tokens) == numbers_of_training(tokenizer, load_conversations(path), 100)
 
 
 @pytest.mark.parametrize("is_one_file", [True, False])
@@ -182,12 +238,7 @@ def test_rows_with_tools_are_held_against_the_template_for_tools(tmp_path: Path,
     path.write_text("\n".join(map(json.dumps, rows)))
     report = validate_file(path, lengths=length_counter(str(tmp_path / "model"), tmp_path, 100))
     assert not report.bad
-    assert report.tokens is not None
-    texts = [
-        tokenizer.apply_chat_template(row.messages, tools=row.tools, tokenize=False)
-        for row in load_conversations(path)
-    ]
-    assert report.tokens.total == sum(len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts)
+    assert numbers_of(report.tokens) == numbers_of_training(tokenizer, load_conversations(path), 100)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sage.tools.finetune.data import Message, validate_file
-from sage.tools.finetune.data.frames import Frames
+from sage.tools.finetune.data import Conversation, Message, RowError, validate_file
+from sage.tools.finetune.data.frames import Frames, LearnedText, Rendering, Span
 from sage.tools.finetune.data.lengths import LengthCounter
 from sage.tools.finetune.data.row_keys import row_key
 from sage.tools.finetune.data.text_batch import MOST_CHARACTERS, MOST_TEXTS, TextBatch
 from sage.tools.finetune.data.tokenizer_files import Estimate
-from sage.tools.finetune.data.training_check import training_check
+from sage.tools.finetune.data.training_texts import training_texts
 
 
 class Characters:
@@ -28,8 +28,8 @@ class Characters:
     def count(self, texts: Sequence[str]) -> list[int]:
         return [len(text) for text in texts]
 
-    def ends(self, text: str) -> list[int]:
-        return list(range(1, len(text) + 1))
+    def learned(self, text: str, spans: Sequence[Span]) -> list[range]:
+        return [range(*span) for span in spans]
 
 
 def template(messages: Sequence[Any], tools: Any, add_generation_prompt: bool = False) -> str:
@@ -39,7 +39,7 @@ def template(messages: Sequence[Any], tools: Any, add_generation_prompt: bool = 
 
 def frames_of(apply: Any, *, is_choosy: bool = False) -> Frames:
     """Of a model whose turns end with a point."""
-    return Frames(apply, training_check("source", apply, {".": 0}, "dots"), is_choosy=is_choosy)
+    return Frames(training_texts("source", apply, {".": 0}, "dots"), is_choosy=is_choosy)
 
 
 def pair(question: str, answer: str) -> list[Any]:
@@ -47,14 +47,14 @@ def pair(question: str, answer: str) -> list[Any]:
 
 
 def test_what_lies_beyond_the_limit_is_counted_by_answers() -> None:
-    counter = LengthCounter(Characters(), Frames(template), max_length=20)
+    counter = LengthCounter(Characters(), frames_of(template), max_length=20)
     counter.add(pair("q", "short"), None)  # <u>q.<a>short. is 14
-    counter.add(pair("q", "0123456789abcdefghij"), None)  # 8 before it: 12 fit, 8 do not
+    counter.add(pair("q", "0123456789abcdefghij"), None)  # 8 before it: 12 fit, 8 and the point do not
     counter.add(pair("a question that is too long", "lost"), None)
     report = counter.report()
     assert report is not None
     assert (report.total, report.longest, report.too_long) == (14 + 29 + 39, 39, 2)
-    assert (report.answer_tokens_cut, report.answers_cut_off) == (8 + 4, 1)
+    assert (report.answer_tokens_cut, report.answers_cut_off) == (9 + 5, 1)
     assert sum(bar.rows for bar in report.histogram) == 3
 
 
@@ -88,7 +88,7 @@ def test_long_rows_are_measured_few_at_a_time() -> None:
             seen.append(sum(map(len, texts)))
             return super().count(texts)
 
-    lengths, answer = LengthCounter(Watched(), Frames(template), 20_000_000), "a" * (MOST_CHARACTERS // 4)
+    lengths, answer = LengthCounter(Watched(), frames_of(template), 20_000_000), "a" * (MOST_CHARACTERS // 4)
     for _ in range(20):
         lengths.add(pair("q", answer), None)
     report = lengths.report()
@@ -98,18 +98,80 @@ def test_long_rows_are_measured_few_at_a_time() -> None:
 
 
 def test_no_rows_have_no_lengths() -> None:
-    assert LengthCounter(Characters(), Frames(template), 10).report() is None
+    assert LengthCounter(Characters(), frames_of(template), 10).report() is None
 
 
-@given(st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), st.text()), min_size=1))
-def test_frames_render_as_the_template_does(turns: list[tuple[str, str]]) -> None:
-    messages: list[Any] = [{"role": role, "content": content} for role, content in turns]
-    assert Frames(template).render(messages, None) == template(messages, None)
+def test_what_follows_the_last_learned_turn_is_not_counted() -> None:
+    thanks, unlearned = pair("thanks", "you are welcome")
+    counter = LengthCounter(Characters(), frames_of(template), max_length=20)
+    for _ in range(3):
+        counter.add([*pair("q", "short"), thanks], None)
+        counter.add([*pair("q", "short"), thanks, {**unlearned, "weight": 0}], None)
+    report = counter.report()
+    assert report is not None
+    assert (report.total, report.longest, report.too_long, report.answer_tokens_cut) == (6 * 14, 14, 0, 0)
+
+
+def rewriting(messages: Sequence[Any], tools: Any, add_generation_prompt: bool = False) -> str:
+    """Shows an answer differently where it is the last turn."""
+    before, last = template(messages[:-1], tools), template(messages[-1:], tools)
+    return before + last.replace("<a>", "<a>now:", 1) + "<a>" * add_generation_prompt
+
+
+def trimming(trim: Callable[[str], str]) -> Any:
+    def apply(messages: Sequence[Any], tools: Any, add_generation_prompt: bool = False) -> str:
+        said = "".join(f"<{m['role'][0]}>{trim(m['content'])}." for m in messages)
+        return said + "<a>" * add_generation_prompt
+
+    return apply
+
+
+def test_a_conversation_of_several_rows_is_lost_where_all_of_them_are() -> None:
+    counter = LengthCounter(Characters(), frames_of(rewriting), max_length=20)
+    for _ in range(3):
+        counter.add(pair("q", "short") * 2, None)  # 18 and 32: an answer is kept
+        counter.add(pair("a question that is too long", "lost") * 2, None)
+    report = counter.report()
+    assert report is not None
+    assert (report.too_long, report.answers_cut_off) == (3 * (1 + 2), 3)
+    assert sum(bar.rows for bar in report.histogram) == 3 * 4
+
+
+ROLES = st.sampled_from(["system", "user", "assistant"])
+
+
+TRIMS: list[Callable[[str], str]] = [str, str.strip, str.lstrip, str.rstrip, lambda text: text.strip("\n")]
+
+
+@pytest.mark.parametrize("apply", [rewriting, *map(trimming, TRIMS)])
+@settings(max_examples=40, deadline=None)
+@given(turns=st.lists(st.tuples(ROLES, st.integers(0, 1)), min_size=1, max_size=5), data=st.data())
+def test_frames_give_the_texts_of_training(
+    apply: Any, turns: list[tuple[str, int]], data: st.DataObject
+) -> None:
+    rendering = training_texts("source", apply, {".": 0}, "dots")
+
+    def outcome(render: Rendering, row: Conversation) -> list[LearnedText] | str:
+        try:
+            return render(row)
+        except RowError as error:
+            return error.reason
+
+    frames = Frames(rendering)
+    for _ in range(4):
+        said = data.draw(st.lists(st.text(" \n.<a>xé二"), min_size=len(turns), max_size=len(turns)))
+        messages: list[Message] = [
+            {"role": role, "content": content, "weight": weight}
+            for (role, weight), content in zip(turns, said, strict=True)
+        ]
+        row = Conversation(messages, "row 1")
+        assert outcome(frames.texts, row) == outcome(rendering, row)
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1), st.integers(1, 3000))
 def test_the_histogram_holds_every_row_once(lengths: list[int], max_length: int) -> None:
-    counter = LengthCounter(Characters(), Frames(lambda messages, tools: messages[0]["content"]), max_length)
+    frames = Frames(lambda row: [LearnedText(row.messages[0]["content"], [])])
+    counter = LengthCounter(Characters(), frames, max_length)
     for length in lengths:
         counter.add([{"role": "user", "content": "x" * length}], None)
     report = counter.report()
@@ -121,13 +183,11 @@ def test_the_histogram_holds_every_row_once(lengths: list[int], max_length: int)
     assert report.median == sorted(lengths)[(len(lengths) + 1) // 2 - 1]
 
 
-@given(st.text())
-def test_the_estimate_has_an_end_for_every_token(text: str) -> None:
-    estimate = Estimate()
-    ends = estimate.ends(text)
-    assert len(ends) == estimate.count([text])[0]
-    assert ends == sorted(ends)
-    assert not ends or ends[-1] == len(text)
+@given(st.text(), st.text())
+def test_the_estimate_has_a_place_for_every_token(text: str, more: str) -> None:
+    estimate, end = Estimate(), len(text + more)
+    first, second = estimate.learned(text + more, [(0, len(text)), (len(text), end)])
+    assert (first.start, first.stop, second.stop) == (0, second.start, estimate.count([text + more])[0])
 
 
 def test_rows_that_the_template_refuses_are_bad_rows_of_a_chosen_model(tmp_path: Path) -> None:
@@ -235,8 +295,8 @@ def test_a_template_that_leaves_calls_out_refuses_rows_that_would_teach_silence(
 
 
 def test_tools_are_counted_wherever_the_row_has_them(tmp_path: Path) -> None:
-    def with_tools(messages: Sequence[Any], tools: Any) -> str:
-        return template(messages, tools) + json.dumps(tools)
+    def with_tools(messages: Sequence[Any], tools: Any, **options: Any) -> str:
+        return json.dumps(tools) + template(messages, tools, **options)
 
     tools = [{"type": "function", "function": {"name": "add"}}]
     openai = {
@@ -247,37 +307,33 @@ def test_tools_are_counted_wherever_the_row_has_them(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([openai]))
     for method in ("dpo", "kto"):
-        counter = LengthCounter(Characters(), Frames(with_tools), 10_000)
+        counter = LengthCounter(Characters(), frames_of(with_tools), 10_000)
         tokens = validate_file(path, method=method, lengths=counter).tokens
         assert tokens is not None
         assert tokens.total == len(with_tools(pair("p", "good"), tools))
 
 
 @pytest.mark.parametrize("is_choosy", [True, False])
-@given(st.lists(st.text("as \n", min_size=1).filter(str.strip), min_size=1, max_size=6))
-def test_answers_are_found_where_they_are_however_short(is_choosy: bool, said: list[str]) -> None:
+@given(st.lists(st.text("as \n"), min_size=2, max_size=6))
+def test_without_a_template_answers_are_learned_with_their_ends(is_choosy: bool, said: list[str]) -> None:
     frames = Frames(is_choosy=is_choosy)
     roles = ["user", "assistant"] * 3
     messages: list[Message] = [{"role": r, "content": c} for r, c in zip(roles, said, strict=False)]
-    text = frames.render(messages, None)
-    expected, at = [], 0
-    for message in messages:
-        start = text.index("\n", at) + 1
-        at = start + len(message["content"]) + len("<|im_end|>\n")
-        if message["role"] == "assistant":
-            words = message["content"]
-            start += len(words) - len(words.lstrip())
-            expected.append((start, start + len(words.strip())))
-    assert frames.answers(text, messages) == expected
+    for _ in range(3):
+        ((text, learned),) = frames.texts(Conversation(messages, "row 1"))
+        assert [text[slice(*span)] for span in learned] == [f"{words}<|im_end|>" for words in said[1::2]]
+        assert learned[-1][1] == len(text)
 
 
 def test_thoughts_beside_an_answer_are_counted_and_tell_rows_apart() -> None:
-    def thinking(messages: Sequence[Any], tools: Any) -> str:
-        return "".join(m.get("reasoning_content", "") + m["content"] for m in messages)
+    def thinking(messages: Sequence[Any], tools: Any, **options: Any) -> str:
+        return "".join(m.get("reasoning_content", "") + m["content"] + "." for m in messages)
 
     asked: Message = {"role": "user", "content": "Q"}
     plain: Message = {"role": "assistant", "content": "A"}
     thought: Message = {**plain, "reasoning_content": "because"}
-    assert Frames(thinking).render([asked, plain], None) == "QA"
-    assert Frames(thinking).render([asked, thought], None) == "QbecauseA"
+    frames = frames_of(thinking)
+    for _ in range(3):
+        assert frames.texts(Conversation([asked, plain], "row 1"))[0].text == "Q.A."
+        assert frames.texts(Conversation([asked, thought], "row 1"))[0].text == "Q.becauseA."
     assert row_key([asked, plain], None) != row_key([asked, thought], None)

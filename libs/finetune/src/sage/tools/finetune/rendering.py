@@ -13,6 +13,7 @@ from sage.tools.finetune.data import Conversation
 from sage.tools.finetune.data.text_batch import TextBatch
 from sage.tools.finetune.data.turn_marks import MarkedRows, turn_marks
 from sage.tools.finetune.head_loss import IGNORED
+from sage.tools.finetune.learned_tokens import learned_tokens
 from sage_contracts.errors import InvalidDataError
 
 
@@ -169,10 +170,9 @@ class ChatRenderer:
                 f"{self._known_ids}: they do not belong together",
             )
         labels = [IGNORED] * len(ids)
-        for start, end in rendered.learned:
-            first = self._first_token(rendered.text, ids, offsets, start)
-            last = bisect_left(offsets, (end,), first)
-            labels[first:last] = ids[first:last]
+        decode = self._tokenizer.decode
+        for tokens in learned_tokens(rendered.text, rendered.learned, ids, offsets, decode):
+            labels[tokens.start : tokens.stop] = ids[tokens.start : tokens.stop]
         for turn_end in rendered.turn_ends:
             if not self._carries_loss(turn_end, rendered.text, labels, offsets):
                 raise refused(
@@ -181,17 +181,6 @@ class ChatRenderer:
                     "learn to stop; choose a base model whose tokenizer keeps that token whole",
                 )
         return TokenisedText(rendered, ids, labels, offsets)
-
-    def _first_token(self, text: str, ids: list[int], offsets: list[Span], start: int) -> int:
-        """The first token that begins at `start` or later: one that began before belongs to the prompt."""
-        first = bisect_left(offsets, (start,))
-        # Some tokenizers trim spaces from the offsets: a line break before `start` then has no width at it.
-        while first < len(ids) and offsets[first] == (start, start):
-            token = self._tokenizer.decode([ids[first]])
-            if not token or not text.endswith(token, 0, start):
-                break
-            first += 1
-        return first
 
     def _carries_loss(self, turn_end: Span, text: str, labels: list[int], offsets: list[Span]) -> bool:
         wanted = self._added_ids[text[slice(*turn_end)]]

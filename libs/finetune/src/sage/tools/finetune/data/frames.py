@@ -1,30 +1,30 @@
-"""Conversations as text in a model's chat template, fast: most run it once per sequence of roles only.
+"""The texts that training makes of conversations, fast: most templates run once per sequence of roles only.
 
 For counting only; what a model is trained on is rendered by the engine, from the tokenizer itself.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
-from itertools import accumulate, chain
-from typing import Any, NamedTuple
+from itertools import accumulate
+from typing import NamedTuple
 
-from sage.tools.finetune.data.conversation import Conversation, Message, other_spellings
+from sage.tools.finetune.data.conversation import Conversation, Message, RowError
 
 Span = tuple[int, int]
 """First character, and one past the last."""
-Template = Callable[[Sequence[Any], Any], str]
-"""(messages, tools) -> text. May raise."""
-Check = Callable[[Conversation], None]
-"""Raises: RowError for a conversation that training refuses."""
 Shape = tuple[tuple[str, int], ...]
 """Of every turn the role, and whether it is learned."""
 
 _MORE_THAN_WORDS = frozenset({"tool_calls", "tool_call_id", "name", "reasoning_content"})
-_CACHED_SEQUENCES = 4096
-_PAD = "\u2003"
-"""White space that no template has of its own: what is left of it tells which ends are trimmed."""
+_CACHED_SHAPES = 4096
+_MOST_SLOTS = 1000
+"""Longer conversations are rarely alike, and a text for each of their turns has the square of their turns."""
+# White space that no template has of its own: where it is missing, that end of a content is trimmed.
+_LEFT, _RIGHT = "\u2002", "\u2003"
+_MARK = re.compile(f"{_LEFT}?\ue000([0-9]+)\ue001{_RIGHT}?")
+_SIGNS = frozenset(f"{_LEFT}{_RIGHT}\ue000\ue001")
 _TRIMS: dict[tuple[bool, bool], Callable[[str], str]] = {
     (True, True): str,
     (True, False): str.rstrip,
@@ -34,21 +34,66 @@ _TRIMS: dict[tuple[bool, bool], Callable[[str], str]] = {
 """By whether white space before and after a content is kept."""
 
 
-def plain_frame(messages: Sequence[Any], tools: Any) -> str:
-    """The signs of ChatML around every turn, for when there is no template."""
-    return "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+class LearnedText(NamedTuple):
+    """What one row of training is: text up to the end of its last learned turn, and what carries loss."""
+
+    text: str
+    learned: list[Span]
 
 
-class Slot(NamedTuple):
+Rendering = Callable[[Conversation], list[LearnedText]]
+"""Raises: RowError for a conversation that training refuses."""
+
+
+def plain_texts(row: Conversation) -> list[LearnedText]:
+    """With the signs of ChatML around every turn, for when there is no template."""
+    text, learned, end = str(row.tools or ""), [], 0
+    for message in row.messages:
+        text += f"<|im_start|>{message['role']}\n"
+        start = len(text)
+        text += f"{message['content']}<|im_end|>"
+        if _is_learned(message):
+            end = len(text)
+            learned.append((start, end))
+        text += "\n"
+    return [LearnedText(text[:end], learned)] if learned else []
+
+
+class _Slot(NamedTuple):
     """Where a turn's content goes: what the template puts before it, and what it takes off its ends."""
 
     before: str
+    turn: int
     trim: Callable[[str], str]
 
 
-class Frame(NamedTuple):
-    slots: list[Slot]
+_Place = tuple[int, int]
+"""A piece, and a character of it. Pieces are what is before a content, the content, and so on."""
+
+
+class _TextFrame(NamedTuple):
+    """A text without the contents."""
+
+    slots: list[_Slot]
     end: str
+    learned: list[tuple[_Place, _Place]]
+
+    def around(self, messages: Sequence[Message]) -> LearnedText:
+        pieces: list[str] = []
+        for before, turn, trim in self.slots:
+            pieces += (before, trim(messages[turn]["content"]))
+        pieces.append(self.end)
+        starts = list(accumulate(map(len, pieces), initial=0))
+        learned = [(starts[a] + at, starts[b] + upto) for (a, at), (b, upto) in self.learned]
+        return LearnedText("".join(pieces), learned)
+
+
+class _Frame(NamedTuple):
+    """A conversation without the contents."""
+
+    texts: list[_TextFrame]
+    takes_spaces: bool
+    """Whether it is right for contents that begin or end with white space, too."""
 
 
 class Frames:
@@ -60,123 +105,117 @@ class Frames:
 
     def __init__(
         self,
-        template: Template = plain_frame,
-        check: Check | None = None,
+        rendering: Rendering = plain_texts,
         *,
         is_choosy: bool = False,
         looked_for: Collection[str] = (),
     ) -> None:
-        self._template = template
-        self._check = check
+        self._rendering = rendering
         self._is_choosy = is_choosy
         self._looked_for = looked_for
-        self._passed: set[Shape] = set()
-        self._frames: dict[tuple[str, ...], Frame | None] = {}
+        self._seen: set[int] = set()
+        self._frames: dict[Shape, _Frame | None] = {}
 
-    def check(self, row: Conversation) -> None:
-        """Raises: RowError where training would refuse the conversation.
+    def texts(self, row: Conversation) -> list[LearnedText]:
+        """What training makes of the conversation.
 
-        One that differs from another that passed in words alone passes too, where words cannot matter.
+        Raises: RowError where training would refuse it. One that differs from another that passed in words
+        alone passes too, where words cannot matter.
         """
-        if self._check is None:
-            return
-        shape = tuple([(message["role"], message.get("weight", 1)) for message in row.messages])
-        if shape in self._passed and self._frame_of(row.messages, row.tools) is not None:
-            return
-        self._check(row)
-        if len(self._passed) >= _CACHED_SEQUENCES:
-            self._passed.clear()
-        self._passed.add(shape)
+        if row.tools or self._is_choosy or self._is_special(row.messages):
+            return self._rendering(row)
+        shape = tuple([(m["role"], int(_is_learned(m))) for m in row.messages])
+        frame = self._frame_of(shape)
+        if frame is None or not (frame.takes_spaces or all(map(_is_bare, row.messages))):
+            return self._rendering(row)
+        return [text.around(row.messages) for text in frame.texts]
 
-    def render(self, messages: Sequence[Message], tools: Any) -> str:
-        """The template's text; with the signs of ChatML where the template refuses the conversation."""
-        frame = self._frame_of(messages, tools)
-        return self._render_whole(messages, tools) if frame is None else "".join(_pieces(frame, messages))
-
-    def answers(self, text: str, messages: Sequence[Message]) -> list[Span]:
-        """Where the assistant's words are in the text that `render` gave, without white space at their ends.
-
-        Exact where the template only puts something around contents, looked for otherwise.
-        """
-        frame = self._frame_with([message["role"] for message in messages])
-        pieces = _pieces(frame, messages) if frame else []
-        if "".join(pieces) != text:
-            return _looked_up(text, messages)
-        ends = list(accumulate(map(len, pieces)))[1::2]
-        return [
-            (end - len(said.lstrip()), end - len(said) + len(said.rstrip()))
-            for message, said, end in zip(messages, pieces[1::2], ends, strict=False)
-            if _is_learned(message) and said.strip()
-        ]
-
-    def _frame_of(self, messages: Sequence[Message], tools: Any) -> Frame | None:
-        if tools or self._is_choosy or self._is_special(messages):
-            return None
-        return self._frame_with([message["role"] for message in messages])
-
-    def _frame_with(self, roles: Sequence[str]) -> Frame | None:
-        key = tuple(roles)
-        if key not in self._frames:
-            if len(self._frames) >= _CACHED_SEQUENCES:
+    def _frame_of(self, shape: Shape) -> _Frame | None:
+        if shape not in self._frames:
+            if len(shape) > _MOST_SLOTS or not self._is_seen(shape):
+                return None
+            if len(self._frames) >= _CACHED_SHAPES:
                 self._frames.clear()
-            self._frames[key] = self._take_apart(roles)
-        return self._frames[key]
+            self._frames[shape] = self._take_apart(shape)
+        return self._frames[shape]
+
+    def _is_seen(self, shape: Shape) -> bool:
+        """Whether it comes again: taking it apart costs more than rendering one conversation."""
+        key = hash(shape)
+        if key in self._seen:
+            return True
+        if len(self._seen) >= _CACHED_SHAPES:
+            self._seen.clear()
+        self._seen.add(key)
+        return False
 
     def _is_special(self, messages: Sequence[Message]) -> bool:
         return any(
             not m.keys().isdisjoint(_MORE_THAN_WORDS)
+            or not m["content"].strip()  # templates leave out what is empty
             or any(text in m["content"] for text in self._looked_for)
             for m in messages
         )
 
-    def _take_apart(self, roles: Sequence[str]) -> Frame | None:
+    def _take_apart(self, shape: Shape) -> _Frame | None:
         """None where the template does something else with contents than to put them somewhere."""
-        marks = [f"\ue000{number}\ue001" for number in range(len(roles))]
-        turns = [{"role": r, "content": f"{_PAD}{mark}{_PAD}"} for r, mark in zip(roles, marks, strict=True)]
+        bare = _marked(shape, "", "")
+        # It may trim line breaks only, or make another text of contents that have nothing to trim.
+        found = self._framed(_marked(shape, _LEFT, _RIGHT), bare, _marked(shape, "\n", " \n"))
+        if found is not None:
+            return _Frame(found, takes_spaces=True)
+        found = self._framed(bare)
+        return None if found is None else _Frame(found, takes_spaces=False)
+
+    def _framed(self, marked: Conversation, *others: Conversation) -> list[_TextFrame] | None:
+        """What is around the marks, where it is around the others' too."""
+        frames: list[_TextFrame] = []
         try:
-            rest = self._template(turns, None)
-        except Exception:  # a template raises what its author liked
+            for text in self._rendering(marked):
+                frame = _taken_apart(text)
+                if frame is None:
+                    return None
+                frames.append(frame)
+            for row in others:
+                if [frame.around(row.messages) for frame in frames] != self._rendering(row):
+                    return None
+        except RowError:
             return None
-        slots = []
-        for mark in marks:
-            before, found, rest = rest.partition(mark)
-            if not found:
-                return None
-            trim = _TRIMS[before.endswith(_PAD), rest.startswith(_PAD)]
-            slots.append(Slot(before.removesuffix(_PAD), trim))
-            rest = rest.removeprefix(_PAD)
-        is_plain = "\ue000" not in rest and not any("\ue000" in slot.before for slot in slots)
-        return Frame(slots, rest) if is_plain else None
-
-    def _render_whole(self, messages: Sequence[Message], tools: Any) -> str:
-        for spelt in chain([messages], other_spellings(messages)):
-            with suppress(Exception):  # a template raises what its author liked
-                return self._template(spelt, tools)
-        return plain_frame(messages, tools) + str(tools or "")
+        return frames if sum(len(frame.slots) for frame in frames) <= _MOST_SLOTS else None
 
 
-def _pieces(frame: Frame, messages: Sequence[Message]) -> list[str]:
-    """What is before each content, the content, and the end of all."""
-    pieces: list[str] = []
-    for (before, trim), message in zip(frame.slots, messages, strict=True):
-        pieces += (before, trim(message["content"]))
-    return [*pieces, frame.end]
+def _marked(shape: Shape, left: str, right: str) -> Conversation:
+    messages: list[Message] = [
+        {"role": role, "content": f"{left}\ue000{turn}\ue001{right}", "weight": weight}
+        for turn, (role, weight) in enumerate(shape)
+    ]
+    return Conversation(messages, "a row")
 
 
-def _looked_up(text: str, messages: Sequence[Message]) -> list[Span]:
-    """The answers where their words are first found after those of the turn before."""
-    spans: list[Span] = []
-    at = 0
-    for message in messages:
-        content = message["content"].strip()
-        start = text.find(content, at)
-        if start < 0:
-            continue
-        at = start + len(content)
-        if _is_learned(message):
-            spans.append((start, at))
-    return spans
+def _taken_apart(found: LearnedText) -> _TextFrame | None:
+    slots: list[_Slot] = []
+    edges = [0]
+    for mark in _MARK.finditer(found.text):
+        trim = _TRIMS[mark[0].startswith(_LEFT), mark[0].endswith(_RIGHT)]
+        slots.append(_Slot(found.text[edges[-1] : mark.start()], int(mark[1]), trim))
+        edges += mark.span()
+    end = found.text[edges[-1] :]
+    learned = [(_place(edges, start), _place(edges, upto)) for start, upto in found.learned]
+    is_plain = _SIGNS.isdisjoint("".join([*(slot.before for slot in slots), end]))
+    # A content is at an odd place among the pieces; where learning begins or ends within one, words decide.
+    are_around = not any(piece % 2 and at for span in learned for piece, at in span)
+    return _TextFrame(slots, end, learned) if is_plain and are_around else None
+
+
+def _place(edges: Sequence[int], at: int) -> _Place:
+    """In the last piece that begins at `at` or before it."""
+    piece = max(i for i, edge in enumerate(edges) if edge <= at)
+    return piece, at - edges[piece]
 
 
 def _is_learned(message: Message) -> bool:
     return message["role"] == "assistant" and bool(message.get("weight", 1))
+
+
+def _is_bare(message: Message) -> bool:
+    return message["content"] == message["content"].strip()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from sage.tools.finetune.data.conversation import Conversation, Message, RowError
-from sage.tools.finetune.data.frames import Frames, Span
+from sage.tools.finetune.data.frames import Frames, LearnedText, Span, plain_texts
 from sage.tools.finetune.data.text_batch import TextBatch
 
 _HISTOGRAM_BARS = 12
@@ -26,6 +26,8 @@ class Bar(BaseModel):
 
 
 class TokenReport(BaseModel):
+    """Of rows as training has them: more than one of a conversation where the template rewrites turns."""
+
     model_config = ConfigDict(extra="forbid")
 
     tokenizer: str
@@ -40,9 +42,9 @@ class TokenReport(BaseModel):
     too_long: int
     """Rows of more than `max_length` tokens."""
     answer_tokens_cut: int
-    """Tokens of answers that lie beyond it."""
+    """Tokens with loss that lie beyond it: of answers, and those that end their turns."""
     answers_cut_off: int
-    """Rows whose whole answer lies beyond it: nothing of them would be learned."""
+    """Conversations whose whole answer lies beyond it: nothing of them would be learned."""
     histogram: list[Bar]
     positions: int | None = None
     """What the chosen model was made for, where it says so."""
@@ -56,13 +58,14 @@ class TokenCounter(Protocol):
 
     def count(self, texts: Sequence[str]) -> list[int]: ...
 
-    def ends(self, text: str) -> list[int]:
-        """Where in the text each token ends, in characters."""
+    def learned(self, text: str, spans: Sequence[Span]) -> list[range]:
+        """The places among the text's tokens of those that carry loss, by the characters that do."""
 
 
 class _Waiting(NamedTuple):
-    text: str
-    messages: Sequence[Message]
+    found: LearnedText
+    is_last: bool
+    """Of its conversation's."""
 
 
 class LengthCounter:
@@ -93,6 +96,8 @@ class LengthCounter:
         self._lengths: Counter[int] = Counter()
         self._answer_tokens_cut = 0
         self._answers_cut_off = 0
+        self._is_anything_kept = False
+        """Of the conversation that is measured."""
 
     def add(
         self, messages: list[Message], tools: Any, origin: str = "", other: list[Message] | None = None
@@ -102,17 +107,18 @@ class LengthCounter:
         Raises: RowError for a row that the chosen model cannot learn from, which is then not measured.
         """
         try:
-            for turns in (messages,) if other is None else (messages, other):
-                self._frames.check(Conversation(turns, origin, tools))
+            shown = (messages,) if other is None else (messages, other)
+            texts, *_ = [self._frames.texts(Conversation(turns, origin, tools)) for turns in shown]
         except RowError as error:
             if self._is_model_chosen:
                 raise
             self.refused += 1
             self._first_refused = self._first_refused or f"{origin} {error.reason}"
-        text = self._frames.render(messages, tools)
-        self._waiting.add(_Waiting(text, messages), text)
-        if self._waiting.is_full:
-            self._measure()
+            texts = plain_texts(Conversation(messages, origin, tools))
+        for number, found in enumerate(texts, 1):
+            self._waiting.add(_Waiting(found, number == len(texts)), found.text)
+            if self._waiting.is_full:
+                self._measure()
 
     def report(self) -> TokenReport | None:
         """None when there were no rows."""
@@ -147,18 +153,22 @@ class LengthCounter:
 
     def _measure(self) -> None:
         waiting = self._waiting.take()
-        lengths = self._counter.count([text for text, _ in waiting])
-        for (text, messages), length in zip(waiting, lengths, strict=True):
-            self._lengths[length] += 1
-            if length > self._max_length:
-                self._note_cut(text, self._frames.answers(text, messages))
+        lengths = self._counter.count([found.text for found, _ in waiting])
+        for (found, is_last), length in zip(waiting, lengths, strict=True):
+            self._is_anything_kept |= self._is_kept(found, length)
+            if is_last:
+                self._answers_cut_off += not self._is_anything_kept
+                self._is_anything_kept = False
 
-    def _note_cut(self, text: str, answers: Sequence[Span]) -> None:
-        ends = self._counter.ends(text)
-        kept_chars, cut = ends[self._max_length - 1], ends[self._max_length :]
-        for start, end in answers:
-            self._answer_tokens_cut += sum(max(start, kept_chars) < at <= end for at in cut)
-        self._answers_cut_off += bool(answers) and answers[0][0] >= kept_chars
+    def _is_kept(self, found: LearnedText, length: int) -> bool:
+        """Whether anything is left to learn of the text when it is cut."""
+        self._lengths[length] += 1
+        if length <= self._max_length:
+            return True
+        learned = self._counter.learned(found.text, found.learned)
+        self._answer_tokens_cut += sum(max(0, at.stop - max(at.start, self._max_length)) for at in learned)
+        # The first token is nobody's successor, so it can carry no loss.
+        return any(max(at.start, 1) < min(at.stop, self._max_length) for at in learned)
 
 
 def _quantile(ordered: Sequence[tuple[int, int]], rows: int, share: float) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from bisect import bisect_right
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Any, NamedTuple
 import orjson
 
 from sage.tools.finetune.base_models import SMOLLM2, folder_name
-from sage.tools.finetune.data.frames import Frames
+from sage.tools.finetune.data.frames import Frames, Span
 from sage.tools.finetune.data.lengths import LengthCounter
-from sage.tools.finetune.data.training_check import training_check
+from sage.tools.finetune.data.training_texts import training_texts
 from sage.tools.finetune.data.turn_marks import MarkedRows, turn_marks
+from sage.tools.finetune.learned_tokens import learned_tokens
 from sage.tools.finetune.positions import positions_of
 from sage_contracts.errors import InvalidRequestError
 
@@ -29,6 +31,7 @@ _HUB_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", _TEMPLAT
 _CUTTING = frozenset(
     {"split", "rsplit", "partition", "rpartition", "startswith", "endswith", "replace", "find"}
 )
+_OPENED = "<think>"
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -116,8 +119,12 @@ class FileCounter:
         found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [len(encoding) for encoding in found]
 
-    def ends(self, text: str) -> list[int]:
-        return [end for _, end in self._tokenizer.encode(text, add_special_tokens=False).offsets]
+    def learned(self, text: str, spans: Sequence[Span]) -> list[range]:
+        found = self._tokenizer.encode(text, add_special_tokens=False)
+        return list(learned_tokens(text, spans, found.ids, found.offsets, self._decoded))
+
+    def _decoded(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
 
 
 class Estimate:
@@ -129,8 +136,9 @@ class Estimate:
     def count(self, texts: Sequence[str]) -> list[int]:
         return [-(-len(text.encode()) // _BYTES_PER_TOKEN) for text in texts]
 
-    def ends(self, text: str) -> list[int]:
-        return _byte_ends(text)
+    def learned(self, text: str, spans: Sequence[Span]) -> list[range]:
+        ends = _byte_ends(text)
+        return [range(bisect_right(ends, start), bisect_right(ends, end)) for start, end in spans]
 
 
 def _byte_ends(text: str) -> list[int]:
@@ -187,10 +195,12 @@ def _frames(folder: Path, name: str, added: dict[str, int]) -> tuple[Frames, Mar
         chosen = for_tools if tools else compiled
         return chosen.render(messages=messages, tools=tools, **special, **options)
 
-    check = training_check(source, template, added, name)
+    rendering = training_texts(source, template, added, name)
     # Its only way to refuse on purpose; one without it is not asked about rows of which it has seen the like.
     looked_for = _looked_for(environment.parse(source))
-    frames = Frames(template, check, is_choosy="raise_exception" in source, looked_for=looked_for)
+    if _OPENED in source:  # in what asks for an answer, say: one that begins so is learned from behind it
+        looked_for |= {_OPENED}
+    frames = Frames(rendering, is_choosy="raise_exception" in source, looked_for=looked_for)
     return frames, MarkedRows(turn_marks(lambda turns: template(turns, None), added))
 
 

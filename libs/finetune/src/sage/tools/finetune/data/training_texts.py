@@ -1,4 +1,4 @@
-"""Whether training would refuse a conversation: asked of the engine's own reading of the chat template."""
+"""The texts that training makes of a conversation: by the engine's own reading of the chat template."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Any
 
 from sage.tools.finetune.chat_template import ChatTemplate, UnlearnableRowError
 from sage.tools.finetune.data.conversation import Conversation, RowError
-from sage.tools.finetune.data.frames import Check
+from sage.tools.finetune.data.frames import LearnedText, Rendering
 
 Apply = Callable[..., str]
 """(messages, tools, **options) -> text. May raise."""
 
 
-def training_check(source: str, apply: Apply, added: dict[str, int], name: str) -> Check:
-    """The check for the model `name`. Raises: InvalidDataError when it has no chat template."""
+def training_texts(source: str, apply: Apply, added: dict[str, int], name: str) -> Rendering:
+    """The rendering for the model `name`. Raises: InvalidDataError when it has no chat template."""
     template = ChatTemplate(_TemplateAlone(source, apply, added))
 
-    def check(row: Conversation) -> None:
+    def rendering(row: Conversation) -> list[LearnedText]:
         try:
-            template.rendered(row)
+            return [LearnedText(found.text, found.learned) for found in template.rendered(row)]
         except UnlearnableRowError as error:
             raise RowError("row", f"cannot be learned by {name}: {error.reason}") from error
 
-    return check
+    return rendering
 
 
 class _TemplateAlone:
