@@ -209,7 +209,8 @@ class MergeRow(LeasedWork, Base):
     format: Mapped[str]
     content: Mapped[str]
     repo: Mapped[str | None]
-    """After `public:`, it may be one that everybody can read."""
+    allow_public: Mapped[bool | None]
+    """Whether the repository may be one that everybody can read."""
     output_dir: Mapped[str]
     phase: Mapped[str | None]
     result_path: Mapped[str | None]

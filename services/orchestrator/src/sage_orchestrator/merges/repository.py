@@ -13,9 +13,6 @@ from sage_contracts.models import MergeRequest, MergeStatus
 from sage_orchestrator.leases import guarded_update
 from sage_orchestrator.rows import MergeRow
 
-# No name of a repository has a colon.
-_PUBLIC = "public:"
-
 
 def get(session: Session, merge_id: str, *, lock: bool = False) -> MergeRow:
     """Raises: NotFoundError."""
@@ -38,21 +35,9 @@ def unfinished(
         query = query.where(
             MergeRow.format == request.format,
             MergeRow.content == request.content,
-            # Only exports to the Hub have one.
-            or_(MergeRow.repo.is_(None), MergeRow.repo.in_([request.repo, f"{_PUBLIC}{request.repo}"])),
+            MergeRow.repo.is_not_distinct_from(request.repo),
         )
     return session.scalar(query.limit(1))
-
-
-def stored_repo(request: MergeRequest) -> str | None:
-    """The repository as its column has it."""
-    return f"{_PUBLIC}{request.repo}" if request.allow_public else request.repo
-
-
-def repo_of(row: MergeRow) -> tuple[str | None, bool]:
-    """(the repository, whether it may be a public one)."""
-    repo = row.repo
-    return (None, False) if repo is None else (repo.removeprefix(_PUBLIC), repo.startswith(_PUBLIC))
 
 
 def change(

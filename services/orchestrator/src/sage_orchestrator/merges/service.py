@@ -59,7 +59,8 @@ class MergeService:
                     dtype=request.dtype,
                     format=request.format,
                     content=request.content,
-                    repo=merges.stored_repo(request),
+                    repo=request.repo,
+                    allow_public=request.allow_public,
                     output_dir=self.home.relative(folder),
                     status=MergeStatus.QUEUED.value,
                     created_at=now,
@@ -100,7 +101,6 @@ class MergeService:
             version = models.get_version(session, row.name, row.version)
             if version is None:
                 raise NotYoursError(f"{row.name}@{row.version} is gone.")
-            repo, allow_public = merges.repo_of(row)
             return MergeClaim(
                 merge_id=merge_id,
                 attempt=row.attempt,
@@ -114,8 +114,8 @@ class MergeService:
                 dtype=row.dtype,
                 format=row.format,
                 content=row.content,
-                repo=repo,
-                allow_public=allow_public,
+                repo=row.repo,
+                allow_public=bool(row.allow_public),
             )
 
     def _link_path(self, session: Session, row: MergeRow) -> str | None:
@@ -177,7 +177,7 @@ def _require_same(row: MergeRow, request: MergeRequest) -> None:
             f" dtype={request.dtype}: ask again when that merge has ended.",
             param="dtype",
         )
-    if row.repo != merges.stored_repo(request):
+    if bool(row.allow_public) != request.allow_public:
         raise ConflictError(
             f"{row.name}@{row.version} is on its way to {request.repo} with another allow_public ({row.id}):"
             " ask again when that export has ended.",
