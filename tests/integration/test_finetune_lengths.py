@@ -66,13 +66,13 @@ finally:
 
 
 def numbers_of_training(tokenizer: Any, rows: Sequence[Conversation], max_length: int) -> tuple[int, ...]:
-    """Tokens in all and of the longest row, rows that are cut, tokens with loss that are lost."""
+    """Tokens in all and of the longest row, rows that are cut or left out, tokens with loss that are lost."""
     renderer = ChatRenderer(tokenizer, max_length)
     whole = list(renderer.tokenised(rows))
     renderer.samples(rows)
     lost = [label != IGNORED for text in whole for label in text.labels[max_length:]]
     sizes = [len(text.ids) for text in whole]
-    return sum(sizes), max(sizes), renderer.stats.truncated, sum(lost)
+    return sum(sizes), max(sizes), renderer.stats.truncated + renderer.stats.dropped, sum(lost)
 
 
 def numbers_of(report: TokenReport | None) -> tuple[int, ...]:
