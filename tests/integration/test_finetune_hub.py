@@ -213,19 +213,24 @@ def test_a_data_set_whose_download_broke_off_is_said_to_have(hub: FakeHub, url: 
     assert "503" in said.stderr
 
 
+def push(folder: Path, url: str, home: Path, option: str = "") -> subprocess.CompletedProcess[str]:
+    """To me/code."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from sage.tools.finetune.exporting.packing import push_to_hub\n"
+        f"print(push_to_hub(Path(sys.argv[1]), 'me/code', {option}))"
+    )
+    # Large files go by LFS here, as they do to a hub without Xet.
+    env = {"HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    return run(["-c", code, str(folder)], url, home, env)
+
+
 def test_a_tuned_model_is_pushed_whole_into_a_private_repository(
     hub: FakeHub, url: str, tmp_path: Path
 ) -> None:
     folder = make_model(tmp_path / "tuned")
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Tuned\n")
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from sage.tools.finetune.exporting.packing import push_to_hub\n"
-        "print(push_to_hub(Path(sys.argv[1]), 'me/code'))"
-    )
-    # Large files go by LFS here, as they do to a hub without Xet.
-    env = {"HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
-    done = run(["-c", code, str(folder)], url, tmp_path / "home", env)
+    done = push(folder, url, tmp_path / "home")
     assert done.stdout.strip() == f"{url}/me/code", done.stderr
     pushed = hub.root / "models" / "me" / "code"
     names = sorted(path.name for path in folder.iterdir())
@@ -244,18 +249,12 @@ def test_a_public_repository_is_not_written_to_unless_it_is_meant(
     public = hub.root / "models" / "me" / "code"
     public.mkdir(parents=True)
     (public / "README.md").write_text("Mine")
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from sage.tools.finetune.exporting.packing import push_to_hub\n"
-        "print(push_to_hub(Path(sys.argv[1]), 'me/code', allow_public=sys.argv[2] == 'meant'))"
-    )
-    env = {"HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
     folder = make_model(tmp_path / "tuned")
-    refused = run(["-c", code, str(folder), "unaware"], url, tmp_path / "home", env)
+    refused = push(folder, url, tmp_path / "home")
     assert "Everybody may read me/code on the Hub" in refused.stderr
     assert "--allow-public" in refused.stderr
     assert [path.name for path in public.iterdir()] == ["README.md"] and hub.commits == []
-    done = run(["-c", code, str(folder), "meant"], url, tmp_path / "home", env)
+    done = push(folder, url, tmp_path / "home", "allow_public=True")
     assert done.stdout.strip() == f"{url}/me/code", done.stderr
     assert (public / "model.safetensors").is_file() and hub.private == set()
 

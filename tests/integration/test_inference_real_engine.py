@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+from tests.fakes.asgi_server import serving
+from tests.fakes.fake_hub import FakeHub
 from tests.fakes.inference_rig import running, said
 from tests.fakes.model_registry import Registry
 from tests.fakes.tiny_llama import make_adapter, make_model
@@ -41,6 +44,20 @@ def test_a_base_in_four_bits_is_served_with_adapters(tmp_path: Path) -> None:
     with running(tmp_path, registry=registry, **settings) as rig:
         answers = {said(rig.stream(name, max_tokens=12)) for name in registry.models}
         assert len(answers) == 2 and base.name in rig.engines()[0].base_model
+
+
+def test_a_base_that_is_only_on_a_hub_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub, registry = FakeHub(tmp_path / "hub"), Registry()
+    make_model(hub.root / "models" / "org" / "tiny")
+    registry.add("base:org/tiny", "org/tiny")
+    settings = {"engine": "transformers", "vllm_command": "", "engine_threads": 1}
+    with serving(hub.app) as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        with running(tmp_path, registry=registry, **settings) as rig:
+            assert said(rig.stream("base:org/tiny", max_tokens=4))
+            assert rig.engines()[0].state == EngineState.READY
 
 
 def in_four_bits(plain: Path, folder: Path) -> Path:

@@ -1,22 +1,33 @@
-"""Files that would take a process down with them, and templates that never end: the orchestrator lives on."""
+"""Training files are checked beside the orchestrator and in the background: it outlives what is in one."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from tests.fakes.orchestrator_rig import Rig, open_rig, rows
-from tests.unit.orchestrator.test_orchestrator_jobs import JOBS, never_checking, until
 
 from sage_contracts.config import Task
-from sage_contracts.errors import InvalidDataError
+from sage_contracts.errors import (
+    InvalidDataError,
+    ModelNotFoundError,
+    NotFoundError,
+    SageError,
+    ServiceUnavailableError,
+    StorageFullError,
+)
 from sage_contracts.home import Home
-from sage_contracts.jobs import CreateJobRequest
+from sage_contracts.jobs import CreateJobRequest, JobStatus
 from sage_orchestrator.jobs.checking import DataFile, FileChecks
+from sage_orchestrator.jobs.service import JobService
 
+JOBS = "/v1/fine_tuning/jobs"
 MIB = 2**20
 LARGE_IN_MEMORY = b'{"x":[' + b"{}," * (5 * MIB) + b"{}]}\n"
 """A row of 15 MiB that takes 400 as objects."""
@@ -124,3 +135,127 @@ def test_what_another_process_finds_is_answered_at_once(rig: Rig, more: bytes, s
         assert "row 51, field answer" in answer["error"]["message"]
     else:
         assert answer["status"] == "queued"
+
+
+def until(condition: Any, deadline_s: float = 10.0) -> None:
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.01)
+
+
+def test_large_files_are_checked_in_the_background(home: Path) -> None:
+    with open_rig(home, sync_validation_bytes=100) as rig:
+        good, bad = rig.upload(rows(50)), rig.upload(rows(50) + b'\n{"question": "why?"}')
+        # Both at once: the first answer must not wait for the check.
+        jobs = [rig.post(JOBS, {"model": "smollm2-135m", "training_file": one}) for one in (good, bad)]
+        assert [job["status"] for job in jobs] == ["validating_files"] * 2
+        until(lambda: all(rig.job(job["id"])["status"] != "validating_files" for job in jobs))
+        queued, failed = (rig.job(job["id"]) for job in jobs)
+        assert queued["status"] == "queued" and rig.sweep() == [queued["id"]]
+        assert failed["status"] == "failed"
+        assert failed["error"]["code"] == "invalid_training_file"
+        assert "row 51" in failed["error"]["message"]
+
+
+def never_checking(rig: Rig, home: Home, checks: FileChecks | None = None) -> JobService:
+    """Creates jobs as a process does that dies before it looks at their files."""
+    return JobService(
+        rig.parts.database,
+        home,
+        rig.clock,
+        checks=checks or rig.parts.checks,
+        sync_validation_bytes=100,
+        training_device=lambda: None,
+        wake=lambda: None,
+        check_later=lambda job_id: None,
+    )
+
+
+def test_a_check_that_a_restart_interrupted_is_taken_up(home: Path) -> None:
+    with open_rig(home) as rig:
+        file_id = rig.upload(rows(50))
+        request = CreateJobRequest(model="smollm2-135m", training_file=file_id)
+        job = never_checking(rig, Home(home)).create(request)
+        assert job.status is JobStatus.VALIDATING_FILES
+    with open_rig(home) as rig:
+        until(lambda: rig.job(job.id)["status"] == "queued")
+
+
+@pytest.mark.parametrize("param", ["training_file", "validation_file"])
+def test_a_file_that_is_deleted_while_jobs_are_made_is_named(rig: Rig, param: str) -> None:
+    ids = {name: rig.upload(rows(50)) for name in ("training_file", "validation_file")}
+    # The second, which needs no file, is looked at when the first one's have been found.
+    requests = [
+        CreateJobRequest(model="smollm2-135m", **fields) for fields in (ids, {"sage": {"task": "code"}})
+    ]
+    resolved = []
+
+    def delete_at_the_second() -> None:
+        resolved.append(1)
+        if len(resolved) == 2:
+            rig.http.delete(f"/v1/files/{ids[param]}").raise_for_status()
+
+    service = JobService(
+        rig.parts.database,
+        Home(rig.home),
+        rig.clock,
+        checks=rig.parts.checks,
+        sync_validation_bytes=100,
+        training_device=delete_at_the_second,
+        wake=lambda: None,
+        check_later=lambda job_id: None,
+    )
+    with pytest.raises(NotFoundError, match=ids[param]) as caught:
+        service.create_together(requests)
+    assert caught.value.param == param
+    assert rig.get(JOBS)["data"] == []
+
+
+@dataclass(frozen=True)
+class RefusingHome(Home):
+    """Whoever reads an uploaded file meets an error."""
+
+    error: SageError
+
+    def resolve(self, stored: str) -> Path:
+        if stored.startswith("files/"):
+            raise self.error
+        return super().resolve(stored)
+
+
+@pytest.mark.parametrize("error", [StorageFullError("The disk is full"), ServiceUnavailableError("busy")])
+def test_a_check_that_was_cut_short_says_nothing_about_the_files(home: Path, error: SageError) -> None:
+    with open_rig(home) as rig:
+        file_id = rig.upload(rows(50))
+        service = never_checking(rig, RefusingHome(home, error))
+        job = service.create(CreateJobRequest(model="smollm2-135m", training_file=file_id))
+        with pytest.raises(type(error)):
+            service.finish_validation(job.id)
+        assert rig.job(job.id)["status"] == "validating_files"
+
+
+def test_a_check_that_no_later_one_would_pass_ends_the_job(home: Path) -> None:
+    with open_rig(home) as rig:
+        file_id = rig.upload(rows(50))
+        service = never_checking(rig, RefusingHome(home, ModelNotFoundError("The base model is gone")))
+        job = service.create(CreateJobRequest(model="smollm2-135m", training_file=file_id))
+        service.finish_validation(job.id)
+        assert rig.job(job.id)["status"] == "failed"
+        assert "The base model is gone" in rig.job(job.id)["error"]["message"]
+
+
+def test_a_check_whose_outcome_could_not_be_written_is_made_again(home: Path) -> None:
+    with open_rig(home, sync_validation_bytes=100) as rig:
+        refuse = "CREATE TRIGGER refuse BEFORE UPDATE ON jobs BEGIN SELECT RAISE(ABORT, 'not now'); END"
+        with rig.parts.database.write() as session:
+            session.execute(text(refuse))
+        file_id = rig.upload(rows(50))
+        job = rig.post(JOBS, {"model": "smollm2-135m", "training_file": file_id})
+        until(lambda: not rig.parts.being_checked)
+        assert rig.job(job["id"])["status"] == "validating_files"
+        with rig.parts.database.write() as session:
+            session.execute(text("DROP TRIGGER refuse"))
+        rig.parts.keep_house()
+        until(lambda: rig.job(job["id"])["status"] == "queued")
+        assert rig.sweep() == [job["id"]]

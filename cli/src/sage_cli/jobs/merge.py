@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from typing import Any, Literal
+from typing import Any
 
 import typer
 from pydantic import ValidationError
@@ -14,12 +14,19 @@ from sage_cli.client import Client
 from sage_cli.jobs import outcome
 from sage_cli.stack.updown import ensure_stack
 from sage_contracts.errors import InvalidRequestError, ServiceUnavailableError, TrainingFailedError
-from sage_contracts.models import ExportContent, ExportFormat, MergeJob, MergeRequest, MergeStatus
+from sage_contracts.models import (
+    ExportContent,
+    ExportFormat,
+    MergeJob,
+    MergeRequest,
+    MergeStatus,
+    WeightsDtype,
+)
 
 _POLL_S = 0.5
 
 
-def merge_command(name: str, *, dtype: Literal["auto", "fp32", "fp16", "bf16"], timeout_s: float) -> None:
+def merge_command(name: str, *, dtype: WeightsDtype, timeout_s: float) -> None:
     merge = _carry_out(name, MergeRequest(dtype=dtype), timeout_s, doing="Merging")
     console = render.output()
     render.line(console, "ok", f"Merged {merge.model}")
@@ -31,7 +38,7 @@ def export_command(
     *,
     format_name: ExportFormat,
     content: ExportContent,
-    dtype: Literal["auto", "fp32", "fp16", "bf16"],
+    dtype: WeightsDtype,
     repo: str | None,
     allow_public: bool,
     timeout_s: float,

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sage_contracts.config import TrainingConfig
 from sage_contracts.jobs import EventLevel, JobMetrics
-from sage_contracts.models import ExportContent, ExportFormat
+from sage_contracts.models import ExportContent, ExportFormat, WeightsDtype
 
 TRAIN_TASK = "sage.train"
 TRAIN_QUEUE = "train"
@@ -143,7 +143,7 @@ class MergeClaim(_Wire):
     """Relative to SAGE_HOME: the version's folder, where merged_model/ goes."""
     link_path: str | None = None
     """Relative to SAGE_HOME: a link to it that users look for; only the newest version gets one."""
-    dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    dtype: WeightsDtype = "auto"
     format: ExportFormat = "safetensors"
     content: ExportContent = "merged"
     repo: str | None = None

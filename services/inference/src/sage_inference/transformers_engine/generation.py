@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,9 +27,12 @@ _DEFAULT_MAX_TOKENS = 1024
 _LEAST_TEMPERATURE = 1e-5
 
 
-def is_quantised(model: Path) -> bool:
-    """Whether the weights in this folder need bitsandbytes, or a package like it, to be loaded."""
-    return "quantization_config" in json.loads((model / "config.json").read_bytes())
+def is_quantised(model: str) -> bool:
+    """Whether loading the weights of a folder or a Hub id needs bitsandbytes or a package like it."""
+    from transformers import PreTrainedConfig
+
+    config, _ = PreTrainedConfig.get_config_dict(model)
+    return "quantization_config" in config
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ def serve(arguments: argparse.Namespace) -> None:
     import uvicorn
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    if not is_quantised(Path(arguments.model)):
+    if not is_quantised(arguments.model):
         # It would be imported with the weights, for nothing: 50 MB, and one to three seconds.
         sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type] # Python's "not to be had"
     generator = Generator(

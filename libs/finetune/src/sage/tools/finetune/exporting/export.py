@@ -21,13 +21,13 @@ from sage.tools.finetune.exporting.packing import (
 )
 from sage.tools.finetune.hardware import memory_errors, wait_politely
 from sage.tools.finetune.merging.folder import copy_tokenizer
-from sage.tools.finetune.merging.merge import MergeDtype, merge_adapter
+from sage.tools.finetune.merging.merge import merge_adapter
 from sage.tools.finetune.merging.numbers import ITEM_BYTES
 from sage.tools.finetune.merging.parity import ParityReport, ask_tuned, compare_folder, require_parity
 from sage.tools.finetune.merging.weights import merged_weights
 from sage.tools.finetune.storage import folder_written_whole, require_free_space, storage_errors, write_json
 from sage_contracts.errors import InvalidRequestError
-from sage_contracts.models import ExportContent, ExportFormat
+from sage_contracts.models import ExportContent, ExportFormat, WeightsDtype
 
 Report = Callable[[str], None]
 _DTYPES = {"f16": "float16"}
@@ -41,7 +41,7 @@ class ExportWish:
     format: ExportFormat
     name: str
     """Of the files, and of the model inside them: `code-3`."""
-    dtype: MergeDtype = "auto"
+    dtype: WeightsDtype = "auto"
     content: ExportContent = "merged"
     repo: str | None = None
     allow_public: bool = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 from sage.tools.finetune.hardware import memory_errors, wait_politely
 from sage.tools.finetune.merging.folder import model_bytes, write_model
@@ -14,8 +13,8 @@ from sage.tools.finetune.merging.parity import ParityReport, ask_tuned, compare_
 from sage.tools.finetune.merging.tensor_files import MAX_SHARD_BYTES
 from sage.tools.finetune.merging.weights import merged_weights
 from sage.tools.finetune.storage import folder_written_whole, require_free_space, storage_errors, write_json
+from sage_contracts.models import WeightsDtype
 
-MergeDtype = Literal["auto", "fp32", "fp16", "bf16"]
 Report = Callable[[str], None]
 
 
@@ -30,7 +29,7 @@ def merge_adapter(
     base: Path,
     adapter_dir: Path | None,
     out_dir: Path,
-    dtype: MergeDtype = "auto",
+    dtype: WeightsDtype = "auto",
     report: Report = lambda phase: None,
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
