@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from tests.fakes.tiny_llama import make_adapter, make_model
 
-from sage.tools.finetune.merging.merge import MergeDtype, merge_adapter
+from sage.tools.finetune.merging.merge import merge_adapter
 from sage.tools.finetune.merging.parity import PROBES, compute_in_fp32
 from sage.tools.finetune.merging.tensor_files import stored_tensors
 from sage_contracts.errors import ModelNotFoundError, TrainingFailedError
+from sage_contracts.models import WeightsDtype
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_a_folder_without_an_adapter_is_refused(base: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_weights_that_went_bad_are_not_kept(
-    base: Path, adapter: Path, tmp_path: Path, dtype: MergeDtype
+    base: Path, adapter: Path, tmp_path: Path, dtype: WeightsDtype
 ) -> None:
     def damage(phase: str) -> None:
         if phase == "asking the tuned model":  # the merged weights lie there, not yet in their place
