@@ -115,3 +115,16 @@ def test_a_tokenizer_read_ahead_is_handed_out_once_and_only_while_its_folder_is_
     assert load_tokenizer(other).chat_template != "another one"
     with pytest.raises(ModelNotFoundError):
         read_ahead(tmp_path / "none")
+
+
+def test_reading_ahead_brings_the_code_of_the_base_without_its_weights(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    (base / "model.safetensors").write_bytes(b"")  # not even looked at
+    code = "import sys; from pathlib import Path; from sage.tools.finetune.modeling import read_ahead; "
+    code += "read_ahead(Path(sys.argv[1])); print('transformers.models.llama.modeling_llama' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_base)], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "True\n", done.stderr

@@ -8,7 +8,7 @@ begin with in common is there once (see prefix_tree.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cache
 from typing import Any
@@ -21,7 +21,7 @@ _FAMILY = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwe
 """Layers that compute exactly this; whoever fuses proves it once more on rows of the run."""
 
 
-def fuse_layers(decoder: Any, head: Any) -> None:
+def fuse_layers(decoder: Any) -> None:
     """Let every layer take the fused way when it is called with `segments`, and its own way otherwise.
 
     `unfuse_layers` takes it back.
@@ -31,9 +31,6 @@ def fuse_layers(decoder: Any, head: Any) -> None:
     from types import MethodType
 
     require_fusable(decoder)
-    # What is joined is copied by that.
-    joined = {id(weight) for layer in decoder.layers for weight in _joined_weights(layer)}
-    _leave_the_file(joined, decoder, head)
     fused = [FusedLayer(layer) for layer in decoder.layers]
     for layer, quick in zip(decoder.layers, fused, strict=True):
         usual = layer.forward
@@ -146,21 +143,11 @@ def _norms(layer: Any) -> list[Any]:
     return [layer.input_layernorm, layer.post_attention_layernorm, *filter(None, of_heads)]
 
 
-def _joined_weights(layer: Any) -> list[Any]:
+def read_together(layer: Any) -> list[list[Any]]:
+    """Weights of a layer that `require_fusable` knows, in groups that are multiplied with as one."""
     attention, mlp = layer.self_attn, layer.mlp
-    parts = (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj)
-    return [getattr(part, "base_layer", part).weight for part in parts]
-
-
-def _leave_the_file(but: Collection[int], *modules: Any) -> None:
-    """Copy weights that may be windows into their file: its pages would stay beside what is joined.
-
-    That is so where loading converts nothing: half precision, as files have it.
-    """
-    for module in modules:
-        for weight in module.parameters():
-            if weight.dtype.itemsize < 4 and not weight.requires_grad and id(weight) not in but:
-                weight.data = weight.data.clone()
+    groups = ((attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj))
+    return [[getattr(part, "base_layer", part).weight for part in group] for group in groups]
 
 
 def _rows_of(layer: Any) -> int:

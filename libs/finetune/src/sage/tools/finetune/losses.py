@@ -181,7 +181,7 @@ class FusedLoss(PackedLoss):
     def __init__(self, model: Any, head_chunk: int = HEAD_CHUNK) -> None:
         super().__init__(model, head_chunk)
         try:
-            fuse_layers(self._decoder, self._head)
+            fuse_layers(self._decoder)
         except NotFusableError:
             self._causal.set_attn_implementation(self._usual_attention)
             raise

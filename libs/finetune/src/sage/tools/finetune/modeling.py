@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from sage.tools.finetune.base_models import hub_name, hub_revision
 from sage.tools.finetune.hardware import ResolvedPrecision, torch_dtype
 from sage.tools.finetune.quantisation import keep_differentiable, quantisation_of, quantising_errors
 from sage.tools.finetune.trained_biases import train_in_fp32
+from sage.tools.finetune.weights_layout import lay_out, stored_half
 from sage_contracts.config import LoRAConfig, TrainingConfig
 from sage_contracts.errors import InvalidRequestError, ModelNotFoundError
 
@@ -24,11 +25,17 @@ _ahead: dict[tuple[Any, ...], Any] = {}
 def read_ahead(base: Path) -> None:
     """Keep the folder's tokenizer for the next `load_tokenizer`, which takes a third of a second here.
 
-    Raises: ModelNotFoundError as that one does.
+    And have transformers find out once how it reads such a model, which it remembers.
+
+    Raises: ModelNotFoundError as `load_tokenizer` does.
     """
+    from transformers import AutoModelForCausalLM
+
     held = _held(base)
     _ahead.clear()
     _ahead[held] = load_tokenizer(base)
+    with suppress(Exception):  # whatever it is, who loads the model is told of it
+        AutoModelForCausalLM.from_pretrained(str(base), device_map="meta")  # its weights are not read
 
 
 def _held(base: Path) -> tuple[Any, ...]:
@@ -65,11 +72,13 @@ def load_tokenizer_from_hub(name: str) -> Any:
         ) from error
 
 
-def load_base(base: Path, config: TrainingConfig, device: str, precision: ResolvedPrecision) -> Any:
+def load_base(
+    base: Path, config: TrainingConfig, device: str, precision: ResolvedPrecision, *, will_move: bool = False
+) -> Any:
     """The causal language model of a folder, quantised as the config says.
 
     Every weight is frozen; with `tuning="full"` none is, and they are in fp32: updates are too small for half
-    precision to hold.
+    precision to hold. `will_move`: this is not where it trains.
 
     Raises: ModelNotFoundError when the folder holds no such model.
     """
@@ -78,10 +87,14 @@ def load_base(base: Path, config: TrainingConfig, device: str, precision: Resolv
 
     logging.disable_progress_bar()
     trains_all = config.tuning == "full"
-    options: dict[str, Any] = {"dtype": torch_dtype("fp32" if trains_all else precision)}
+    dtype = torch_dtype("fp32" if trains_all else precision)
+    options: dict[str, Any] = {"dtype": dtype}
+    is_laid_out = device == "cpu" and not (trains_all or will_move)
     if config.load_in_8bit or config.load_in_4bit:
         options["quantization_config"] = quantisation_of(config, precision)
         options["device_map"] = {"": device}
+    elif is_laid_out and dtype.itemsize == 4 and (half := stored_half(base)):
+        options["dtype"] = half  # widened as they are laid out: in one pass over them
     try:
         with quantising_errors():
             model = AutoModelForCausalLM.from_pretrained(str(base), **options)
@@ -91,6 +104,8 @@ def load_base(base: Path, config: TrainingConfig, device: str, precision: Resolv
         ) from error
     if "device_map" not in options:
         model = model.to(device)
+    if is_laid_out and not is_quantised(model):
+        lay_out(model, dtype)
     keep_differentiable(model)
     model.requires_grad_(trains_all)
     model.config.use_cache = False
@@ -267,8 +282,7 @@ def _plain(model: Any, config: TrainingConfig, kind: Any) -> Any:
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # One kernel over all adapters instead of several for each.
-    is_fused = trained[0].is_cuda and kind is torch.optim.AdamW
-    options = {"fused": True} if is_fused else {}
+    options = {"fused": True} if kind is torch.optim.AdamW else {}
     return kind(trained, lr=config.learning_rate, weight_decay=config.weight_decay, **options)
 
 

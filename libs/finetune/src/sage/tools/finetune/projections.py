@@ -32,7 +32,7 @@ class Projections:
         for base in bases:
             if type(base) is not torch.nn.Linear or base.weight.requires_grad:
                 raise NotFusableError(f"{type(base).__name__} is not a frozen linear layer")
-        self.weight = _joined([base.weight for base in bases])
+        self.weight = joined([base.weight for base in bases])
         self.bias = _joined_bias(bases)
         self.adapters: list[Adapter] = []
         rates = {_collect(layer, self.adapters, start) for layer, start in _starts(layers, bases)} - {None}
@@ -126,18 +126,28 @@ def _collect(layer: Any, adapters: list[Adapter], start: int) -> float | None:
     return float(getattr(layer.lora_dropout[name], "p", 0.0))
 
 
-def _joined(weights: Sequence[Any]) -> Any:
-    """One matrix of all rows; each parameter becomes a view of its part, so that nothing is held twice."""
-    import torch
+def joined(weights: Sequence[Any]) -> Any:
+    """One matrix of all rows, of which each parameter is a view: nothing is held twice."""
+    if not _lie_in_line(weights):
+        put_in_line(weights, weights[0].dtype)
+    first, rows = weights[0].detach(), sum(map(len, weights))
+    return first.as_strided((rows, first.shape[1]), (first.shape[1], 1))
 
-    if len(weights) == 1:
-        return weights[0].detach()
-    joint = torch.cat([weight.detach() for weight in weights])
-    start = 0
+
+def put_in_line(weights: Sequence[Any], dtype: Any) -> None:
+    """Copy matrices of one width to where each begins as the one before it ends."""
+    joint, start = weights[0].new_empty(sum(map(len, weights)), weights[0].shape[1], dtype=dtype), 0
     for weight in weights:
-        weight.data = joint[start : start + weight.shape[0]]
-        start += weight.shape[0]
-    return joint
+        weight.data = joint[start : start + len(weight)].copy_(weight.detach())
+        start += len(weight)
+
+
+def _lie_in_line(weights: Sequence[Any]) -> bool:
+    if not all(weight.is_contiguous() for weight in weights):
+        return False
+    is_one = len({weight.untyped_storage().data_ptr() for weight in weights}) == 1
+    ends = [weight.data_ptr() + weight.nbytes for weight in weights]
+    return is_one and all(weight.data_ptr() == end for weight, end in zip(weights[1:], ends, strict=False))
 
 
 def _joined_bias(bases: Sequence[Any]) -> Any:

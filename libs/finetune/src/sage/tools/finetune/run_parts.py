@@ -65,7 +65,8 @@ class RunParts:
         """Of the training rows alone, as soon as `count_train_rows` was called."""
         self._positions = positions_of(base)
         torch.manual_seed(config.seed)
-        model = load_base(base, config, load_on or self.device, self.precision)
+        will_move = load_on is not None
+        model = load_base(base, config, load_on or self.device, self.precision, will_move=will_move)
         self.renderer.require_known(model.get_input_embeddings().weight.shape[0])
         kernels = kernels_of(self.device, self.precision)
         self._warn(kernels.problem)

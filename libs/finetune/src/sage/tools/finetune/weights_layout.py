@@ -1,0 +1,52 @@
+"""Where a model's weights lie while it trains on a CPU: out of their file, in one piece where one product
+reads several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sage.tools.finetune.fused_layer import read_together, require_fusable
+from sage.tools.finetune.merging.tensor_files import stored_tensors
+from sage.tools.finetune.projections import NotFusableError, put_in_line
+from sage_contracts.errors import ModelNotFoundError
+
+_HALVES = {"BF16": "bfloat16", "F16": "float16"}
+
+
+def stored_half(base: Path) -> Any:
+    """The half precision that all weights of a model's folder are stored in; else None."""
+    import torch
+
+    codes: set[str] = set()
+    with suppress(ModelNotFoundError, OSError, ValueError, KeyError):  # whoever loads it says what is wrong
+        codes = {tensor.code for tensor in stored_tensors(base).values()}
+    return getattr(torch, _HALVES[codes.pop()]) if len(codes) == 1 and codes <= _HALVES.keys() else None
+
+
+def lay_out(model: Any, dtype: Any) -> None:
+    """Copy every weight to where it stays, once, and into `dtype` where that is the wider one.
+
+    Those that loading has not converted are windows into their file, whose pages would stay beside what is
+    joined later.
+    """
+    from torch import promote_types
+
+    done: set[int] = set()
+    for weights in _read_together(model):
+        put_in_line(weights, promote_types(weights[0].dtype, dtype))
+        done |= set(map(id, weights))
+    for value in (*model.parameters(), *model.buffers()):
+        if value.is_floating_point() and id(value) not in done:
+            value.data = value.data.to(promote_types(value.dtype, dtype), copy=True)
+    model.config.dtype = dtype
+
+
+def _read_together(model: Any) -> Iterator[list[Any]]:
+    decoder = model.get_decoder()
+    with suppress(NotFusableError):
+        require_fusable(decoder)
+        for layer in decoder.layers:
+            yield from read_together(layer)
