@@ -81,7 +81,7 @@ static void attend(const layer *l, int head, const segment *tree, int own, int q
       if (a == own) hide_later(s.scores, k, keys, q);
       renew(&s, keys, l->dim, l->scaling);
       lines values = line_up(l->value + k * l->stride + at_kv, l->stride, keys, l->dim, room);
-      mix(s.out, l->dim, rows, by_query(s.scores, keys, &packed), values, keys, l->dim);
+      mix(s.out, l->dim, HAS_TILES ? QUERIES : rows, by_query(s.scores, keys, &packed), values, keys, l->dim);
     }
   }
   for (int i = 0; i < rows; i++) {
@@ -100,14 +100,19 @@ void ENTRY(sage_attention)(const number *query, const number *key, const number 
   layer l = {query, key, value, stride, heads, kv_heads, dim, scaling};
   int blocks = 0;
   for (int s = 0; s < segments; s++) blocks += blocks_of(tree[s]);
-#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads)
-  for (int block = 0; block < blocks; block++)
-    for (int head = 0; head < heads; head++) {
-      int own = 0, left = block;
-      while (left >= blocks_of(tree[own])) left -= blocks_of(tree[own++]);
-      int q = tree[own].start + left * QUERIES;
-      attend(&l, head, tree, own, q, smaller(QUERIES, tree[own].stop - q), out, log_sums);
-    }
+#pragma omp parallel num_threads(threads)
+  {
+    begin_tiles();
+#pragma omp for collapse(2) schedule(dynamic)
+    for (int block = 0; block < blocks; block++)
+      for (int head = 0; head < heads; head++) {
+        int own = 0, left = block;
+        while (left >= blocks_of(tree[own])) left -= blocks_of(tree[own++]);
+        int q = tree[own].start + left * QUERIES;
+        attend(&l, head, tree, own, q, smaller(QUERIES, tree[own].stop - q), out, log_sums);
+      }
+    end_tiles();
+  }
 }
 
 /* The way back. Gradients of keys and values lie apart for every head, as do queries and what is given. */
@@ -221,6 +226,7 @@ void ENTRY(sage_attention_backward)(const number *query, const number *key, cons
   };
 #pragma omp parallel num_threads(threads)
   {
+    begin_tiles();
 #pragma omp for
     for (long token = 0; token < tokens; token++) prepare_token(&w, given, token);
 #pragma omp for collapse(2) schedule(dynamic)
@@ -236,5 +242,6 @@ void ENTRY(sage_attention_backward)(const number *query, const number *key, cons
       gather_token(&w.l, token, w.of_key, of_key + token * of_stride);
       gather_token(&w.l, token, w.of_value, of_value + token * of_stride);
     }
+    end_tiles();
   }
 }

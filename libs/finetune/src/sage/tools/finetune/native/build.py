@@ -19,13 +19,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 SOURCES = ("adapters.c", "attention.c", "attention_half.c", "elementwise.c", "products.c")
-HEADERS = ("blocks.h", "mixing.h", "panels.h", "vectors.h", "words.h")
+HEADERS = ("blocks.h", "mixing.h", "panels.h", "tiles.h", "turning.h", "vectors.h", "words.h")
 LEVELS = {
+    "x86-64-v4-bf16-amx": ("-march=x86-64-v4", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
     "x86-64-v4-bf16": ("-march=x86-64-v4", "-mavx512bf16"),
     "x86-64-v4": ("-march=x86-64-v4",),
     "x86-64-v3": ("-march=x86-64-v3",),
 }
-"""What chips can do, the most able first: AVX-512 with products of bf16, AVX-512, AVX2."""
+"""What chips can do, the most able first: AVX-512 with products of bf16, by the tile or by the vector, AVX-512, AVX2."""
 # No `-ffast-math`: rounding to an integer by adding a large number must stay, and so must NaN.
 FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
 COMPILE_S = 120

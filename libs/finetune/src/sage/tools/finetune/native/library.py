@@ -88,7 +88,7 @@ def open_library(level: str) -> Any:
     path = next((place for place in places if place.is_file()), None) or compile_into(kept, level)
     # torch's OpenMP is already here under the name that the library asks for, and so are its threads.
     library = ctypes.CDLL(str(path))
-    for name, arguments in (_SIGNATURES | (_WITH_BF16 if level.endswith("bf16") else {})).items():
+    for name, arguments in (_SIGNATURES | (_WITH_BF16 if "bf16" in level else {})).items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, None
     for name in _SIZES:
@@ -103,10 +103,21 @@ def level_of_this_chip() -> str:
     require_known_machine()
     capability = torch.backends.cpu.get_cpu_capability()
     if capability.startswith("AVX512"):
-        return "x86-64-v4-bf16" if "avx512_bf16" in cpu_facts() else "x86-64-v4"
+        has_tiles = cpu_facts() >= {"avx512_bf16", "amx_tile", "amx_bf16"} and _may_use_tiles()
+        has_bf16 = "avx512_bf16" in cpu_facts()
+        return "x86-64-v4-bf16-amx" if has_tiles else "x86-64-v4-bf16" if has_bf16 else "x86-64-v4"
     if capability == "AVX2":
         return "x86-64-v3"
     raise CompilerError(f"this chip has no AVX2 ({capability})")
+
+
+def _may_use_tiles() -> bool:
+    """Ask the system for this process's room for tiles, which it gives to nobody unasked.
+
+    Source: the kernel's documentation, "Using XSTATE features in user space applications".
+    """
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
 
 
 def _cache() -> Path:
