@@ -113,21 +113,18 @@ def test_adapters(
     adapters = adapters_of(seed, width, layers)
     assume(adapters)
     outs = sum(size for size, _ in layers)
-    x, given_y, of_y = (
-        random(seed + n, count, size, dtype=dtype) for n, size in enumerate((width, outs, outs))
-    )
+    x, of_y = (random(seed + n, count, size, dtype=dtype) for n, size in enumerate((width, outs)))
     seen = random(seed + 3, count, width) > 0 if drops else None
     dropped = Dropped(seen, 2.0 if drops else 1.0)
 
     plain, weights = exact(x), [(exact(one.a), exact(one.b)) for one in adapters]
     left = plain if seen is None else plain.where(seen, 0.0)
-    wanted = given_y.double()
+    wanted = torch.zeros(count, outs, dtype=torch.float64)
     for one, (a, b) in zip(adapters, weights, strict=True):
         more = torch.zeros_like(wanted)
         more[:, one.outputs] = left @ a.t() @ b.t() * (one.scaling * dropped.scale)
         wanted = wanted + more
-    y = given_y.clone()
-    narrow = kernels.adapt(y, x, adapters, dropped)
+    y, narrow = kernels.adapt(x, outs, adapters, dropped)
     same(y, wanted.detach(), FORMATS[dtype])
 
     (of_plain, *of_weights) = torch.autograd.grad(
@@ -151,6 +148,29 @@ def adapters_of(seed: int, width: int, layers: Sequence[tuple[int, int]]) -> lis
             made.append(Adapter(a, b, 0.5 + number, slice(first, first + outs), slice(ranks, ranks + rank)))
         first, ranks = first + outs, ranks + rank
     return made
+
+
+@some
+@given(seeds, st.integers(1, 9), st.sampled_from([16, 576]), st.sampled_from([0, 3277, 32768, 60000]))
+def test_draws(kernels: StepKernels, seed: int, count: int, width: int, dropped: int) -> None:
+    def drawn() -> Any:
+        torch.manual_seed(seed)
+        return kernels.draw(x, dropped), kernels.draw(x, dropped)
+
+    x, threads = torch.zeros(count, width), torch.get_num_threads()
+    first, second = drawn()
+    assert first.shape == x.shape
+    assert first.dtype == torch.bool
+    share = dropped / 65536
+    usual, deviation = 2 * x.numel() * share, math.sqrt(2 * x.numel() * share * (1 - share))
+    assert abs(float((~first).sum() + (~second).sum()) - usual) <= 7 * deviation
+    if 0 < share < 1 and x.numel() > 1000:
+        assert not first.equal(second)
+    torch.set_num_threads(threads + 1)
+    try:
+        assert all(map(torch.equal, drawn(), (first, second))), "whoever begins alike draws alike"
+    finally:
+        torch.set_num_threads(threads)
 
 
 @some
@@ -248,8 +268,7 @@ def test_what_is_no_number_stays_so(kernels: StepKernels, dtype: Any) -> None:
     x = torch.ones(2, 32, dtype=dtype)
     x[1, 3] = math.nan
     weight, heads = torch.ones(32, dtype=dtype), x.view(2, 1, 32).repeat(1, 3, 1)
-    adapted = torch.ones(2, 32, dtype=dtype)
-    kernels.adapt(adapted, x, adapters_of(0, 32, [(32, 4)]), Dropped(None, 1.0))
+    adapted, _ = kernels.adapt(x, 32, adapters_of(0, 32, [(32, 4)]), Dropped(None, 1.0))
     found = [
         adapted,
         kernels.product(x, torch.ones(32, 32, dtype=dtype)),

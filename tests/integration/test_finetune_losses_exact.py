@@ -307,6 +307,16 @@ def test_dropout_of_joined_projections_is_exact_for_its_mask_and_drops_the_asked
         torch.testing.assert_close(found, right, rtol=1e-3, atol=1e-4 * float(right.abs().max()))
 
 
+def test_dropout_of_almost_everything_is_no_division_by_zero(tiny_base: Path) -> None:
+    import torch
+
+    model = adapted(tiny_base, lora=lora(lora_dropout=0.999999))
+    joined = Projections([model.get_base_model().model.layers[0].self_attn.o_proj])
+    with torch.no_grad():
+        y, *_ = joined.forward(TorchKernels(), torch.randn(5, 64), True)
+    assert y.isfinite().all()
+
+
 @pytest.mark.parametrize("in_c", [False, True])
 @pytest.mark.parametrize("residual", [None, 100.0])
 def test_what_adapters_add_is_not_lost_in_the_roundings_of_halves(in_c: bool, residual: float | None) -> None:

@@ -10,11 +10,8 @@ from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
-from sage.tools.finetune.low_rank import Adapter, Dropped
+from sage.tools.finetune.low_rank import DRAWS, Adapter, Dropped
 from sage.tools.finetune.step_kernels import StepKernels
-
-_DRAW = 1 << 16
-"""Dropout decides by 16 random bits: a quarter of the time that `bernoulli_` takes."""
 
 
 class NotFusableError(Exception):
@@ -38,7 +35,8 @@ class Projections:
         rates = {_collect(layer, self.adapters, start) for layer, start in _starts(layers, bases)} - {None}
         if len(rates) > 1:
             raise NotFusableError("adapters of one input drop out at different rates")
-        self._dropped = round((rates.pop() or 0.0 if rates else 0.0) * _DRAW)
+        rate = rates.pop() or 0.0 if rates else 0.0
+        self._dropped = min(round(rate * DRAWS), DRAWS - 1)
 
     @property
     def parameters(self) -> list[Any]:
@@ -62,9 +60,8 @@ class Projections:
             return (y if added is None else y.add_(added)), None, None
         # Adapters go first, what is largest last: added to halves that were rounded already, parts smaller
         # than their last bit would be lost one and all, and not only now and then.
-        y = x.new_zeros(len(x), len(self.weight))
-        seen = self._draw(x) if is_training and self._dropped else None
-        narrow = kernels.adapt(y, x, self.adapters, self._what_dropped(seen))
+        seen = kernels.draw(x, self._dropped) if is_training and self._dropped else None
+        y, narrow = kernels.adapt(x, len(self.weight), self.adapters, self._what_dropped(seen))
         kernels.product(x, self.weight, y, y)
         for more in (self.bias, added):
             if more is not None:
@@ -81,16 +78,8 @@ class Projections:
         dropped = self._what_dropped(seen)
         return of_x, kernels.adapt_backward(gradient, x, narrow, self.adapters, dropped, of_x)
 
-    def _draw(self, x: Any) -> Any:
-        """(tokens, in) True where an element survives dropout."""
-        import torch
-
-        count = x.numel()
-        bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=x.device).random_(-(1 << 63), None)
-        return (bits.view(torch.int16)[:count] >= self._dropped - _DRAW // 2).view_as(x)
-
     def _what_dropped(self, seen: Any) -> Dropped:
-        return Dropped(seen, 1.0 if seen is None else _DRAW / (_DRAW - self._dropped))
+        return Dropped(seen, 1.0 if seen is None else DRAWS / (DRAWS - self._dropped))
 
 
 def _starts(layers: Sequence[Any], bases: Sequence[Any]) -> list[tuple[Any, int]]:

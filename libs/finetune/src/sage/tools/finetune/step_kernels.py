@@ -29,7 +29,11 @@ class StepKernels(Protocol):
         """
         ...
 
-    def adapt(self, y: Any, x: Any, adapters: Sequence[Adapter], dropped: Dropped) -> Any:
+    def draw(self, x: Any, dropped: int) -> Any:
+        """As `low_rank.draw`, decided by torch's generator."""
+        ...
+
+    def adapt(self, x: Any, outs: int, adapters: Sequence[Adapter], dropped: Dropped) -> tuple[Any, Any]:
         """As `low_rank.adapt`."""
         ...
 
@@ -123,6 +127,7 @@ def why_slower() -> str:
 
 class TorchKernels(StepKernels):
     product = staticmethod(product)
+    draw = staticmethod(low_rank.draw)
     adapt = staticmethod(low_rank.adapt)
     adapt_backward = staticmethod(low_rank.adapt_backward)
 

@@ -41,6 +41,13 @@ static void take(numbers x, long row, int rows, long k, int count, float *block)
     }
 }
 
+/* The same numbers, for `count` from k on, are the block, or zeros where that is NULL. */
+static void lay(numbers x, long row, int rows, long k, long count, const float *block) {
+  for (int i = 0; i < rows; i++)
+    for (long j = 0; j < count; j += LANES)
+      put(x.at, (row + i) * x.width + k + j, block ? load(block + i * DEPTH + j) : all(0), x.is_half);
+}
+
 /* The same numbers += the block. */
 static void add(numbers x, long row, int rows, long k, int count, const float *block) {
   for (int i = 0; i < rows; i++)
@@ -67,7 +74,7 @@ long sage_adapt_room(const adapter *adapters, int count, long width, int threads
   return threads * (ranks_of(adapters, count) * (width + PANEL) + ups_of(adapters, count));
 }
 
-/* narrow (ranks, stride), x A^T turned: its columns of a panel; then y += what comes of them by way of ups, each B turned
+/* narrow (ranks, stride), x A^T turned: its columns of a panel; then y, what comes of them by way of ups, each B turned
    and scaled. */
 static void adapt_panel(const adapter *adapters, int count, numbers x, numbers y, float *narrow, long stride,
                         const float *ups, long row, int rows) {
@@ -82,19 +89,23 @@ static void adapt_panel(const adapter *adapters, int count, numbers x, numbers y
     for (const adapter *own = adapters; own < adapters + count; to += own++->rank * stride)
       mix(to, stride, own->rank, (weights){own->a + k, x.width, 1}, turned, PANEL, depth, filled);
   }
+  long done = 0;
   for (const adapter *own = adapters; own < adapters + count; own++) {
+    lay(y, row, rows, done, own->first - done, 0);
     for (long o = 0; o < own->outs; o += DEPTH) {
       int depth = smaller(DEPTH, own->outs - o);
       memset(block, 0, sizeof block);
       mix(block, DEPTH, rows, (weights){narrow, 1, stride}, ups + o, own->outs, own->rank, depth);
-      add(y, row, rows, own->first + o, depth, block);
+      lay(y, row, rows, own->first + o, depth, block);
     }
+    done = own->first + own->outs;
     narrow += own->rank * stride;
     ups += own->rank * own->outs;
   }
+  lay(y, row, rows, done, y.width - done, 0);
 }
 
-/* y (rows, outs) += every adapter's part; x (rows, width). narrow (ranks, stride), with a stride of rows rounded up to 16,
+/* y (rows, outs) = every adapter's part, and zeros between them; x (rows, width). The adapters' outputs follow each other. narrow (ranks, stride), with a stride of rows rounded up to 16,
    is for sage_adapt_backward. Widths and outputs are multiples of 16. */
 void sage_adapt(const adapter *adapters, int count, const void *x, const uint8_t *seen, void *y, float *narrow, long stride,
                 float *room, long rows, long width, long outs, int is_half, int threads) {

@@ -26,7 +26,8 @@ LEVELS = {
     "x86-64-v4": ("-march=x86-64-v4",),
     "x86-64-v3": ("-march=x86-64-v3",),
 }
-"""What chips can do, the most able first: AVX-512 with products of bf16, by the tile or by the vector, AVX-512, AVX2."""
+"""What chips can do, the most able first: AVX-512 with products of bf16 by tiles, by vectors or not at all,
+AVX2."""
 # No `-ffast-math`: rounding to an integer by adding a large number must stay, and so must NaN.
 FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
 COMPILE_S = 120

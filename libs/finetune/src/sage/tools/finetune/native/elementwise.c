@@ -161,3 +161,17 @@ void sage_cross_entropy(void *logits, const int64_t *labels, float *losses, uint
                         int wants_gradient, int is_half, int threads) {
   EACH_ROW(cross_entropy_row, logits, labels, losses, hits, width, wants_gradient)
 }
+
+/* seen (count) = whether 16 random bits are no less than `least`: each quarter of a number of splitmix64, whose place in
+   the sequence that `seed` begins decides, and not who computes it. Source: Steele, Lea, Flood, "Fast splittable
+   pseudorandom number generators", 2014. */
+void sage_draw(uint64_t seed, int least, uint8_t *seen, long count, int threads) {
+#pragma omp parallel for num_threads(threads)
+  for (long first = 0; first < count; first += 4) {
+    uint64_t z = seed + (first / 4 + 1) * 0x9e3779b97f4a7c15;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+    z = (z ^ z >> 27) * 0x94d049bb133111eb;
+    z ^= z >> 31;
+    for (int part = 0; part < smaller(4, count - first); part++) seen[first + part] = (int)(z >> 16 * part & 0xffff) >= least;
+  }
+}

@@ -52,17 +52,28 @@ class NativeKernels:
         )
         return out
 
-    def adapt(self, y: Any, x: Any, adapters: Sequence[Adapter], dropped: Dropped) -> Any:
+    def draw(self, x: Any, dropped: int) -> Any:
+        import torch
+
+        # In the generator's order, so that a run that is resumed draws what it would have drawn.
+        seed = int(torch.empty((), dtype=torch.int64).random_())
+        seen = x.new_empty(x.shape, dtype=torch.bool)
+        self._library.sage_draw(seed, dropped, *_places(seen), seen.numel(), _threads())
+        return seen
+
+    def adapt(self, x: Any, outs: int, adapters: Sequence[Adapter], dropped: Dropped) -> tuple[Any, Any]:
         import torch
 
         group, (rows, width) = _Group(adapters, dropped), x.shape
+        y = x.new_empty(rows, outs)
         # In fp32, a row for each rank.
         narrow = x.new_empty(adapters[-1].ranks.stop, -(-rows // GRANULE) * GRANULE, dtype=torch.float32)
         places = *_places(x), group.seen, *_places(y, narrow)
         room = self._room_for(group, narrow, width)
-        sizes = rows, width, y.shape[1], *_manner(x)
-        self._library.sage_adapt(*group.call, *places, narrow.stride(0), *_places(room), *sizes)
-        return narrow
+        self._library.sage_adapt(
+            *group.call, *places, narrow.stride(0), *_places(room), rows, width, outs, *_manner(x)
+        )
+        return y, narrow
 
     def adapt_backward(
         self, of_y: Any, x: Any, narrow: Any, adapters: Sequence[Adapter], dropped: Dropped, of_x: Any

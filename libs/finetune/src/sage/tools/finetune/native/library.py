@@ -28,6 +28,7 @@ _SIGNATURES = {
     "sage_gate": [*[_POINTER] * 2, *[_LONG] * 2, *[_INT] * 2],
     "sage_gate_backward": [*[_POINTER] * 3, *[_LONG] * 2, *[_INT] * 2],
     "sage_cross_entropy": [*[_POINTER] * 4, *[_LONG] * 2, *[_INT] * 3],
+    "sage_draw": [ctypes.c_uint64, _INT, _POINTER, _LONG, _INT],
     "sage_product": [*[_POINTER] * 2, *[_LONG] * 2, _POINTER, _LONG, *[_POINTER] * 2, *[_LONG] * 3, _INT],
     "sage_product_scratch": [_LONG] * 2,
     "sage_adapt_room": [_POINTER, _INT, _LONG, _INT],
@@ -117,7 +118,7 @@ def _may_use_tiles() -> bool:
     Source: the kernel's documentation, "Using XSTATE features in user space applications".
     """
     arch_prctl, request_permission, tile_data = 158, 0x1023, 18
-    return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
+    return int(ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data)) == 0
 
 
 def _cache() -> Path:
