@@ -30,7 +30,9 @@ def read_ahead(base: Path) -> None:
     Raises: ModelNotFoundError as `load_tokenizer` does.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     held = _held(base)
     _ahead.clear()
     _ahead[held] = load_tokenizer(base)
