@@ -15,6 +15,13 @@ from sage.tools.finetune.weights_layout import lay_out, stored_half
 from sage_contracts.config import TrainingConfig
 
 Precision = Literal["fp32", "bf16"]
+_OURS = {"intermediate_size": 64, "num_key_value_heads": 1, "head_dim": 32}
+SIZES_OF = {
+    "gemma": _OURS,
+    "gemma3_text": _OURS,
+    "granite": _OURS,
+    "falcon_h1": _OURS | {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16},
+}
 
 
 def stored_in(dtype: Any, base: Path, to: Path) -> Path:
@@ -59,6 +66,26 @@ def test_weights_are_those_that_transformers_loads(
         assert found[name].dtype == weight.dtype, name
         assert found[name].equal(weight), name
     assert model.config.dtype == model.dtype == next(iter(wanted.values())).dtype
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma", "gemma3_text", "granite", "falcon_h1"])
+def test_other_families_are_what_transformers_loads_too(tmp_path: Path, family: str) -> None:
+    """Some scale embeddings by a factor that they round to the number format that they are built in."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(3)
+    sizes = {"vocab_size": 256, "hidden_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = AutoConfig.for_model(family, **sizes, **SIZES_OF.get(family, {}))
+    AutoModelForCausalLM.from_config(config).bfloat16().save_pretrained(tmp_path)
+    wanted = AutoModelForCausalLM.from_pretrained(str(tmp_path), dtype=torch.float32)
+    found = loaded(tmp_path, "fp32")
+    for parts in ("named_parameters", "named_buffers"):
+        expected, given = dict(getattr(wanted, parts)()), dict(getattr(found, parts)())
+        assert expected.keys() == given.keys()
+        for name, value in expected.items():
+            assert given[name].dtype == value.dtype, name
+            assert given[name].equal(value), name
 
 
 def test_a_config_that_names_less_precision_than_is_stored_takes_none_away(

@@ -29,6 +29,10 @@ def test_steps_come_from_epochs_or_from_max_steps() -> None:
     assert schedule(epochs=0.01).total_steps == 1
     assert schedule(max_steps=7).total_steps == 7
     assert schedule(rows=3, batch=8).total_steps == 2
+    # In binary 1.1 is a little more, and 2.2 * 395 too.
+    assert schedule(rows=1600, batch=16, epochs=1.1).total_steps == 110
+    assert schedule(rows=395, batch=1, epochs=2.2).total_steps == 869
+    assert schedule(rows=1600, batch=16, epochs=1.101).total_steps == 111
 
 
 def test_rows_that_no_step_gets_to_are_part_of_an_epoch() -> None:

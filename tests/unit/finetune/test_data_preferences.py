@@ -163,8 +163,17 @@ def test_files_of_pairs_serve_every_preference_method_and_no_other(tmp_path: Pat
         "row 2 of pairs.jsonl",
     ]
     assert [r.is_desirable for r in load_rated_answers(path)] == [True, False, True, False]
-    with pytest.raises(InvalidDataError, match=r"row 1, field row: .* use method=dpo, orpo or kto"):
+    with pytest.raises(InvalidDataError) as wrong:
         load_conversations(path)
+    reason = "holds preference pairs: use method=dpo, orpo or kto"
+    assert wrong.value.message == f"pairs.jsonl: 2 of 2 rows cannot be used: rows 1, 2, field row: {reason}."
+    path.write_text(path.read_text() + '\n{"question": "a", "answer": "b"}')
+    with pytest.raises(InvalidDataError) as some:
+        load_conversations(path)
+    wanted = (
+        f"pairs.jsonl: 2 of 3 rows cannot be used: rows 1, 2, field row: {reason}. Correct or remove them."
+    )
+    assert some.value.message == wanted
 
 
 def test_rated_answers_are_for_kto_alone(tmp_path: Path) -> None:

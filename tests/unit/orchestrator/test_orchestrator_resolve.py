@@ -76,6 +76,8 @@ def test_asking_for_4_bit_switches_a_presets_8_bit_off() -> None:
     [
         ({"learning_rat": 1}, "no training setting 'learning_rat'. Did you mean 'learning_rate'"),
         ({"lora": {"rank": 4}}, "Did you mean 'lora.r'"),
+        ({"lr": 1}, "Did you mean 'learning_rate'"),
+        ({"epochs": 1}, "Did you mean 'num_train_epochs'"),
         ({"learning_rate": -1}, "learning_rate"),
         ({"lora": {"r": 0}}, "lora.r"),
         ({"load_in_8bit": True, "load_in_4bit": True}, "exclude each other"),

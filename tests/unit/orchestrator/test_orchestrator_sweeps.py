@@ -153,6 +153,7 @@ def test_a_sweep_of_which_nothing_has_begun_is_cancelled_at_once(rig: Rig) -> No
     [
         ({}, "grid", "is empty"),
         ({"learning_rat": [1e-4]}, "grid.learning_rat", "Did you mean 'learning_rate'"),
+        ({"lr": [1e-4]}, "grid.lr", "Did you mean 'learning_rate'"),
         ({"lora": [{"r": 4}]}, "grid.lora", "lora"),
         ({"learning_rate": [1e-4, -1]}, "grid.learning_rate", "-1: Input should be greater than 0"),
         ({"lora.r": [4, "many"]}, "grid.lora.r", "many: Input should be a valid integer"),

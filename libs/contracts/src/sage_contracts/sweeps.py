@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import math
@@ -17,6 +16,7 @@ from sage_contracts.bounds import GRID_LIMIT_BYTES, Words
 from sage_contracts.config import LoRAConfig, Task, TrainingConfig
 from sage_contracts.errors import InvalidRequestError
 from sage_contracts.jobs import JobError, JobStatus, SageJobOptions
+from sage_contracts.setting_names import no_such_setting
 
 MOST_JOBS = 64
 _LONGEST_NAME = 64
@@ -215,9 +215,7 @@ def _check_name(name: str, words: GridWords) -> None:
             param=param,
         )
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"Did you mean {near[0]!r}?" if near else f"The settings are: {', '.join(known)}."
-        raise InvalidRequestError(f"{param}: there is no training setting {name!r}. {hint}", param=param)
+        raise InvalidRequestError(f"{param}: {no_such_setting(name, known)}", param=param)
 
 
 def _check_values(name: str, values: Sequence[Any], words: GridWords) -> None:

@@ -32,7 +32,10 @@ class Schedule:
 
     @property
     def total_steps(self) -> int:
-        return self.max_steps if self.max_steps > 0 else max(1, ceil(self.steps_per_epoch * self.epochs))
+        if self.max_steps > 0:
+            return self.max_steps
+        # 1.1 epochs of 100 steps are 110.00000000000001 in floats, and not 111 steps.
+        return max(1, ceil(round(self.steps_per_epoch * self.epochs, 6)))
 
     def epoch_of(self, step: int) -> float:
         """Epochs done after `step` steps."""

@@ -49,6 +49,8 @@ def fuse_layers(decoder: Any) -> None:
 
 def require_fusable(decoder: Any) -> None:
     """Raises: NotFusableError when its layers do not all look like the same known code."""
+    if not hasattr(decoder, "layers"):
+        raise NotFusableError(f"{type(decoder).__name__} has no layers of the llama family")
     if decoder.device.type != "cpu":
         raise NotFusableError("GPUs have fused kernels of their own")
     for layer in decoder.layers:

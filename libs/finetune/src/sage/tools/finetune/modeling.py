@@ -13,7 +13,7 @@ from sage.tools.finetune.base_models import hub_name, hub_revision
 from sage.tools.finetune.hardware import ResolvedPrecision, torch_dtype
 from sage.tools.finetune.quantisation import keep_differentiable, quantisation_of, quantising_errors
 from sage.tools.finetune.trained_biases import train_in_fp32
-from sage.tools.finetune.weights_layout import lay_out, stored_half
+from sage.tools.finetune.weights_layout import is_laid_out, lay_out, stored_half
 from sage_contracts.config import LoRAConfig, TrainingConfig
 from sage_contracts.errors import InvalidRequestError, ModelNotFoundError
 
@@ -91,11 +91,11 @@ def load_base(
     trains_all = config.tuning == "full"
     dtype = torch_dtype("fp32" if trains_all else precision)
     options: dict[str, Any] = {"dtype": dtype}
-    is_laid_out = device == "cpu" and not (trains_all or will_move)
+    stays = device == "cpu" and not (trains_all or will_move) and is_laid_out(base)
     if config.load_in_8bit or config.load_in_4bit:
         options["quantization_config"] = quantisation_of(config, precision)
         options["device_map"] = {"": device}
-    elif is_laid_out and dtype.itemsize == 4 and (half := stored_half(base)):
+    elif stays and dtype.itemsize == 4 and (half := stored_half(base)):
         options["dtype"] = half  # widened as they are laid out: in one pass over them
     try:
         with quantising_errors():
@@ -106,7 +106,7 @@ def load_base(
         ) from error
     if "device_map" not in options:
         model = model.to(device)
-    if is_laid_out and not is_quantised(model):
+    if stays and not is_quantised(model):
         lay_out(model, dtype)
     keep_differentiable(model)
     model.requires_grad_(trains_all)

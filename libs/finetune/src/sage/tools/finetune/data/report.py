@@ -280,6 +280,20 @@ def bad_row(row: Row, error: RowError, name: str) -> BadRow:
 
 
 def _bad_rows_message(name: str, rows: int, bad_count: int, bad: Sequence[BadRow]) -> str:
-    shown = "; ".join(map(str, bad[:SHOWN_BAD_ROWS]))
+    """With each reason once. Where it is the same for all rows, it says what is wrong, and not with which."""
+    told: dict[tuple[str | None, str, str], list[BadRow]] = {}
+    for each in bad[:SHOWN_BAD_ROWS]:
+        told.setdefault((each.file, each.field, each.reason), []).append(each)
+    shown = "; ".join(map(_of_one_reason, told.values()))
     more = f"; and {bad_count - SHOWN_BAD_ROWS} more" if bad_count > SHOWN_BAD_ROWS else ""
-    return f"{name}: {bad_count} of {rows} rows cannot be used: {shown}{more}. Correct or remove them."
+    advice = "" if bad_count == rows > 1 == len(told) else " Correct or remove them."
+    return f"{name}: {bad_count} of {rows} rows cannot be used: {shown}{more}.{advice}"
+
+
+def _of_one_reason(bad: Sequence[BadRow]) -> str:
+    first, *others = bad
+    if not others:
+        return str(first)
+    where = f"{first.file}, " if first.file else ""
+    rows = ", ".join(str(each.row) for each in bad)
+    return f"{where}rows {rows}, field {first.field}: {first.reason}"
