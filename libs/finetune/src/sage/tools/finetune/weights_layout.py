@@ -15,8 +15,8 @@ from sage.tools.finetune.projections import NotFusableError, put_in_line
 from sage_contracts.errors import ModelNotFoundError
 
 _FAMILY = {"llama", "mistral", "qwen2", "qwen3"}
-"""What config.json calls models whose layers may be fused. They are the same whichever format they are built in:
-Gemma is not, which rounds the factor that it scales embeddings by."""
+"""What config.json calls models whose layers may be fused. They are the same whichever format they are built
+in: Gemma is not, which rounds the factor that it scales embeddings by."""
 _HALVES = {"BF16": "bfloat16", "F16": "float16"}
 
 
