@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 
 from sage_contracts.errors import ConflictError, SageError, ServiceUnavailableError, StorageFullError
 
-HEAD = "0007"
+HEAD = "0008"
 """The newest revision under migrations/. Where it is reached already, Alembic (12 MB) is not imported."""
 MIGRATION_WAIT_S = 60.0
 READERS = 32
