@@ -22,8 +22,8 @@ from sqlalchemy.exc import IntegrityError
 from tests.fakes.orchestrator_rig import open_rig
 
 from sage_contracts.errors import ConflictError, SageError, ServiceUnavailableError
-from sage_orchestrator.database import HEAD, WRITERS, Database
-from sage_orchestrator.rows import Base, WorkerRow
+from sage_orchestrator.database import HEAD, WRITERS, Database, insert_unless_there
+from sage_orchestrator.rows import Base, ModelRow, WorkerRow
 
 
 def test_the_migrations_make_exactly_the_rows(migrated: Path) -> None:
@@ -150,6 +150,15 @@ def test_a_broken_constraint_is_for_the_caller_to_understand(migrated: Path) -> 
     database = Database(f"sqlite:///{migrated}")
     with pytest.raises(IntegrityError), database.write() as session:
         session.add(WorkerRow(worker_id="w1"))
+    database.close()
+
+
+def test_what_is_there_already_stays_as_it_is(home: Path) -> None:
+    database = Database(f"sqlite:///{home / 'state' / 'sage.db'}")
+    with database.write() as session:
+        for version in (3, 0):
+            insert_unless_there(session, ModelRow, name="code", last_version=version)
+        assert session.scalars(text("SELECT last_version FROM models")).all() == [3]
     database.close()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import (
     ArgumentError,
     DataError,
@@ -21,7 +22,7 @@ from sqlalchemy.exc import (
     ProgrammingError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Session
 
 from sage_contracts.errors import ConflictError, SageError, ServiceUnavailableError, StorageFullError
 
@@ -138,6 +139,17 @@ class Database:
                 connection.rollback()
                 connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _ADVISORY_LOCK})
                 connection.commit()
+
+
+def insert_unless_there(session: Session, row: type[DeclarativeBase], **values: Any) -> None:
+    """One row, where no other has its key; who inserts the same at the same time is waited for."""
+    if session.get_bind().dialect.name == "postgresql":
+        # Loaded only where it is used.
+        from sqlalchemy.dialects.postgresql import insert
+
+        session.execute(insert(row).values(values).on_conflict_do_nothing())
+    else:
+        session.execute(sqlite.insert(row).values(values).on_conflict_do_nothing())
 
 
 def _run_migrations(connection: Connection) -> None:
