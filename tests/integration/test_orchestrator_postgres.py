@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from tests.fakes.orchestrator_rig import GIB, Rig, open_rig, rows
 from tests.fakes.postgres_server import running_postgres
 from tests.fakes.upload_calls import begin, cancel, kept, send
 
-from sage_contracts.errors import NotYoursError, SageError
+from sage_contracts.errors import NotYoursError, SageError, ServiceUnavailableError
 from sage_contracts.uploads import CompleteUploadRequest
-from sage_contracts.workers import ClaimRequest
+from sage_contracts.workers import ClaimRequest, Finish, Outcome
 from sage_orchestrator.database import HEAD, Database
+from sage_orchestrator.jobs import repository as jobs
+from sage_orchestrator.models import repository as models
 from sage_orchestrator.rows import Base
 from sage_orchestrator.settings import OrchestratorSettings
 
@@ -147,6 +150,91 @@ def test_of_many_jobs_of_one_name_one_runs(rig: Rig) -> None:
     )
     assert sum(isinstance(result, NotYoursError) for result in results) == 3
     assert [job["status"] for job in rig.get("/v1/fine_tuning/jobs")["data"]].count("running") == 1
+
+
+def test_jobs_of_one_name_are_ended_begun_and_stopped_at_once(rig: Rig) -> None:
+    for number in range(6):
+        ids = [rig.create_job(suffix=f"n{number}")["id"] for _ in range(5)]
+        running, next_one, *waiting = ids
+        rig.claim(running)
+        ask = ClaimRequest(worker_id="w2", device="cuda:0", device_total_bytes=GIB)
+        ends = Finish(
+            worker_id="w1", attempt=1, outcome=Outcome.SUCCEEDED, base_model="base", adapter_path="adapter"
+        )
+        works: list[Any] = [
+            lambda job_id=running, end=ends: rig.parts.attempts.finish(job_id, end),
+            lambda job_id=next_one, ask=ask: rig.parts.attempts.claim(job_id, ask),
+            *(lambda job_id=job_id: rig.parts.jobs.cancel(job_id) for job_id in waiting[:2]),
+            lambda job_id=waiting[2]: rig.parts.jobs.pause(job_id),
+        ]
+        refusals = [result for result in at_once(works) if isinstance(result, SageError)]
+        # The claim may come before the end.
+        assert all(isinstance(refusal, NotYoursError) for refusal in refusals), refusals
+        assert [rig.job(job_id)["status"] for job_id in (running, *waiting)] == [
+            "succeeded", "cancelled", "cancelled", "paused",
+        ]  # fmt: skip
+        if rig.job(next_one)["status"] == "running":
+            rig.finish(next_one, worker="w2")
+
+
+@pytest.mark.parametrize("end", [Rig.finish, lambda rig, _: rig.parts.sweeper.take_back()])
+def test_the_end_of_a_run_wakes_the_next_while_the_one_between_is_being_cancelled(
+    end: Callable[[Rig, str], Any], rig: Rig
+) -> None:
+    running, between, last = [rig.create_job()["id"] for _ in range(3)]
+    rig.claim(running)
+    rig.parts.jobs.pause(running)
+    # Its lease has run out, and those that wait have just been rung for.
+    rig.clock.advance(3600)
+    rig.parts.sweeper.ring_due()
+    database = rig.parts.database
+    calls = [
+        threading.Thread(target=rig.parts.jobs.cancel, args=(between,)),
+        threading.Thread(target=end, args=(rig, running)),
+    ]
+    with database.write() as session:
+        # Nobody can write an event, and so neither call gets to its commit.
+        session.execute(text("LOCK TABLE job_events IN SHARE MODE"))
+        for number, call in enumerate(calls, 1):
+            call.start()
+            until_waiting(database, number)
+    for call in calls:
+        call.join(30)
+    assert rig.job(between)["status"] == "cancelled"
+    assert rig.job(running)["status"] in ("succeeded", "paused")
+    with database.read() as session:
+        assert [job.id for job in jobs.due(session, rig.clock())] == [last]
+
+
+def until_waiting(database: Database, number: int) -> None:
+    """Until so many transactions wait for a lock."""
+    deadline = time.monotonic() + 30
+    waiting = 0
+    while waiting < number:
+        assert time.monotonic() < deadline
+        with database.read() as session:
+            waiting = session.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")) or 0
+
+
+def test_a_deadlock_is_told_without_what_the_server_says_of_its_processes(rig: Rig) -> None:
+    database, together = rig.parts.database, threading.Barrier(2)
+
+    def lock(first: str, second: str) -> None:
+        with database.write() as session:
+            session.execute(text("SET LOCAL deadlock_timeout = '10ms'"))
+            models.lock_name(session, first)
+            together.wait(10)
+            models.lock_name(session, second)
+
+    with database.write() as session:
+        for name in "ab":
+            models.lock_name(session, name)
+    results = at_once([lambda: lock("a", "b"), lambda: lock("b", "a")])
+    (refusal,) = [result for result in results if result is not None]
+    assert isinstance(refusal, ServiceUnavailableError)
+    assert (refusal.message, refusal.retry_after_s) == (
+        "The database is busy (deadlock detected): try again.", 1,
+    )  # fmt: skip
 
 
 def test_a_device_is_never_promised_twice(rig: Rig) -> None:

@@ -11,23 +11,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
-from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from httpx import Response
-from sqlalchemy import MetaData, text
+from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from tests.fakes.orchestrator_rig import open_rig
 
-from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import ConflictError, SageError, ServiceUnavailableError
-from sage_orchestrator.database import HEAD, WRITERS, Database
-from sage_orchestrator.rows import Base, WorkerRow
+from sage_orchestrator.database import HEAD, WRITERS, Database, insert_unless_there
+from sage_orchestrator.rows import Base, ModelRow, WorkerRow
 
 
 def test_the_migrations_make_exactly_the_rows(migrated: Path) -> None:
@@ -65,65 +61,6 @@ def test_several_starters_upgrade_once(tmp_path: Path) -> None:
         assert session.scalar(text("PRAGMA journal_mode")) == "wal"
     for database in databases:
         database.close()
-
-
-_WORK = {
-    "status": "succeeded",
-    "attempt": 1,
-    "lost_attempts": 0,
-    "rings": 1,
-    "created_at": 1.0,
-    "finished_at": 2.0,
-}
-FIRST_RELEASE: dict[str, dict[str, Any]] = {
-    "jobs": {
-        "id": "ftjob-1", "name": "code", "version": 1, "task": "code", "model": "smollm2-135m",
-        "config": TrainingConfig().model_dump(mode="json", include={"learning_rate", "output_dir"}),
-        "hyperparameters": {}, "method": {"type": "supervised"}, "pending_order": "continue", "metrics": {},
-        "fine_tuned_model": "code@1", **_WORK,
-    },
-    "models": {"name": "code", "last_version": 1, "alias_version": 1},
-    "model_versions": {
-        "name": "code", "version": 1, "created_at": 1.0, "task": "code", "job_id": "ftjob-1",
-        "base_model": "base_models/smollm2-135m", "adapter_path": "adapters/1", "lora_rank": 8, "meta": {},
-        "merged_path": "merged/code",
-    },
-    "merges": {
-        "id": "merge-1", "name": "code", "version": 1, "dtype": "auto", "output_dir": "merged",
-        "merged_path": "merged/code", **_WORK,
-    },
-}  # fmt: skip
-"""A trained and merged model in the tables of revision 0001."""
-
-
-def test_what_the_first_release_wrote_is_still_there_after_the_upgrade(tmp_path: Path) -> None:
-    database = Database(f"sqlite:///{tmp_path / 'state' / 'sage.db'}")
-    (tmp_path / "state").mkdir()
-    config = Config()
-    config.set_main_option("script_location", "sage_orchestrator:migrations")
-    with database.engine.connect() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
-        connection.commit()
-        tables = MetaData()
-        tables.reflect(connection)
-        for name, row in FIRST_RELEASE.items():
-            connection.execute(tables.tables[name].insert().values(row))
-        connection.commit()
-    database.close()
-
-    with open_rig(tmp_path) as rig:
-        merge = rig.get("/v1/sage/merges/merge-1")
-        assert (merge["status"], merge["format"], merge["result_path"]) == (
-            "succeeded", "safetensors", "merged/code",
-        )  # fmt: skip
-        assert merge["merged_path"] == "merged/code"
-        with rig.parts.database.read() as session:
-            assert session.scalar(text("SELECT content FROM merges")) == "merged"
-        job = rig.job("ftjob-1")
-        assert (job["status"], job["fine_tuned_model"], job["result_files"]) == ("succeeded", "code@1", [])
-        served = rig.get("/internal/models/resolve", name="code")
-        assert (served["adapter_path"], served["merged_path"]) == ("adapters/1", "merged/code")
 
 
 def test_a_newer_database_is_refused_with_a_way_out(tmp_path: Path) -> None:
@@ -213,6 +150,15 @@ def test_a_broken_constraint_is_for_the_caller_to_understand(migrated: Path) -> 
     database = Database(f"sqlite:///{migrated}")
     with pytest.raises(IntegrityError), database.write() as session:
         session.add(WorkerRow(worker_id="w1"))
+    database.close()
+
+
+def test_what_is_there_already_stays_as_it_is(home: Path) -> None:
+    database = Database(f"sqlite:///{home / 'state' / 'sage.db'}")
+    with database.write() as session:
+        for version in (3, 0):
+            insert_unless_there(session, ModelRow, name="code", last_version=version)
+        assert session.scalars(text("SELECT last_version FROM models")).all() == [3]
     database.close()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import (
     ArgumentError,
     DataError,
@@ -21,11 +22,11 @@ from sqlalchemy.exc import (
     ProgrammingError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Session
 
 from sage_contracts.errors import ConflictError, SageError, ServiceUnavailableError, StorageFullError
 
-HEAD = "0007"
+HEAD = "0008"
 """The newest revision under migrations/. Where it is reached already, Alembic (12 MB) is not imported."""
 MIGRATION_WAIT_S = 60.0
 READERS = 32
@@ -35,6 +36,8 @@ WRITERS = 48
 _PATIENCE_S = 10.0
 _POSTGRESQL_WRITERS = 16
 """At work at once: with the readers, half of the connections that a server has by default."""
+_COLLISIONS = ("40001", "40P01")
+"""Of PostgreSQL's: it ended one of several transactions that were in each other's way."""
 # Any constant will do, so long as every orchestrator on one PostgreSQL uses the same.
 _ADVISORY_LOCK = 0x5A6E0001
 
@@ -138,6 +141,17 @@ class Database:
                 connection.commit()
 
 
+def insert_unless_there(session: Session, row: type[DeclarativeBase], **values: Any) -> None:
+    """One row, where no other has its key; who inserts the same at the same time is waited for."""
+    if session.get_bind().dialect.name == "postgresql":
+        # Loaded only where it is used.
+        from sqlalchemy.dialects.postgresql import insert
+
+        session.execute(insert(row).values(values).on_conflict_do_nothing())
+    else:
+        session.execute(sqlite.insert(row).values(values).on_conflict_do_nothing())
+
+
 def _run_migrations(connection: Connection) -> None:
     if _revision(connection) == HEAD:
         return
@@ -236,10 +250,10 @@ def _in_our_words() -> Iterator[None]:
 
 
 def _translate(error: DBAPIError) -> SageError:
-    said = str(error.orig).strip()
+    said = _said(error)
     if "disk is full" in said or "No space left" in said:
         return StorageFullError(f"The database cannot grow, the disk is full ({said}): free space.")
-    if "locked" in said:
+    if "locked" in said or getattr(error.orig, "sqlstate", None) in _COLLISIONS:
         return ServiceUnavailableError(f"The database is busy ({said}): try again.", retry_after_s=1)
     if "not a database" in said or "disk image is malformed" in said:
         return SageError(
@@ -247,3 +261,9 @@ def _translate(error: DBAPIError) -> SageError:
             "SAGE_HOME to another place."
         )
     return ServiceUnavailableError(f"The database does not answer: {said}", retry_after_s=5)
+
+
+def _said(error: DBAPIError) -> str:
+    """What is wrong. PostgreSQL adds details of its processes and rows, which are nothing for clients."""
+    of_server = getattr(getattr(error.orig, "diag", None), "message_primary", None)
+    return str(of_server or error.orig).strip()

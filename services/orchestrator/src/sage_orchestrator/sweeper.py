@@ -169,7 +169,7 @@ class Sweeper:
     def _take_back_job(self, job_id: str, now: float) -> bool:
         with self.database.write() as session:
             # Judged by what holds now: its owner may have given an order since it was found.
-            row = jobs.get(session, job_id, lock=True)
+            row = jobs.lock_with_name(session, job_id)
             verdict = self._judge(row, now)
             if verdict not in _JOB_TARGETS:
                 return False

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
+from sage_orchestrator.database import insert_unless_there
 from sage_orchestrator.rows import DeviceLeaseRow, DeviceRow
 
 
@@ -15,23 +16,10 @@ def lock_device(session: Session, device: str, total_bytes: int) -> DeviceRow:
     query = select(DeviceRow).where(DeviceRow.device == device).with_for_update()
     row = session.scalar(query)
     if row is None:
-        _insert_unless_there(session, device)
+        insert_unless_there(session, DeviceRow, device=device, total_bytes=0)
         row = session.scalars(query).one()
     row.total_bytes = max(row.total_bytes, total_bytes)
     return row
-
-
-def _insert_unless_there(session: Session, device: str) -> None:
-    dialect = session.get_bind().dialect.name
-    if dialect == "postgresql":
-        from sqlalchemy.dialects.postgresql import insert as insert_postgresql
-
-        statement = insert_postgresql(DeviceRow).values(device=device, total_bytes=0, wanted_bytes=0)
-        session.execute(statement.on_conflict_do_nothing())
-    else:
-        # SQLite has one writer at a time, and this transaction is it.
-        session.add(DeviceRow(device=device, total_bytes=0, wanted_bytes=0))
-        session.flush()
 
 
 def live_leases(session: Session, device: str, now: float) -> Sequence[DeviceLeaseRow]:

@@ -104,15 +104,14 @@ class AttemptService:
         self, session: Session, job_id: str, request: ClaimRequest, first_free: int
     ) -> TrainClaim | SageError:
         now = self.clock()
-        row = jobs.get(session, job_id, lock=True)
+        # Of two jobs that write the same folder one is claimed, the other waits.
+        row = jobs.lock_with_name(session, job_id)
         if is_claimed_by(row, request):
             return self._train_claim(session, row)
         if row.status != JobStatus.QUEUED.value:
             return NotYoursError(f"{job_id} is {row.status}, not queued.")
         if fault := read_settings(row).fault:
             return self._give_up(session, row, fault, now)
-        # Locks the name: of two jobs that write the same folder one is claimed, the other waits.
-        models.lock_name(session, row.name)
         if jobs.is_name_running(session, row.name, besides=job_id):
             self._say_waiting(session, row, f"waiting: another job named {row.name} is running", now)
             return NotYoursError(f"Another job named {row.name} is running; {job_id} stays in the queue.")
@@ -173,7 +172,7 @@ class AttemptService:
         """
         now = self.clock()
         with self.database.write() as session:
-            row = jobs.get(session, job_id, lock=True)
+            row = jobs.lock_with_name(session, job_id)
             if row.attempt == finish.attempt and _is_heard(finish.outcome, JobStatus(row.status)):
                 # The reply to the first time was lost on its way.
                 return to_job(row, now)

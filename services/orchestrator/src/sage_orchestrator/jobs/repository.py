@@ -13,6 +13,7 @@ from sage_contracts.jobs import EventLevel, JobStatus
 from sage_contracts.workers import CheckpointReport, EventReport, Order
 from sage_orchestrator.ids import new_id
 from sage_orchestrator.leases import guarded_update
+from sage_orchestrator.models import repository as models
 from sage_orchestrator.paging import PageOrder, page_rows
 from sage_orchestrator.rows import CheckpointRow, EventRow, JobRow
 
@@ -26,6 +27,19 @@ def get(session: Session, job_id: str, *, lock: bool = False) -> JobRow:
             f"There is no fine-tuning job {job_id!r}: list them with GET /v1/fine_tuning/jobs."
         )
     return row
+
+
+def lock_with_name(session: Session, job_id: str) -> JobRow:
+    """For a change that concerns other jobs of the name, or the name itself.
+
+    Everybody locks the name before any of its jobs: in another order two of them would wait for each other.
+
+    Raises: NotFoundError.
+    """
+    name = session.scalar(select(JobRow.name).where(JobRow.id == job_id))
+    if name is not None:
+        models.lock_name(session, name)
+    return get(session, job_id, lock=True)
 
 
 def transition(
@@ -125,7 +139,10 @@ def begun_and_unfinished(session: Session, *, besides: str) -> list[str]:
 
 
 def wake_same_name(session: Session, name: str, now: float) -> None:
-    """The name's folder is free: who has waited longest for it may start, and its end wakes the next."""
+    """The name's folder is free: who has waited longest for it may start, and its end wakes the next.
+
+    Under the name's lock: without it, who has waited longest may be about to leave the queue.
+    """
     waiting = (JobRow.name == name) & (JobRow.status == JobStatus.QUEUED.value)
     session.execute(
         update(JobRow)

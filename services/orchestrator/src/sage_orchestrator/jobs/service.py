@@ -213,7 +213,7 @@ class JobService:
     def _stop(self, job_id: str, target: JobStatus, order: Order) -> FineTuningJob:
         now = self._clock()
         with self._database.write() as session:
-            row = jobs.get(session, job_id, lock=True)
+            row = jobs.lock_with_name(session, job_id)
             status = JobStatus(row.status)
             if status is JobStatus.RUNNING:
                 # A cancellation is not softened to a pause by whoever comes later.

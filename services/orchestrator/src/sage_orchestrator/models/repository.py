@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from sage_orchestrator.database import insert_unless_there
 from sage_orchestrator.rows import ModelRow, VersionRow
 
 
@@ -15,20 +16,9 @@ def lock_name(session: Session, name: str) -> ModelRow:
     query = select(ModelRow).where(ModelRow.name == name).with_for_update()
     row = session.scalar(query)
     if row is None:
-        _insert_unless_there(session, name)
+        insert_unless_there(session, ModelRow, name=name)
         row = session.scalars(query).one()
     return row
-
-
-def _insert_unless_there(session: Session, name: str) -> None:
-    if session.get_bind().dialect.name == "postgresql":
-        from sqlalchemy.dialects.postgresql import insert as insert_postgresql
-
-        statement = insert_postgresql(ModelRow).values(name=name, last_version=0)
-        session.execute(statement.on_conflict_do_nothing())
-    else:
-        session.add(ModelRow(name=name, last_version=0))
-        session.flush()
 
 
 def reserve_version(session: Session, name: str, *, at_least: int) -> int:

@@ -1,4 +1,4 @@
-"""how often the check of a job's files was begun without an end; whether an export may become public"""
+"""how often the check of a job's files was begun without an end"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,9 +11,7 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("checks_begun", sa.Integer(), nullable=True))
-    op.add_column("merges", sa.Column("allow_public", sa.Boolean(), nullable=True))
 
 
 def downgrade() -> None:
-    op.drop_column("merges", "allow_public")
     op.drop_column("jobs", "checks_begun")
