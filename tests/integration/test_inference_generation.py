@@ -40,6 +40,34 @@ def test_a_seed_is_for_its_own_answer_only(generator: Generator) -> None:
     assert free[0] != free[1]
 
 
+def said_by_hand(base: Path, *, presence: float, frequency: float) -> str:
+    """What is likeliest token by token, less what OpenAI's reference takes off for those said before."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    prompt = tokenizer("hello")["input_ids"]
+    said: list[int] = []
+    with torch.inference_mode():
+        for _ in range(48):
+            logits = model(torch.tensor([prompt + said])).logits[0, -1]
+            for token in set(said):
+                logits[token] -= frequency * said.count(token) + presence
+            said.append(int(logits.argmax()))
+    return str(tokenizer.decode(said, skip_special_tokens=True))
+
+
+@pytest.mark.parametrize(("presence", "frequency"), [(0.0, 0.0), (1.5, 0.0), (0.0, 0.7), (-2.0, 2.0)])
+def test_penalties_are_those_of_openai(
+    generator: Generator, base: Path, presence: float, frequency: float
+) -> None:
+    penalties = {"presence_penalty": presence, "frequency_penalty": frequency}
+    text = say(generator, max_tokens=48, **penalties)
+    assert text == said_by_hand(base, presence=presence, frequency=frequency)
+    assert (text == say(generator, max_tokens=48)) is not any(penalties.values())
+
+
 @pytest.mark.parametrize("trained_whole", [[], ["lm_head"]], ids=["lora", "lora and lm_head"])
 def test_the_base_is_itself_again_without_its_last_adapter(
     generator: Generator, base: Path, tmp_path: Path, trained_whole: list[str]

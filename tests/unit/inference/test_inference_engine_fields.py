@@ -125,6 +125,7 @@ def test_a_value_that_asks_for_nothing_is_taken() -> None:
 
 def test_what_it_acts_on_is_taken() -> None:
     sampling = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.1, "seed": 0}
+    sampling |= {"presence_penalty": -2, "frequency_penalty": 2.0}
     ends = {"max_tokens": 3, "stop": "b", "stop_token_ids": [1]}
     streamed = {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}}
     assert chat(**sampling, **ends, **streamed).wants_usage
@@ -175,6 +176,13 @@ def test_a_prompt_may_be_one_or_many(prompt: Any, prompts: list[Any]) -> None:
 def test_a_seed_has_64_bits(seed: int) -> None:
     with pytest.raises(ValidationError, match="seed"):
         completion(seed=seed)
+
+
+@pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty"])
+def test_a_penalty_is_from_minus_two_to_two(name: str) -> None:
+    for penalty in (-2.1, 2.1):
+        with pytest.raises(ValidationError, match=name):
+            completion(**{name: penalty})
 
 
 @pytest.mark.parametrize(

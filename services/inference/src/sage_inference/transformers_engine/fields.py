@@ -37,8 +37,6 @@ ASKING_FOR_NOTHING: dict[str, Any] = {
     "suffix": "",
     "top_logprobs": 0,
     "logit_bias": {},
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
     "response_format": {"type": "text"},
     "modalities": ["text"],
     "verbosity": "medium",

@@ -12,6 +12,7 @@ from typing import Any
 
 from sage_contracts.errors import InvalidRequestError
 from sage_inference.transformers_engine.messages import Message, render
+from sage_inference.transformers_engine.penalties import penalties
 from sage_inference.transformers_engine.progress import Progress
 from sage_inference.transformers_engine.protocol import (
     ChatCompletionRequest,
@@ -197,6 +198,7 @@ class Generator:
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 generation_config=self._generation_config(request, limit, sorted(ends)),
+                logits_processor=penalties(request, len(prompt.ids)),
                 stopping_criteria=[progress.criterion(torch)],
             )
         return progress.finish(len(prompt.ids))

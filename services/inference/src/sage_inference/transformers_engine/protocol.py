@@ -42,6 +42,8 @@ class GenerationRequest(BaseModel):
     top_k: int | None = None
     """vLLM's extension, like the next one; 0 and -1 take all tokens."""
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     stop: list[str] | None = None
     stop_token_ids: list[int] | None = None
     """vLLM's extension: tokens that end the answer beside the model's own."""
