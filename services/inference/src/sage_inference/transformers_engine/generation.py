@@ -22,8 +22,6 @@ from sage_inference.transformers_engine.protocol import (
 )
 from sage_inference.transformers_engine.text import Detokenizer, StopScanner, longest_token
 
-# Without a limit in the request: a model that does not stop must not hold the queue for a whole context.
-_DEFAULT_MAX_TOKENS = 1024
 # Logits divided by less overflow; vLLM takes the best token below it, too.
 _LEAST_TEMPERATURE = 1e-5
 
@@ -227,7 +225,7 @@ class Generator:
                 "Shorten the prompt or lower max_tokens.",
                 param="max_tokens" if room >= 1 else request.prompt_field,
             )
-        return wanted or min(room, _DEFAULT_MAX_TOKENS)
+        return wanted or min(room, request.default_token_limit)
 
     def _generation_config(self, request: GenerationRequest, limit: int, ends: list[int]) -> Any:
         """The model's own defaults with the request's wishes on top."""

@@ -29,6 +29,8 @@ class GenerationRequest(BaseModel):
 
     prompt_field: ClassVar[str]
     """What an error about the prompt is about."""
+    default_token_limit: ClassVar[int]
+    """Of an answer, without one in the request."""
     asking_for_nothing: ClassVar[Mapping[str, Any]]
     """Of fields that it does not act on, the values that it takes all the same."""
 
@@ -86,6 +88,8 @@ class GenerationRequest(BaseModel):
 
 class ChatCompletionRequest(GenerationRequest):
     prompt_field = "messages"
+    # A model that does not stop must not hold the queue for a whole context.
+    default_token_limit = 1024
     # A template writes its special tokens itself.
     asking_for_nothing = ASKING_FOR_NOTHING | {"logprobs": False, "add_special_tokens": False}
 
@@ -94,6 +98,7 @@ class ChatCompletionRequest(GenerationRequest):
 
 class CompletionRequest(GenerationRequest):
     prompt_field = "prompt"
+    default_token_limit = 16  # OpenAI's
     # No number of logprobs is none: 0 asks for that of the chosen token.
     asking_for_nothing = ASKING_FOR_NOTHING | {"add_special_tokens": True}
 
