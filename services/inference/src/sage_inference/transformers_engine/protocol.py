@@ -154,8 +154,7 @@ class Shape:
     def whole(self, texts: Sequence[str], outcomes: Sequence[Outcome]) -> dict[str, Any]:
         """One choice for each prompt."""
         choices = [
-            self._choice(index, outcome.finish_reason)
-            | ({"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text})
+            self._choice(index, outcome.finish_reason) | self._said(text)
             for index, (text, outcome) in enumerate(zip(texts, outcomes, strict=True))
         ]
         kind = "chat.completion" if self.is_chat else "text_completion"
@@ -177,6 +176,11 @@ class Shape:
     def closing(self, outcomes: Sequence[Outcome], *, with_usage: bool) -> bytes:
         """What it cost when that was asked for, and the end mark."""
         return (self._event([], usage(outcomes)) if with_usage else b"") + b"data: [DONE]\n\n"
+
+    def _said(self, text: str) -> dict[str, Any]:
+        if self.is_chat:
+            return {"message": {"role": "assistant", "content": text, "refusal": None}}
+        return {"text": text}
 
     def _piece(self, delta: dict[str, str], text: str, index: int) -> dict[str, Any]:
         return self._choice(index, None) | ({"delta": delta} if self.is_chat else {"text": text})
