@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
@@ -14,6 +16,7 @@ from sage_chat.responses_dialect import chat_body
 from sage_contracts.errors import InvalidRequestError
 from sage_contracts.responses import ResponseRequest
 from sage_inference.relay import Call
+from sage_inference.transformers_engine.fields import WITHOUT_EFFECT
 from sage_inference.transformers_engine.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -198,3 +201,18 @@ def test_null_is_as_if_absent_where_openais_types_have_it(ask: Any, parameters: 
     assert {"stream", "logprobs"} <= set(fields)
     request = ask(**dict.fromkeys(fields), structured_outputs=None, a_field_of_tomorrow=None)
     assert not request.stream
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "refused"),
+    [("serving.md", "Fields of a request", "refused"), ("zh-CN/serving.md", "请求的字段", "拒绝")],
+)
+def test_the_table_of_fields_is_what_the_engine_does(page: str, heading: str, refused: str) -> None:
+    text = (Path(__file__).parents[3] / "docs" / page).read_text(encoding="utf-8")
+    section = text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    told = {name: row[-1] != refused for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    known = CompletionRequest.model_fields.keys() | WITHOUT_EFFECT
+    assert len(told) > 30
+    assert [name for name, is_taken in told.items() if is_taken != (name in known)] == []
+    assert CompletionRequest.model_fields.keys() - {"model", "prompt"} <= told.keys()
