@@ -9,7 +9,7 @@ import pytest
 from tests.fakes.tiny_llama import make_adapter, make_model
 
 from sage_inference.transformers_engine.generation import Generator
-from sage_inference.transformers_engine.protocol import CompletionRequest
+from sage_inference.transformers_engine.protocol import CompletionRequest, Outcome
 
 
 @pytest.fixture(scope="module")
@@ -22,13 +22,18 @@ def generator(base: Path) -> Generator:
     return Generator(str(base), device="cpu", dtype="auto", max_model_len=512)
 
 
-def say(generator: Generator, model: str = "base", **fields: object) -> str:
+def answer(generator: Generator, model: str = "base", **fields: object) -> tuple[str, Outcome]:
     asked = {"model": model, "prompt": "hello", "max_tokens": 16, "temperature": 0, **fields}
     request = CompletionRequest.model_validate(asked)
     [prompt] = generator.encode_text(request)
     pieces: list[str] = []
-    generator.generate(prompt, request, pieces.append, threading.Event())
-    return "".join(pieces)
+    outcome = generator.generate(prompt, request, pieces.append, threading.Event())
+    return "".join(pieces), outcome
+
+
+def say(generator: Generator, model: str = "base", **fields: object) -> str:
+    text, _ = answer(generator, model, **fields)
+    return text
 
 
 def test_a_seed_is_for_its_own_answer_only(generator: Generator) -> None:
@@ -38,6 +43,42 @@ def test_a_seed_is_for_its_own_answer_only(generator: Generator) -> None:
         free.append(say(generator, temperature=1, max_tokens=64))
     assert seeded[0] == seeded[1]
     assert free[0] != free[1]
+
+
+@pytest.mark.parametrize(("prompt_tokens", "tokens"), [(3, 16), (510, 2)], ids=["room", "less room"])
+def test_a_plain_completion_without_a_limit_has_16_tokens(
+    generator: Generator, prompt_tokens: int, tokens: int
+) -> None:
+    _, outcome = answer(generator, prompt=[40] * prompt_tokens, max_tokens=None)
+    assert (outcome.completion_tokens, outcome.finish_reason) == (tokens, "length")
+
+
+def said_by_hand(base: Path, *, presence: float, frequency: float) -> str:
+    """What is likeliest token by token, less what OpenAI's reference takes off for those said before."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    prompt = tokenizer("hello")["input_ids"]
+    said: list[int] = []
+    with torch.inference_mode():
+        for _ in range(48):
+            logits = model(torch.tensor([prompt + said])).logits[0, -1]
+            for token in set(said):
+                logits[token] -= frequency * said.count(token) + presence
+            said.append(int(logits.argmax()))
+    return str(tokenizer.decode(said, skip_special_tokens=True))
+
+
+@pytest.mark.parametrize(("presence", "frequency"), [(0.0, 0.0), (1.5, 0.0), (0.0, 0.7), (-2.0, 2.0)])
+def test_penalties_are_those_of_openai(
+    generator: Generator, base: Path, presence: float, frequency: float
+) -> None:
+    penalties = {"presence_penalty": presence, "frequency_penalty": frequency}
+    text = say(generator, max_tokens=48, **penalties)
+    assert text == said_by_hand(base, presence=presence, frequency=frequency)
+    assert (text == say(generator, max_tokens=48)) is not any(penalties.values())
 
 
 @pytest.mark.parametrize("trained_whole", [[], ["lm_head"]], ids=["lora", "lora and lm_head"])

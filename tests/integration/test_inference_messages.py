@@ -146,6 +146,25 @@ def test_a_template_without_calls_shows_the_rest(subject: Subject) -> None:
     )
 
 
+@families("chatml", "qwen25")
+def test_what_an_assistant_refused_with_is_what_it_said(subject: Subject) -> None:
+    expected = subject.ids(ASKED, {"role": "assistant", "content": "I cannot."}, ASKED)
+    part = {"type": "refusal", "refusal": "I cannot."}
+    texts = [{"type": "text", "text": "I "}, {"type": "refusal", "refusal": "cannot."}]
+    for said in ({"content": [part]}, {"content": texts}, {"content": None, "refusal": "I cannot."}):
+        assert subject.ids(ASKED, {"role": "assistant", **said}, ASKED) == expected
+    answered = {"role": "assistant", "content": "I cannot.", "refusal": None}
+    assert subject.ids(ASKED, answered, ASKED) == expected
+
+
+@families("chatml")
+def test_nobody_else_refuses(subject: Subject) -> None:
+    part = {"type": "refusal", "refusal": "I cannot."}
+    for said in ({"content": [part]}, {"content": None, "refusal": "I cannot."}):
+        with pytest.raises(InvalidRequestError, match=r"messages\[0\]|text only"):
+            subject.ids({"role": "user", **said})
+
+
 @families("chatml")
 @pytest.mark.parametrize("role", ["system", "developer", "user", "tool"])
 def test_a_message_that_says_nothing_is_refused_by_its_place(subject: Subject, role: str) -> None:

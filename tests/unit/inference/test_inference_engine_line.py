@@ -76,4 +76,5 @@ def test_an_answer_in_one_piece_has_no_room_for_it(client: httpx.Client, generat
             assert next(last.iter_lines()).startswith(": waiting for ")
         generator.go_on.set()
         assert said(firsts)
-        assert whole.result(TIMEOUT_S).json()["choices"][0]["message"]["content"] == "first last"
+        message = whole.result(TIMEOUT_S).json()["choices"][0]["message"]
+        assert message == {"role": "assistant", "content": "first last", "refusal": None}

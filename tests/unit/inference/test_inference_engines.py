@@ -5,13 +5,9 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import pytest
-from openai.types import completion_create_params as text_params
-from openai.types.chat import completion_create_params as chat_params
-from pydantic import ValidationError
 from tests.fakes.inference_rig import make_adapter_folder, make_base_folder
 from tests.fakes.nvidia_smi import Card, install
 
@@ -24,11 +20,6 @@ from sage_inference.fit import Kind
 from sage_inference.models import locate
 from sage_inference.relay import Call
 from sage_inference.settings import InferenceSettings
-from sage_inference.transformers_engine.protocol import (
-    ChatCompletionRequest,
-    CompletionRequest,
-    GenerationRequest,
-)
 from sage_servicekit.machine import Device, find_device
 
 CPU = Device("cpu", 16 * 2**30)
@@ -121,70 +112,6 @@ def test_vllm_reads_calls_of_tools_where_it_is_told_how_they_are_written(home: H
     assert {"--tool-call-parser", "--enable-auto-tool-choice"}.isdisjoint(without)
     ours, _, _ = command(home, "transformers", CPU, tool_call_parser="hermes")
     assert "--tool-call-parser" not in ours
-
-
-def test_our_own_engine_refuses_tools_unless_none_may_be_called() -> None:
-    body = {"model": "m", "messages": [{"role": "user", "content": "?"}], "tools": [{"type": "function"}]}
-    ChatCompletionRequest.model_validate(body | {"tool_choice": "none"}).require_supported()
-    for more in ({}, {"tool_choice": "auto"}, {"tool_choice": {"type": "function"}}):
-        with pytest.raises(
-            InvalidRequestError, match=r"install vLLM and set SAGE_TOOL_CALL_PARSER"
-        ) as caught:
-            ChatCompletionRequest.model_validate(body | more).require_supported()
-        assert caught.value.param == "tools"
-    with pytest.raises(InvalidRequestError, match=r"has no echo: leave it out, or install vLLM\.$"):
-        ChatCompletionRequest.model_validate(body | {"tool_choice": "none", "echo": True}).require_supported()
-
-
-@pytest.mark.parametrize(
-    ("prompt", "prompts"),
-    [
-        ("a", ["a"]),
-        (["a"], ["a"]),
-        (["a", ""], ["a", ""]),
-        ([1, 2], [[1, 2]]),
-        ([[1], [2, 3]], [[1], [2, 3]]),
-        ([[]], [[]]),
-        ([], [[]]),
-    ],
-)
-def test_a_prompt_may_be_one_or_many(prompt: Any, prompts: list[Any]) -> None:
-    assert CompletionRequest.model_validate({"model": "m", "prompt": prompt}).prompts == prompts
-
-
-def test_only_the_best_of_one_is_given() -> None:
-    body = {"model": "m", "prompt": "a"}
-    CompletionRequest.model_validate(body | {"best_of": 1}).require_supported()
-    with pytest.raises(InvalidRequestError, match="has no best_of") as caught:
-        CompletionRequest.model_validate(body | {"best_of": 3}).require_supported()
-    assert caught.value.param == "best_of"
-
-
-@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1])
-def test_a_seed_has_64_bits(seed: int) -> None:
-    with pytest.raises(ValidationError, match="seed"):
-        CompletionRequest.model_validate({"model": "m", "prompt": "a", "seed": seed})
-
-
-@pytest.mark.parametrize(
-    ("request_type", "asked", "parameters"),
-    [
-        (
-            ChatCompletionRequest,
-            {"messages": [{"role": "user", "content": "?"}]},
-            chat_params.CompletionCreateParamsNonStreaming,
-        ),
-        (CompletionRequest, {"prompt": "?"}, text_params.CompletionCreateParamsNonStreaming),
-    ],
-)
-def test_our_own_engine_takes_null_where_openais_types_do(
-    request_type: type[GenerationRequest], asked: dict[str, Any], parameters: type
-) -> None:
-    fields = [name for name, kind in get_type_hints(parameters).items() if NoneType in get_args(kind)]
-    assert {"stream", "logprobs"} <= set(fields)
-    request = request_type.model_validate(dict.fromkeys(fields) | {"model": "m"} | asked)
-    request.require_supported()
-    assert not request.stream
 
 
 def test_the_engine_of_our_own(home: Home) -> None:

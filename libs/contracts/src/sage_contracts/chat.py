@@ -27,6 +27,8 @@ class ChatMessage(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[dict[str, Any]] | None = None
+    refusal: str | None = None
+    """What an assistant said in place of `content`."""
     tool_calls: list[ToolCall] | None = None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from sage_contracts.errors import InvalidRequestError
 from sage_inference.transformers_engine.messages import Message, render
+from sage_inference.transformers_engine.penalties import penalties
 from sage_inference.transformers_engine.progress import Progress
 from sage_inference.transformers_engine.protocol import (
     ChatCompletionRequest,
@@ -21,8 +22,6 @@ from sage_inference.transformers_engine.protocol import (
 )
 from sage_inference.transformers_engine.text import Detokenizer, StopScanner, longest_token
 
-# Without a limit in the request: a model that does not stop must not hold the queue for a whole context.
-_DEFAULT_MAX_TOKENS = 1024
 # Logits divided by less overflow; vLLM takes the best token below it, too.
 _LEAST_TEMPERATURE = 1e-5
 
@@ -197,6 +196,7 @@ class Generator:
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 generation_config=self._generation_config(request, limit, sorted(ends)),
+                logits_processor=penalties(request, len(prompt.ids)),
                 stopping_criteria=[progress.criterion(torch)],
             )
         return progress.finish(len(prompt.ids))
@@ -225,7 +225,7 @@ class Generator:
                 "Shorten the prompt or lower max_tokens.",
                 param="max_tokens" if room >= 1 else request.prompt_field,
             )
-        return wanted or min(room, _DEFAULT_MAX_TOKENS)
+        return wanted or min(room, request.default_token_limit)
 
     def _generation_config(self, request: GenerationRequest, limit: int, ends: list[int]) -> Any:
         """The model's own defaults with the request's wishes on top."""

@@ -40,7 +40,7 @@ def render(messages: Sequence[ChatMessage], template: str, apply: Callable[[list
 
 def _plain(message: ChatMessage, index: int) -> Message:
     """Its content as text and arguments as objects: the dialect also has parts, null and JSON in text."""
-    plain = message.model_dump(exclude_none=True)
+    plain = message.model_dump(exclude_none=True, exclude={"refusal"})
     plain["content"] = _text(message, f"messages[{index}].content")
     calls = plain.pop("tool_calls", [])
     if calls:
@@ -49,15 +49,19 @@ def _plain(message: ChatMessage, index: int) -> Message:
 
 
 def _text(message: ChatMessage, place: str) -> str:
+    """What was said; an assistant's refusal is what it said, too."""
+    is_assistant = message.role == "assistant"
     if message.content is None:
-        if message.role == "assistant":
-            return ""
+        if is_assistant:
+            return message.refusal or ""
         raise InvalidRequestError(f"{place}: a message of the {message.role} needs one", param=place)
     if isinstance(message.content, str):
         return message.content
-    if any(part.get("type") != "text" for part in message.content):
+    # A part has its text in the field that is named as its type is.
+    known = ("text", "refusal") if is_assistant else ("text",)
+    if any(part.get("type") not in known for part in message.content):
         raise InvalidRequestError("This model reads text only.", param="messages")
-    return "".join(str(part.get("text", "")) for part in message.content)
+    return "".join(str(part.get(part["type"]) or "") for part in message.content)
 
 
 def _call(call: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,25 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from sage_contracts.chat import ChatMessage
 from sage_contracts.errors import InvalidRequestError
-
-# Fields that would change the answer and that this engine does not have; vLLM has them.
-_UNSUPPORTED = (
-    "logprobs",
-    "top_logprobs",
-    "tools",
-    "functions",
-    "logit_bias",
-    "presence_penalty",
-    "frequency_penalty",
-    "suffix",
-    "echo",
-)
+from sage_inference.transformers_engine.fields import ASKING_FOR_NOTHING, WITHOUT_EFFECT
 
 
 class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="allow")
 
-    include_usage: bool = False
+    include_usage: bool | None = False
 
 
 class GenerationRequest(BaseModel):
@@ -41,6 +29,10 @@ class GenerationRequest(BaseModel):
 
     prompt_field: ClassVar[str]
     """What an error about the prompt is about."""
+    default_token_limit: ClassVar[int]
+    """Of an answer, without one in the request."""
+    asking_for_nothing: ClassVar[Mapping[str, Any]]
+    """Of fields that it does not act on, the values that it takes all the same."""
 
     model: str
     stream: bool | None = False
@@ -52,12 +44,12 @@ class GenerationRequest(BaseModel):
     top_k: int | None = None
     """vLLM's extension, like the next one; 0 and -1 take all tokens."""
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     stop: list[str] | None = None
     stop_token_ids: list[int] | None = None
     """vLLM's extension: tokens that end the answer beside the model's own."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    n: Literal[1] | None = None
-    response_format: dict[str, Any] | None = None
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -70,34 +62,45 @@ class GenerationRequest(BaseModel):
 
     @property
     def wants_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def require_supported(self) -> None:
         """Raises: InvalidRequestError, rather than an answer that ignored what was asked for."""
-        extra = self.model_extra or {}
-        asked = [name for name in _UNSUPPORTED if extra.get(name)]
-        if extra.get("tool_choice") == "none" and "tools" in asked:
-            asked.remove("tools")
-        if extra.get("best_of") not in (None, 1):
-            asked.append("best_of")
-        if self.response_format and self.response_format.get("type") != "text":
-            asked.append("response_format")
-        if asked:
-            parser = " and set SAGE_TOOL_CALL_PARSER: it takes tools only then" if "tools" in asked else ""
-            raise InvalidRequestError(
-                f"The transformers engine has no {', '.join(asked)}: leave it out, or install vLLM{parser}.",
-                param=asked[0],
-            )
+        asked = [name for name, value in (self.model_extra or {}).items() if self._asks_for(name, value)]
+        if not asked:
+            return
+        if "tools" in asked:
+            instead = "or install vLLM and set SAGE_TOOL_CALL_PARSER: it takes tools only then"
+        else:
+            instead = "or look in docs/serving.md, Fields of a request, whether vLLM has it"
+        raise InvalidRequestError(
+            f"The transformers engine has no {', '.join(asked)}: leave it out, {instead}.", param=asked[0]
+        )
+
+    def _asks_for(self, name: str, value: Any) -> bool:
+        """Whether this field is more than the engine does."""
+        if value is None or name in WITHOUT_EFFECT:
+            return False
+        if name == "tools" and (self.model_extra or {}).get("tool_choice") == "none":
+            return False
+        return name not in self.asking_for_nothing or bool(value != self.asking_for_nothing[name])
 
 
 class ChatCompletionRequest(GenerationRequest):
     prompt_field = "messages"
+    # A model that does not stop must not hold the queue for a whole context.
+    default_token_limit = 1024
+    # A template writes its special tokens itself.
+    asking_for_nothing = ASKING_FOR_NOTHING | {"logprobs": False, "add_special_tokens": False}
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
 
 
 class CompletionRequest(GenerationRequest):
     prompt_field = "prompt"
+    default_token_limit = 16  # OpenAI's
+    # No number of logprobs is none: 0 asks for that of the chosen token.
+    asking_for_nothing = ASKING_FOR_NOTHING | {"add_special_tokens": True}
 
     prompt: str | list[str] | list[int] | list[list[int]]
 
@@ -151,8 +154,7 @@ class Shape:
     def whole(self, texts: Sequence[str], outcomes: Sequence[Outcome]) -> dict[str, Any]:
         """One choice for each prompt."""
         choices = [
-            self._choice(index, outcome.finish_reason)
-            | ({"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text})
+            self._choice(index, outcome.finish_reason) | self._said(text)
             for index, (text, outcome) in enumerate(zip(texts, outcomes, strict=True))
         ]
         kind = "chat.completion" if self.is_chat else "text_completion"
@@ -174,6 +176,11 @@ class Shape:
     def closing(self, outcomes: Sequence[Outcome], *, with_usage: bool) -> bytes:
         """What it cost when that was asked for, and the end mark."""
         return (self._event([], usage(outcomes)) if with_usage else b"") + b"data: [DONE]\n\n"
+
+    def _said(self, text: str) -> dict[str, Any]:
+        if self.is_chat:
+            return {"message": {"role": "assistant", "content": text, "refusal": None}}
+        return {"text": text}
 
     def _piece(self, delta: dict[str, str], text: str, index: int) -> dict[str, Any]:
         return self._choice(index, None) | ({"delta": delta} if self.is_chat else {"text": text})
