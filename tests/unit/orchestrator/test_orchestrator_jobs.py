@@ -445,6 +445,16 @@ def test_lists_are_paged_newest_first(rig: Rig) -> None:
     assert rig.get(JOBS, after="ftjob-none", status=400)["error"]["param"] == "after"
 
 
+def test_jobs_are_found_by_name(rig: Rig) -> None:
+    older, _, newer = (rig.create_job(sage={"task": "code", "name": name}) for name in ("mine", "mi", "mine"))
+    page = rig.get(JOBS, name="mine", limit=1)
+    assert ([job["id"] for job in page["data"]], page["has_more"]) == ([newer["id"]], True)
+    page = rig.get(JOBS, name="mine", limit=1, after=page["last_id"])
+    assert ([job["id"] for job in page["data"]], page["has_more"]) == ([older["id"]], False)
+    for nobody in ("", "MINE", "mine%", "mi\0ne"):
+        assert rig.get(JOBS, name=nobody)["data"] == []
+
+
 def test_jobs_are_found_by_metadata(rig: Rig) -> None:
     rig.create_job(suffix="a", metadata={"team": "red"})
     blue = rig.create_job(suffix="b", metadata={"team": "blue"})

@@ -230,4 +230,8 @@ def test_sweeps_are_listed_newest_first(rig: Rig) -> None:
     page = rig.get(SWEEPS, limit=2)
     assert [sweep["id"] for sweep in page["data"]] == ids[:0:-1]
     assert page["has_more"]
+    other = create(rig, sage={"task": "code", "name": "other"}, grid={"lora.r": [4]})
+    assert [sweep["id"] for sweep in rig.get(SWEEPS, name="code", limit=1)["data"]] == [ids[2]]
+    assert [sweep["id"] for sweep in rig.get(SWEEPS, name="other")["data"]] == [other["id"]]
+    assert rig.get(SWEEPS, name="nobody")["data"] == []
     assert rig.get(f"{SWEEPS}/sweep-no", status=404)["error"]["code"] == "not_found"

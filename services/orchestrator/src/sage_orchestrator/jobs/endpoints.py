@@ -26,8 +26,10 @@ def make_router(service: JobService) -> APIRouter:
         return service.create(request)
 
     @router.get("")
-    def list_jobs(request: Request, after: str | None = None, limit: Limit = 20) -> ListPage[FineTuningJob]:
-        return service.list_jobs(after=after, limit=limit, labels=_labels(request))
+    def list_jobs(
+        request: Request, after: str | None = None, limit: Limit = 20, name: str | None = None
+    ) -> ListPage[FineTuningJob]:
+        return service.list_jobs(after=after, limit=limit, name=name, labels=_labels(request))
 
     @router.get("/{job_id}")
     def retrieve(job_id: str) -> FineTuningJob:

@@ -62,9 +62,11 @@ def change_queued(session: Session, job_id: str, values: dict[str, Any], *, atte
 
 
 def page(
-    session: Session, *, after: str | None, limit: int, labels: dict[str, str]
+    session: Session, *, after: str | None, limit: int, name: str | None, labels: dict[str, str]
 ) -> tuple[Sequence[JobRow], bool]:
     query = select(JobRow)
+    if name is not None:
+        query = query.where(JobRow.name == name)
     for key, value in labels.items():
         query = query.where(JobRow.labels[key].as_string() == value)
     return page_rows(session, query, JobRow, after=after, limit=limit)

@@ -153,10 +153,12 @@ class JobService:
         with self._database.read() as session:
             return to_job(jobs.get(session, job_id), self._clock())
 
-    def list_jobs(self, *, after: str | None, limit: int, labels: dict[str, str]) -> ListPage[FineTuningJob]:
+    def list_jobs(
+        self, *, after: str | None, limit: int, name: str | None, labels: dict[str, str]
+    ) -> ListPage[FineTuningJob]:
         """Newest first."""
         with self._database.read() as session:
-            rows, has_more = jobs.page(session, after=after, limit=limit, labels=labels)
+            rows, has_more = jobs.page(session, after=after, limit=limit, name=name, labels=labels)
             return list_page([to_job(row, self._clock()) for row in rows], has_more)
 
     def list_events(

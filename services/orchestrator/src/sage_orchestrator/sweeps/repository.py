@@ -24,8 +24,13 @@ def get(session: Session, sweep_id: str, *, lock: bool = False) -> SweepRow:
     return row
 
 
-def page(session: Session, *, after: str | None, limit: int) -> tuple[Sequence[SweepRow], bool]:
-    return page_rows(session, select(SweepRow), SweepRow, after=after, limit=limit)
+def page(
+    session: Session, *, after: str | None, limit: int, name: str | None
+) -> tuple[Sequence[SweepRow], bool]:
+    query = select(SweepRow)
+    if name is not None:
+        query = query.where(SweepRow.name == name)
+    return page_rows(session, query, SweepRow, after=after, limit=limit)
 
 
 def children(session: Session, sweep_id: str) -> list[tuple[SweepPointRow, JobRow]]:

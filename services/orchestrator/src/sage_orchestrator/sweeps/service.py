@@ -98,10 +98,10 @@ class SweepService:
         with self.database.read() as session:
             return _to_object(session, sweeps.get(session, sweep_id))
 
-    def list_sweeps(self, *, after: str | None, limit: int) -> ListPage[Sweep]:
+    def list_sweeps(self, *, after: str | None, limit: int, name: str | None) -> ListPage[Sweep]:
         """Newest first."""
         with self.database.read() as session:
-            rows, has_more = sweeps.page(session, after=after, limit=limit)
+            rows, has_more = sweeps.page(session, after=after, limit=limit, name=name)
             return list_page([_to_object(session, row) for row in rows], has_more)
 
     def cancel(self, sweep_id: str) -> Sweep:
