@@ -15,6 +15,7 @@ from sage_contracts.jobs import (
     CheckpointInfo,
     CheckpointMetrics,
     CreateJobRequest,
+    EventType,
     FineTuningJob,
     JobCheckpoint,
     JobError,
@@ -85,9 +86,13 @@ def add_jobs(app: FastAPI, state: State) -> None:
 
     @app.get("/v1/fine_tuning/jobs/{job_id}/events")
     def events(
-        job_id: str, order: str = "desc", after: str | None = None, limit: Limit = 20
+        job_id: str,
+        order: str = "desc",
+        after: str | None = None,
+        limit: Limit = 20,
+        kind: Annotated[EventType | None, Query(alias="type")] = None,
     ) -> ListPage[JobEvent]:
-        found = state.job(job_id).events
+        found = [event for event in state.job(job_id).events if kind in (None, event.type)]
         return paged(found if order == "asc" else found[::-1], after, limit)
 
     @app.get("/v1/fine_tuning/jobs/{job_id}/checkpoints")

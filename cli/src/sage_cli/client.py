@@ -23,7 +23,7 @@ from sage_contracts.errors import ServiceUnavailableError, UpstreamError, from_r
 from sage_contracts.files import FileObject
 from sage_contracts.indexes import IndexCard, PutIndexRequest
 from sage_contracts.inference import HostStatus
-from sage_contracts.jobs import CreateJobRequest, FineTuningJob, JobCheckpoint, JobEvent
+from sage_contracts.jobs import CreateJobRequest, EventType, FineTuningJob, JobCheckpoint, JobEvent
 from sage_contracts.models import MergeJob, MergeRequest, ModelCard
 from sage_contracts.paging import ListPage
 from sage_contracts.status import StackStatus
@@ -121,9 +121,13 @@ class Client:
         """cancel, pause or resume."""
         return self._ask(FineTuningJob, "POST", f"{self._jobs_url}/v1/fine_tuning/jobs/{job_id}/{verb}")
 
-    def events_page(self, job_id: str, *, after: str | None, limit: int = 100) -> ListPage[JobEvent]:
+    def events_page(
+        self, job_id: str, *, after: str | None, limit: int = PAGE, kind: EventType | None = None
+    ) -> ListPage[JobEvent]:
         """Oldest first (OpenAI's default is the other way round): what came after the event `after`."""
         params: dict[str, Any] = {"limit": limit, "order": "asc"} | ({"after": after} if after else {})
+        if kind is not None:
+            params["type"] = kind
         url = f"{self._jobs_url}/v1/fine_tuning/jobs/{job_id}/events"
         return self._ask(ListPage[JobEvent], "GET", url, params=params)
 

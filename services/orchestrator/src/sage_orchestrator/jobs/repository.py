@@ -9,7 +9,7 @@ from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from sage_contracts.errors import NotFoundError
-from sage_contracts.jobs import EventLevel, JobStatus
+from sage_contracts.jobs import EventLevel, EventType, JobStatus
 from sage_contracts.workers import CheckpointReport, EventReport, Order
 from sage_orchestrator.ids import new_id
 from sage_orchestrator.leases import guarded_update
@@ -73,10 +73,24 @@ def page(
 
 
 def event_page(
-    session: Session, job_id: str, *, after: str | None, limit: int, order: PageOrder
+    session: Session,
+    job_id: str,
+    *,
+    after: str | None,
+    limit: int,
+    order: PageOrder,
+    kind: EventType | None,
 ) -> tuple[Sequence[EventRow], bool]:
     query = select(EventRow).where(EventRow.job_id == job_id)
+    if kind is not None:
+        is_metrics = EventRow.type == "metrics"
+        query = query.where(is_metrics if kind == "metrics" else ~is_metrics)
     return page_rows(session, query, EventRow, after=after, limit=limit, order=order)
+
+
+def newest_event(session: Session, job_id: str) -> EventRow | None:
+    query = select(EventRow).where(EventRow.job_id == job_id)
+    return session.scalar(query.order_by(EventRow.seq.desc()).limit(1))
 
 
 def event_data(session: Session, job_id: str) -> Iterator[dict[str, Any]]:
