@@ -14,7 +14,9 @@ from sage_contracts.paging import ListPage
 
 Answer = TypeVar("Answer")
 
-POLL_S = 0.3
+_POLL_S = 0.3
+# A trainer reports every 2 s: who asks more often for what is silent sees nothing more.
+_LONGEST_POLL_S = 2.0
 # The most events that the server gives at once.
 _PAGE = 1000
 # The stack may be restarted while somebody watches.
@@ -27,6 +29,20 @@ class JobView(Protocol):
     def event(self, event: JobEvent) -> None: ...
 
     def progress(self, job: FineTuningJob) -> None: ...
+
+
+class Pace:
+    """Pauses between looks at work under way: short after news, and longer the longer there is none."""
+
+    def __init__(self, pause: Callable[[float], None] = time.sleep) -> None:
+        self._pause = pause
+        self._next_s = _POLL_S
+
+    def wait(self, *, has_news: bool) -> None:
+        if has_news:
+            self._next_s = _POLL_S
+        self._pause(self._next_s)
+        self._next_s = min(2 * self._next_s, _LONGEST_POLL_S)
 
 
 class EventFeed:
@@ -56,15 +72,18 @@ def follow(client: Client, job_id: str, view: JobView, *, with_metrics: bool = F
     A run may take days, so there is no deadline for the job itself; Ctrl-C leaves without stopping it.
     """
     feed = EventFeed(client, job_id, with_metrics=with_metrics)
+    pace = Pace()
     while True:
         # The state first: events that came before it ended are then surely in the list.
         job = patiently(partial(client.job, job_id))
+        has_news = False
         for event in feed.new():
             view.event(event)
+            has_news = True
         view.progress(job)
         if job.status.is_terminal or job.status is JobStatus.PAUSED:
             return job
-        time.sleep(POLL_S)
+        pace.wait(has_news=has_news)
 
 
 def patiently(
@@ -85,4 +104,4 @@ def patiently(
             silent_since = clock() if silent_since is None else silent_since
             if not error.retryable or clock() - silent_since > _OUTAGE_LIMIT_S:
                 raise
-            pause(POLL_S)
+            pause(_POLL_S)

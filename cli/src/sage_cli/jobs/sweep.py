@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +15,7 @@ from sage_cli.client import Client
 from sage_cli.failures import INTERRUPTED, print_json
 from sage_cli.jobs import outcome
 from sage_cli.jobs.find import find_sweep
-from sage_cli.jobs.follow import POLL_S, patiently
+from sage_cli.jobs.follow import Pace, patiently
 from sage_cli.jobs.grid import check_grid, parse_grid, without_grid
 from sage_cli.jobs.submit import CheckedWish, check, queued_anyway, uploaded
 from sage_cli.jobs.sweep_table import base_loss, print_table, view_for
@@ -129,12 +128,16 @@ def _show_choices(console: Console, client: Client, sweep: Sweep, wish: CheckedW
 def _watch(console: Console, client: Client, sweep: Sweep) -> None:
     """Raises: TrainingFailedError when no job came to a model, or all that is left is paused; typer.Exit when
     detached."""
+    pace = Pace()
+    before: list[JobStatus] = []
     with _detaching(sweep.id), view_for(console) as view:
         while True:
             view.show(sweep)
             if sweep.status.is_terminal or _waits_for(sweep):
                 break
-            time.sleep(POLL_S)
+            states = [child.status for child in sweep.children]
+            pace.wait(has_news=states != before)
+            before = states
             sweep = patiently(partial(client.sweep, sweep.id))
     _show_result(console, sweep)
     if paused := _waits_for(sweep):
