@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import func, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session, load_only
 
 from sage_contracts.errors import NotFoundError
 from sage_contracts.jobs import EventLevel, EventType, JobStatus
@@ -161,11 +161,17 @@ def ring_queued(session: Session, job_id: str, now: float) -> None:
     )
 
 
-def due(session: Session, now: float) -> Sequence[JobRow]:
-    """Jobs that the sweeper has something to do about: a bell to ring or a lease that ran out."""
-    bell = (JobRow.status == JobStatus.QUEUED.value) & (JobRow.ring_at <= now)
-    lost = (JobRow.status == JobStatus.RUNNING.value) & (JobRow.lease_expires_at <= now)
-    return session.scalars(select(JobRow).where(or_(bell, lost)).order_by(JobRow.seq)).all()
+def lost(session: Session, now: float) -> Sequence[str]:
+    """The ids of jobs whose lease ran out."""
+    query = select(JobRow.id).where(JobRow.status == JobStatus.RUNNING.value, JobRow.lease_expires_at <= now)
+    return session.scalars(query.order_by(JobRow.seq)).all()
+
+
+def to_ring(session: Session, now: float, *, most: int) -> Sequence[JobRow]:
+    """The first of the jobs whose bell is due, with no more of them than a bell needs."""
+    query = select(JobRow).where(JobRow.status == JobStatus.QUEUED.value, JobRow.ring_at <= now)
+    needed = load_only(JobRow.id, JobRow.attempt, JobRow.rings, raiseload=True)
+    return session.scalars(query.order_by(JobRow.seq).limit(most).options(needed)).all()
 
 
 def ids_in(session: Session, status: JobStatus) -> Sequence[str]:
