@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from typing import Annotated, TypeVar
 
-from fastapi import FastAPI, UploadFile
+from fastapi import FastAPI, Query, UploadFile
 from tests.fakes.fake_gateway_state import FAILURES, MODEL, State, make_job
 
 from sage_contracts.config import Task
@@ -14,6 +15,7 @@ from sage_contracts.jobs import (
     CheckpointInfo,
     CheckpointMetrics,
     CreateJobRequest,
+    EventType,
     FineTuningJob,
     JobCheckpoint,
     JobError,
@@ -23,6 +25,18 @@ from sage_contracts.jobs import (
 from sage_contracts.models import checkpoint_name
 from sage_contracts.paging import Deleted, ListPage
 from sage_contracts.sweeps import CreateSweepRequest, Sweep, SweepChild, SweepStatus, grid_points
+
+# As the orchestrator's: more at once is refused.
+Limit = Annotated[int, Query(ge=1, le=1000)]
+SweepLimit = Annotated[int, Query(ge=1, le=100)]
+Item = TypeVar("Item", FineTuningJob, JobEvent, Sweep)
+
+
+def paged(items: list[Item], after: str | None, limit: int) -> ListPage[Item]:
+    start = next((i + 1 for i, item in enumerate(items) if item.id == after), 0)
+    data = items[start : start + limit]
+    has_more = len(items) > start + limit
+    return ListPage(data=data, has_more=has_more, last_id=data[-1].id if data else None)
 
 
 def add_jobs(app: FastAPI, state: State) -> None:
@@ -60,9 +74,9 @@ def add_jobs(app: FastAPI, state: State) -> None:
         return make_job(state, request).job
 
     @app.get("/v1/fine_tuning/jobs")
-    def jobs(limit: int = 20) -> ListPage[FineTuningJob]:
-        newest = [fake.job for fake in reversed(state.jobs.values())]
-        return ListPage(data=newest[:limit])
+    def jobs(limit: Limit = 20, after: str | None = None, name: str | None = None) -> ListPage[FineTuningJob]:
+        newest = [fake.job for fake in reversed(state.jobs.values()) if name in (None, fake.job.sage.name)]
+        return paged(newest, after, limit)
 
     @app.get("/v1/fine_tuning/jobs/{job_id}")
     def job(job_id: str) -> FineTuningJob:
@@ -72,12 +86,14 @@ def add_jobs(app: FastAPI, state: State) -> None:
 
     @app.get("/v1/fine_tuning/jobs/{job_id}/events")
     def events(
-        job_id: str, order: str = "desc", after: str | None = None, limit: int = 20
+        job_id: str,
+        order: str = "desc",
+        after: str | None = None,
+        limit: Limit = 20,
+        kind: Annotated[EventType | None, Query(alias="type")] = None,
     ) -> ListPage[JobEvent]:
-        found = state.job(job_id).events
-        ordered = found if order == "asc" else found[::-1]
-        start = next((i + 1 for i, event in enumerate(ordered) if event.id == after), 0)
-        return ListPage(data=ordered[start : start + limit], has_more=len(ordered) > start + limit)
+        found = [event for event in state.job(job_id).events if kind in (None, event.type)]
+        return paged(found if order == "asc" else found[::-1], after, limit)
 
     @app.get("/v1/fine_tuning/jobs/{job_id}/checkpoints")
     def checkpoints(job_id: str) -> ListPage[JobCheckpoint]:
@@ -138,8 +154,11 @@ def add_sweeps(app: FastAPI, state: State) -> None:
         return sweep
 
     @app.get("/v1/sage/sweeps")
-    def list_sweeps() -> ListPage[Sweep]:
-        return ListPage(data=list(reversed(state.sweeps.values())))
+    def list_sweeps(
+        limit: SweepLimit = 20, after: str | None = None, name: str | None = None
+    ) -> ListPage[Sweep]:
+        newest = [sweep for sweep in reversed(state.sweeps.values()) if name in (None, sweep.name)]
+        return paged(newest, after, limit)
 
     @app.get("/v1/sage/sweeps/{sweep_id}")
     def retrieve(sweep_id: str) -> Sweep:

@@ -147,7 +147,7 @@ class JobMachine(RuleBasedStateMachine):
     def all_is_well(self) -> None:
         if not hasattr(self, "parts"):
             return
-        jobs = self.parts.jobs.list_jobs(after=None, limit=100, labels={}).data
+        jobs = self.parts.jobs.list_jobs(after=None, limit=100, name=None, labels={}).data
         self._the_end_is_the_end(jobs)
         self._one_attempt_for_a_name_and_a_lease_for_each([job for job in jobs if job.status == "running"])
         with self.parts.database.read() as session:

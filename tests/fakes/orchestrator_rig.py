@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from sqlalchemy import event
 from starlette.testclient import TestClient
 
 from sage_orchestrator.database import Database
@@ -101,6 +102,21 @@ class Rig:
         self.parts.sweeper.ring_due()
         return self.bell.take()
 
+    @contextmanager
+    def statements(self) -> Iterator[list[str]]:
+        """The SQL of all that only reads in the block."""
+        told: list[str] = []
+
+        def hear(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            told.append(statement)
+
+        engine = self.parts.database.engine
+        event.listen(engine, "before_cursor_execute", hear)
+        try:
+            yield told
+        finally:
+            event.remove(engine, "before_cursor_execute", hear)
+
     def get(self, path: str, *, status: int = 200, **params: Any) -> Any:
         response = self.http.get(path, params=params)
         assert response.status_code == status, response.text
@@ -160,7 +176,7 @@ class Rig:
     def messages(self, job_id: str) -> list[str]:
         """What people read, oldest first."""
         events = self.get(f"/v1/fine_tuning/jobs/{job_id}/events", limit=1000, order="asc")
-        return [event["message"] for event in events["data"]]
+        return [each["message"] for each in events["data"]]
 
     def lease(self, holder: str, size_bytes: int, *, status: int = 200, **fields: Any) -> Any:
         body = {

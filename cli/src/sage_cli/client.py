@@ -23,13 +23,14 @@ from sage_contracts.errors import ServiceUnavailableError, UpstreamError, from_r
 from sage_contracts.files import FileObject
 from sage_contracts.indexes import IndexCard, PutIndexRequest
 from sage_contracts.inference import HostStatus
-from sage_contracts.jobs import CreateJobRequest, FineTuningJob, JobCheckpoint, JobEvent
+from sage_contracts.jobs import CreateJobRequest, EventType, FineTuningJob, JobCheckpoint, JobEvent
 from sage_contracts.models import MergeJob, MergeRequest, ModelCard
 from sage_contracts.paging import ListPage
 from sage_contracts.status import StackStatus
 from sage_contracts.sweeps import CreateSweepRequest, Sweep
 
 Answer = TypeVar("Answer", bound=BaseModel)
+Item = TypeVar("Item", bound=BaseModel)
 
 CONNECT_TIMEOUT_S = 5.0
 REPLY_TIMEOUT_S = 60.0
@@ -38,6 +39,9 @@ INDEX_TIMEOUT_S = 600.0
 # A cold engine sends comments while it starts, so silence this long means that nobody is there.
 STREAM_SILENCE_S = 180.0
 
+
+# The most that OpenAI's API gives at once; a longer list comes in several.
+PAGE = 100
 
 # Tells conversations apart, so that the end of one does not stop the engine of another.
 _SESSION_HEADER = "X-Sage-Session"
@@ -108,18 +112,22 @@ class Client:
     def job(self, job_id: str) -> FineTuningJob:
         return self._ask(FineTuningJob, "GET", f"{self._jobs_url}/v1/fine_tuning/jobs/{job_id}")
 
-    def jobs(self, limit: int) -> list[FineTuningJob]:
+    def jobs(self, limit: int, *, name: str | None = None) -> list[FineTuningJob]:
         """Newest first."""
         url = f"{self._jobs_url}/v1/fine_tuning/jobs"
-        return self._ask(ListPage[FineTuningJob], "GET", url, params={"limit": limit}).data
+        return self._list(ListPage[FineTuningJob], url, limit, name)
 
     def act(self, job_id: str, verb: str) -> FineTuningJob:
         """cancel, pause or resume."""
         return self._ask(FineTuningJob, "POST", f"{self._jobs_url}/v1/fine_tuning/jobs/{job_id}/{verb}")
 
-    def events_page(self, job_id: str, *, after: str | None, limit: int = 100) -> ListPage[JobEvent]:
+    def events_page(
+        self, job_id: str, *, after: str | None, limit: int = PAGE, kind: EventType | None = None
+    ) -> ListPage[JobEvent]:
         """Oldest first (OpenAI's default is the other way round): what came after the event `after`."""
         params: dict[str, Any] = {"limit": limit, "order": "asc"} | ({"after": after} if after else {})
+        if kind is not None:
+            params["type"] = kind
         url = f"{self._jobs_url}/v1/fine_tuning/jobs/{job_id}/events"
         return self._ask(ListPage[JobEvent], "GET", url, params=params)
 
@@ -135,9 +143,9 @@ class Client:
     def sweep(self, sweep_id: str) -> Sweep:
         return self._ask(Sweep, "GET", f"{self._jobs_url}/v1/sage/sweeps/{sweep_id}")
 
-    def sweeps(self) -> list[Sweep]:
+    def sweeps(self, limit: int, *, name: str | None = None) -> list[Sweep]:
         """Newest first."""
-        return self._ask(ListPage[Sweep], "GET", f"{self._jobs_url}/v1/sage/sweeps").data
+        return self._list(ListPage[Sweep], f"{self._jobs_url}/v1/sage/sweeps", limit, name)
 
     def cancel_sweep(self, sweep_id: str) -> Sweep:
         return self._ask(Sweep, "POST", f"{self._jobs_url}/v1/sage/sweeps/{sweep_id}/cancel")
@@ -202,6 +210,17 @@ class Client:
                 yield Answering(read_chat(lines_of(response.iter_bytes())), _citations(response.headers))
         except httpx.HTTPError as error:
             raise _unreachable(self._base_of(url), error) from error
+
+    def _list(self, page: type[ListPage[Item]], url: str, limit: int, name: str | None) -> list[Item]:
+        params: dict[str, Any] = {} if name is None else {"name": name}
+        found: list[Item] = []
+        while True:
+            params["limit"] = min(PAGE, limit - len(found))
+            answer = self._ask(page, "GET", url, params=params)
+            found += answer.data
+            if not answer.has_more or len(found) >= limit:
+                return found
+            params["after"] = answer.last_id
 
     def _ask(self, answer: type[Answer], method: str, url: str, **request: Any) -> Answer:
         response = self._send(method, url, **request)

@@ -1,4 +1,4 @@
-"""How long a watcher waits for a stack that is restarted, and what it does not wait for."""
+"""How often a watcher looks, how long it waits for a stack that is restarted, and for what it does not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from sage_cli.jobs.follow import patiently
+from sage_cli.jobs.follow import Pace, patiently
 from sage_contracts.errors import NotFoundError, SageError, ServiceUnavailableError, UpstreamError
 
 
@@ -32,6 +32,14 @@ def answer_after(*errors: SageError, clock: Hours) -> str:
         return "answer"
 
     return patiently(ask, clock=clock, pause=clock.pause)
+
+
+def test_who_is_silent_is_asked_less_and_less_often_until_there_is_news() -> None:
+    pauses: list[float] = []
+    pace = Pace(pauses.append)
+    for has_news in (False, False, False, False, False, True, False):
+        pace.wait(has_news=has_news)
+    assert pauses == [0.3, 0.6, 1.2, 2.0, 2.0, 0.3, 0.6]
 
 
 def test_a_restart_that_cuts_an_answer_off_is_waited_for() -> None:

@@ -47,7 +47,7 @@ class LeftBeforeQueueing(Client):
 class LeftWhileTold(Client):
     """The same while it is told how the job was set up."""
 
-    def events_page(self, job_id: str, *, after: str | None, limit: int = 100) -> ListPage[JobEvent]:
+    def events_page(self, job_id: str, **_: Any) -> ListPage[JobEvent]:
         raise KeyboardInterrupt
 
 
@@ -84,7 +84,7 @@ def test_a_sweep_that_was_queued_is_named(
 ) -> None:
     with LeftAfterQueueing(gateway) as client:
         told = leave(lambda: submit_sweep(client, wish, GRID, 4), capsys)
-        [sweep] = client.sweeps()
+        [sweep] = client.sweeps(5)
         assert f"sage finetune sweep cancel {sweep.id}" in told
 
 

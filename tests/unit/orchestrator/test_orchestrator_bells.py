@@ -56,6 +56,18 @@ def test_what_found_no_room_is_rung_for_as_soon_as_there_is_some(rig: Rig) -> No
     assert rig.sweep() == []
 
 
+def test_of_many_that_wait_no_more_are_looked_at_than_find_room(rig: Rig) -> None:
+    grid = {"max_steps": list(range(1, MOST_WAITING + 5))}
+    body = {"model": "smollm2-135m", "sage": {"task": "code"}, "grid": grid, "max_jobs": MOST_WAITING + 5}
+    ids = [child["job_id"] for child in rig.post("/v1/sage/sweeps", body)["children"]]
+    with rig.statements() as asked:
+        assert rig.sweep() == ids[:MOST_WAITING]
+    # Nothing of what is only shown or trained.
+    assert not any("jobs.config" in statement for statement in asked)
+    assert rig.sweep() == ids[MOST_WAITING:]
+    assert rig.sweep() == []
+
+
 def test_a_queue_with_bells_enough_takes_no_more(tmp_path: Path) -> None:
     settings = OrchestratorSettings(home_dir=tmp_path, broker_url="memory://")
     bell = CeleryDoorbell(settings)

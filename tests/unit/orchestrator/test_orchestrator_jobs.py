@@ -445,6 +445,16 @@ def test_lists_are_paged_newest_first(rig: Rig) -> None:
     assert rig.get(JOBS, after="ftjob-none", status=400)["error"]["param"] == "after"
 
 
+def test_jobs_are_found_by_name(rig: Rig) -> None:
+    older, _, newer = (rig.create_job(sage={"task": "code", "name": name}) for name in ("mine", "mi", "mine"))
+    page = rig.get(JOBS, name="mine", limit=1)
+    assert ([job["id"] for job in page["data"]], page["has_more"]) == ([newer["id"]], True)
+    page = rig.get(JOBS, name="mine", limit=1, after=page["last_id"])
+    assert ([job["id"] for job in page["data"]], page["has_more"]) == ([older["id"]], False)
+    for nobody in ("", "MINE", "mine%", "mi\0ne"):
+        assert rig.get(JOBS, name=nobody)["data"] == []
+
+
 def test_jobs_are_found_by_metadata(rig: Rig) -> None:
     rig.create_job(suffix="a", metadata={"team": "red"})
     blue = rig.create_job(suffix="b", metadata={"team": "blue"})
@@ -465,6 +475,40 @@ def test_events_can_be_followed_forwards(rig: Rig) -> None:
     ]
     newest_first = rig.get(f"{JOBS}/{job_id}/events", limit=1)
     assert newest_first["data"] == news and newest_first["has_more"]
+
+
+def test_events_of_one_kind_are_followed_past_all_others(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    rig.claim(job_id)
+    path = f"{JOBS}/{job_id}/events"
+
+    def told(kind: str, **params: Any) -> tuple[list[str], dict[str, Any]]:
+        page = rig.get(path, type=kind, order="asc", **params)
+        return [event["message"] for event in page["data"]], page
+
+    def news(kind: str, message: str) -> dict[str, Any]:
+        return {"created_at": 5.0, "message": message, "type": kind, "data": {"step": 1}}
+
+    before, _ = told("message")
+    rig.report(job_id, events=[news("metrics", "Step 1"), news("message", "Loss"), news("metrics", "Step 2")])
+    newest = rig.get(path, limit=1)["data"][0]
+    texts, page = told("message")
+    assert texts == [*before, "Loss"]
+    # Where a follower goes on: behind the steps too, which are not looked through again.
+    assert (page["last_id"], page["has_more"]) == (newest["id"], False)
+    texts, page = told("message", after=page["last_id"])
+    assert (texts, page["last_id"]) == ([], newest["id"])
+    rig.report(job_id, events=[news("message", "Saved")])
+    assert told("message", after=newest["id"])[0] == ["Saved"]
+
+    texts, page = told("metrics", limit=1)
+    assert (texts, page["has_more"], page["last_id"]) == (["Step 1"], True, page["data"][0]["id"])
+    assert told("metrics", limit=1, after=page["last_id"])[0] == ["Step 2"]
+    # Backwards, and of all kinds, a page's last is its last.
+    page = rig.get(path, type="metrics", limit=5)
+    assert [event["message"] for event in page["data"]] == ["Step 2", "Step 1"]
+    assert page["last_id"] == page["data"][-1]["id"]
+    assert rig.get(path, type="steps", status=400)["error"]["param"] == "type"
 
 
 def test_checkpoints_are_listed_once_per_step(rig: Rig) -> None:

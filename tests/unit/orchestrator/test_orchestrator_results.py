@@ -46,6 +46,18 @@ def test_a_succeeded_job_has_its_steps_as_a_file(rig: Rig) -> None:
     assert [path.name for path in (rig.home / "files").iterdir()] == [f"{file_id}.csv"]
 
 
+def test_the_steps_are_read_before_the_end_is_written_so_that_nobody_waits_to_write(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    rig.claim(job_id)
+    rig.report(job_id, events=[step(1, train_loss=2.0)], metrics={"base_eval_loss": 2.5})
+    for outcome, is_read in (("succeeded", True), ("succeeded", False)):
+        with rig.statements() as asked:
+            job = rig.finish(job_id, outcome)
+        assert any("FROM job_events" in statement for statement in asked) is is_read
+    content = rig.http.get(f"/v1/files/{job['result_files'][0]}/content").text
+    assert content.splitlines()[1:] == ["0,,,2.5,", "1,2,,,"]
+
+
 def test_a_job_that_did_not_succeed_has_none(rig: Rig) -> None:
     job_id = rig.create_job()["id"]
     rig.claim(job_id)

@@ -230,4 +230,23 @@ def test_sweeps_are_listed_newest_first(rig: Rig) -> None:
     page = rig.get(SWEEPS, limit=2)
     assert [sweep["id"] for sweep in page["data"]] == ids[:0:-1]
     assert page["has_more"]
+    other = create(rig, sage={"task": "code", "name": "other"}, grid={"lora.r": [4]})
+    assert [sweep["id"] for sweep in rig.get(SWEEPS, name="code", limit=1)["data"]] == [ids[2]]
+    assert [sweep["id"] for sweep in rig.get(SWEEPS, name="other")["data"]] == [other["id"]]
+    assert rig.get(SWEEPS, name="nobody")["data"] == []
     assert rig.get(f"{SWEEPS}/sweep-no", status=404)["error"]["code"] == "not_found"
+
+
+def test_a_list_of_sweeps_asks_as_often_as_one_of_them_and_of_jobs_only_what_it_tells(rig: Rig) -> None:
+    told = []
+    for rank in (4, 8, 16):
+        create(rig, grid={"lora.r": [rank, rank + 1]})
+        with rig.statements() as asked:
+            listed = rig.get(SWEEPS)["data"]
+        told.append(len(asked))
+        assert not any("hyperparameters" in statement for statement in asked)
+    assert told[0] == told[2]
+    assert [[child["point"]["lora.r"] for child in sweep["children"]] for sweep in listed] == [
+        [16, 17], [8, 9], [4, 5],
+    ]  # fmt: skip
+    assert listed[0] == rig.get(f"{SWEEPS}/{listed[0]['id']}")

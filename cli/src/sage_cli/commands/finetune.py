@@ -199,7 +199,7 @@ def preview(
 
 @app.command("list")
 def list_jobs(
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100, help="How many jobs.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many jobs.")] = 20,
     as_json: JsonOption = False,
 ) -> None:
     """List jobs, newest first."""

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Protocol, TypeVar
 
 from sage_cli.client import Client
 from sage_contracts.errors import SageError
-from sage_contracts.jobs import FineTuningJob, JobEvent, JobStatus
+from sage_contracts.jobs import EventType, FineTuningJob, JobEvent, JobStatus
+from sage_contracts.paging import ListPage
 
 Answer = TypeVar("Answer")
 
-POLL_S = 0.3
+_POLL_S = 0.3
+# A trainer reports every 2 s: who asks more often for what is silent sees nothing more.
+_LONGEST_POLL_S = 2.0
+# The most events that the server gives at once.
+_PAGE = 1000
 # The stack may be restarted while somebody watches.
 _OUTAGE_LIMIT_S = 60.0
 
@@ -25,40 +31,59 @@ class JobView(Protocol):
     def progress(self, job: FineTuningJob) -> None: ...
 
 
-class EventFeed:
-    """The events of one job, oldest first, each once."""
+class Pace:
+    """Pauses between looks at work under way: short after news, and longer the longer there is none."""
 
-    def __init__(self, client: Client, job_id: str) -> None:
+    def __init__(self, pause: Callable[[float], None] = time.sleep) -> None:
+        self._pause = pause
+        self._next_s = _POLL_S
+
+    def wait(self, *, has_news: bool) -> None:
+        if has_news:
+            self._next_s = _POLL_S
+        self._pause(self._next_s)
+        self._next_s = min(2 * self._next_s, _LONGEST_POLL_S)
+
+
+class EventFeed:
+    """The events of one job, oldest first, each once; with or without the figures of every step."""
+
+    def __init__(self, client: Client, job_id: str, *, with_metrics: bool) -> None:
         self._client = client
         self._job_id = job_id
+        self._kind: EventType | None = None if with_metrics else "message"
         self._last_id: str | None = None
 
-    def new(self) -> list[JobEvent]:
-        found: list[JobEvent] = []
-        while True:
-            page = self._client.events_page(self._job_id, after=self._last_id)
-            found.extend(page.data)
-            if page.data:
-                self._last_id = page.data[-1].id
-            if not page.has_more or not page.data:
-                return found
+    def new(self) -> Iterator[JobEvent]:
+        """Those that came since the last call, page by page as they are read. Raises: as `patiently`."""
+        has_more = True
+        while has_more:
+            page = patiently(self._next_page)
+            self._last_id, has_more = page.last_id or self._last_id, page.has_more
+            yield from page.data
+
+    def _next_page(self) -> ListPage[JobEvent]:
+        return self._client.events_page(self._job_id, after=self._last_id, limit=_PAGE, kind=self._kind)
 
 
-def follow(client: Client, job_id: str, view: JobView) -> FineTuningJob:
+def follow(client: Client, job_id: str, view: JobView, *, with_metrics: bool = False) -> FineTuningJob:
     """Show the job until it ends or is paused. Raises: as `patiently`.
 
     A run may take days, so there is no deadline for the job itself; Ctrl-C leaves without stopping it.
     """
-    feed = EventFeed(client, job_id)
+    feed = EventFeed(client, job_id, with_metrics=with_metrics)
+    pace = Pace()
     while True:
         # The state first: events that came before it ended are then surely in the list.
-        job, events = patiently(lambda: (client.job(job_id), feed.new()))
-        for event in events:
+        job = patiently(partial(client.job, job_id))
+        has_news = False
+        for event in feed.new():
             view.event(event)
+            has_news = True
         view.progress(job)
         if job.status.is_terminal or job.status is JobStatus.PAUSED:
             return job
-        time.sleep(POLL_S)
+        pace.wait(has_news=has_news)
 
 
 def patiently(
@@ -79,4 +104,4 @@ def patiently(
             silent_since = clock() if silent_since is None else silent_since
             if not error.retryable or clock() - silent_since > _OUTAGE_LIMIT_S:
                 raise
-            pause(POLL_S)
+            pause(_POLL_S)

@@ -141,25 +141,21 @@ def _checkpoint_rows(checkpoints: list[JobCheckpoint]) -> list[tuple[str, str]]:
 def logs_command(given: str, *, is_following: bool, with_metrics: bool) -> None:
     with Client.from_env() as client:
         job = find_job(client, given)
-        lines = _LogLines(with_metrics=with_metrics)
+        lines = _LogLines()
         if not is_following:
-            for event in EventFeed(client, job.id).new():
+            for event in EventFeed(client, job.id, with_metrics=with_metrics).new():
                 lines.event(event)
             return
         with outcome.detaching(job.id):
-            follow(client, job.id, lines)
+            follow(client, job.id, lines, with_metrics=with_metrics)
 
 
 class _LogLines:
     """One line an event, as logs are read: time, level, message."""
 
-    def __init__(self, *, with_metrics: bool) -> None:
-        self._with_metrics = with_metrics
-
     def event(self, event: JobEvent) -> None:
-        if event.type == "message" or self._with_metrics:
-            when = render.clock_text(event.created_at)
-            typer.echo(f"{when}  {event.level.value:<5}  {event.message}")
+        when = render.clock_text(event.created_at)
+        typer.echo(f"{when}  {event.level.value:<5}  {event.message}")
 
     def progress(self, job: FineTuningJob) -> None:
         return

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 
 import typer
@@ -15,13 +14,14 @@ from sage_cli import render
 from sage_cli.client import Client
 from sage_cli.failures import INTERRUPTED, print_json
 from sage_cli.jobs import outcome
-from sage_cli.jobs.follow import POLL_S, patiently
+from sage_cli.jobs.find import find_sweep
+from sage_cli.jobs.follow import Pace, patiently
 from sage_cli.jobs.grid import check_grid, parse_grid, without_grid
 from sage_cli.jobs.submit import CheckedWish, check, queued_anyway, uploaded
 from sage_cli.jobs.sweep_table import base_loss, print_table, view_for
 from sage_cli.jobs.wish import JobWish
 from sage_cli.stack.updown import ensure_stack
-from sage_contracts.errors import NotFoundError, TrainingFailedError
+from sage_contracts.errors import TrainingFailedError
 from sage_contracts.jobs import JobStatus
 from sage_contracts.sweeps import CreateSweepRequest, Grid, Sweep, SweepChild, SweepStatus, point_text
 
@@ -72,21 +72,6 @@ def cancel_command(given: str) -> None:
         typer.echo(f"{sweep.id}: what waited is cancelled; the running job ends when its trainer has heard.")
 
 
-def find_sweep(client: Client, given: str) -> Sweep:
-    """By its id, or the newest of a name. Raises: NotFoundError naming those there are."""
-    if given.startswith("sweep-"):
-        with suppress(NotFoundError):
-            return client.sweep(given)
-    sweeps = client.sweeps()
-    for sweep in sweeps:  # newest first
-        if sweep.name == given:
-            return sweep
-    names = ", ".join(dict.fromkeys(sweep.name for sweep in sweeps))
-    raise NotFoundError(
-        f"There is no sweep of {given!r}. " + (f"There are: {names}." if names else "There are none yet.")
-    )
-
-
 def submit_sweep(client: Client, wish: CheckedWish, grid: Grid, max_jobs: int) -> Sweep:
     """Upload the data and queue the jobs. Raises: as `submit`."""
     with uploaded(client, wish) as file_id:
@@ -106,7 +91,7 @@ def _queued_anyway(client: Client, wish: CheckedWish, file_id: str | None) -> st
         job = queued_anyway(client, wish, file_id)
         return (job.metadata or {}).get("sweep") if job else None
     name = wish.options.name or wish.task.value
-    newest = client.sweeps()[:1]
+    newest = client.sweeps(1)
     return next((sweep.id for sweep in newest if sweep.name == name and not sweep.status.is_terminal), None)
 
 
@@ -143,12 +128,16 @@ def _show_choices(console: Console, client: Client, sweep: Sweep, wish: CheckedW
 def _watch(console: Console, client: Client, sweep: Sweep) -> None:
     """Raises: TrainingFailedError when no job came to a model, or all that is left is paused; typer.Exit when
     detached."""
+    pace = Pace()
+    before: list[JobStatus] = []
     with _detaching(sweep.id), view_for(console) as view:
         while True:
             view.show(sweep)
             if sweep.status.is_terminal or _waits_for(sweep):
                 break
-            time.sleep(POLL_S)
+            states = [child.status for child in sweep.children]
+            pace.wait(has_news=states != before)
+            before = states
             sweep = patiently(partial(client.sweep, sweep.id))
     _show_result(console, sweep)
     if paused := _waits_for(sweep):

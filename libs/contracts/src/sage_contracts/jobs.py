@@ -277,13 +277,16 @@ class EventLevel(StrEnum):
     ERROR = "error"
 
 
+EventType = Literal["message", "metrics"]
+
+
 class JobEvent(BaseModel):
     id: str
     object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
     created_at: int
     level: EventLevel = EventLevel.INFO
     message: str
-    type: Literal["message", "metrics"] = "message"
+    type: EventType = "message"
     data: dict[str, Any] | None = None
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from sage_contracts.config import TrainingConfig
-from sage_contracts.jobs import EventLevel, JobMetrics
+from sage_contracts.jobs import EventLevel, EventType, JobMetrics
 from sage_contracts.models import ExportContent, ExportFormat, WeightsDtype
 
 TRAIN_TASK = "sage.train"
@@ -70,7 +70,7 @@ class EventReport(_Wire):
     created_at: float
     level: EventLevel = EventLevel.INFO
     message: str
-    type: Literal["message", "metrics"] = "message"
+    type: EventType = "message"
     data: dict[str, Any] | None = None
     seq: int | None = None
     """Counts up within an attempt, from 1. A report is sent again when its answer was lost: what comes under

@@ -34,6 +34,7 @@ from sage_orchestrator.merges import repository as merges
 from sage_orchestrator.rows import JobRow, LeasedWork, MergeRow
 from sage_orchestrator.settings import OrchestratorSettings
 from sage_orchestrator.workers import repository as workers
+from sage_servicekit.broker import MOST_WAITING
 
 logger = logging.getLogger(__name__)
 
@@ -103,10 +104,10 @@ class Sweeper:
         """Move work whose lease ran out. Says whether there was any: then there are bells to ring."""
         now = self.clock()
         with self.database.read() as session:
-            due_jobs = [row.id for row in jobs.due(session, now) if self._judge(row, now) in _JOB_TARGETS]
+            lost_jobs = jobs.lost(session, now)
             lost_merges = [(row, self._judge(row, now)) for row in merges.due(session, now)]
         moved = False
-        for job_id in due_jobs:
+        for job_id in lost_jobs:
             moved |= self._take_back_job(job_id, now)
         for merge, verdict in lost_merges:
             if verdict in (Sweep.REQUEUE, Sweep.FAIL):
@@ -118,9 +119,7 @@ class Sweeper:
         now = self.clock()
         with self.database.read() as session:
             due: list[tuple[str, LeasedWork, str]] = [
-                (TRAIN_TASK, row, row.id)
-                for row in jobs.due(session, now)
-                if self._judge(row, now) is Sweep.RING
+                (TRAIN_TASK, row, row.id) for row in jobs.to_ring(session, now, most=MOST_WAITING)
             ]
             due += [
                 (MERGE_TASK, row, row.id)

@@ -36,7 +36,7 @@ from sage_orchestrator.devices import repository as devices
 from sage_orchestrator.files import repository as files
 from sage_orchestrator.jobs import repository as jobs
 from sage_orchestrator.jobs.objects import to_job
-from sage_orchestrator.jobs.results import FILENAME, add_results
+from sage_orchestrator.jobs.results import FILENAME, add_results, step_metrics_csv
 from sage_orchestrator.jobs.stored import read_settings
 from sage_orchestrator.leases import ended_values, is_claimed_by, queued_values
 from sage_orchestrator.models import repository as models
@@ -171,6 +171,7 @@ class AttemptService:
         Raises: NotYoursError; InvalidRequestError for a success without an adapter.
         """
         now = self.clock()
+        steps = self._steps(job_id, finish)
         with self.database.write() as session:
             row = jobs.lock_with_name(session, job_id)
             if row.attempt == finish.attempt and _is_heard(finish.outcome, JobStatus(row.status)):
@@ -183,7 +184,7 @@ class AttemptService:
             if target is JobStatus.SUCCEEDED:
                 metrics = JobMetrics.model_validate(values.get("metrics", row.metrics))
                 register_version(session, row, finish, metrics, now)
-                values["result_file"] = self._add_results(session, job_id, metrics, now)
+                values["result_file"] = self._add_results(session, job_id, steps, now)
             if not jobs.transition(
                 session, job_id, target, values, sources=[JobStatus.RUNNING], attempt=finish.attempt
             ):
@@ -196,10 +197,23 @@ class AttemptService:
         self.wake()
         return job
 
-    def _add_results(self, session: Session, job_id: str, metrics: JobMetrics, now: float) -> str | None:
+    def _steps(self, job_id: str, finish: Finish) -> str:
+        """The result file of a success that is now told; "" for all else.
+
+        Not read where the end is written: of a long run it takes a second, in which nobody else could write.
+        """
+        with self.database.read() as session:
+            row = jobs.get(session, job_id)
+            is_told_now = row.status == JobStatus.RUNNING.value and row.attempt == finish.attempt
+            if finish.outcome is not Outcome.SUCCEEDED or not is_told_now:
+                return ""
+            metrics = JobMetrics.model_validate(_merged(row.metrics, finish.metrics or JobMetrics()))
+            return step_metrics_csv(jobs.event_data(session, job_id), metrics)
+
+    def _add_results(self, session: Session, job_id: str, steps: str, now: float) -> str | None:
         """The file's id; None where it could not be written. What was trained counts without it."""
         try:
-            return add_results(session, self.home, job_id, metrics, now)
+            return add_results(session, self.home, steps, now)
         except (StorageFullError, OSError) as error:
             message = f"The job has no {FILENAME} among its result_files: {error}"
             logger.warning("job %s: %s", job_id, message)

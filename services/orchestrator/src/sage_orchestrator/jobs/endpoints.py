@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from sage_contracts.jobs import CreateJobRequest, FineTuningJob, JobCheckpoint, JobEvent
+from sage_contracts.jobs import CreateJobRequest, EventType, FineTuningJob, JobCheckpoint, JobEvent
 from sage_contracts.paging import ListPage
 from sage_contracts.workers import ClaimRequest, Finish, Report, ReportReply, TrainClaim
 from sage_orchestrator.jobs.attempts import AttemptService
@@ -26,8 +26,10 @@ def make_router(service: JobService) -> APIRouter:
         return service.create(request)
 
     @router.get("")
-    def list_jobs(request: Request, after: str | None = None, limit: Limit = 20) -> ListPage[FineTuningJob]:
-        return service.list_jobs(after=after, limit=limit, labels=_labels(request))
+    def list_jobs(
+        request: Request, after: str | None = None, limit: Limit = 20, name: str | None = None
+    ) -> ListPage[FineTuningJob]:
+        return service.list_jobs(after=after, limit=limit, name=name, labels=_labels(request))
 
     @router.get("/{job_id}")
     def retrieve(job_id: str) -> FineTuningJob:
@@ -47,9 +49,13 @@ def make_router(service: JobService) -> APIRouter:
 
     @router.get("/{job_id}/events")
     def events(
-        job_id: str, after: str | None = None, limit: Limit = 20, order: PageOrder = "desc"
+        job_id: str,
+        after: str | None = None,
+        limit: Limit = 20,
+        order: PageOrder = "desc",
+        kind: Annotated[EventType | None, Query(alias="type")] = None,
     ) -> ListPage[JobEvent]:
-        return service.list_events(job_id, after=after, limit=limit, order=order)
+        return service.list_events(job_id, after=after, limit=limit, order=order, kind=kind)
 
     @router.get("/{job_id}/checkpoints")
     def checkpoints(job_id: str, after: str | None = None, limit: Limit = 10) -> ListPage[JobCheckpoint]:

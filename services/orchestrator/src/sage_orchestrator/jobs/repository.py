@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import func, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session, load_only
 
 from sage_contracts.errors import NotFoundError
-from sage_contracts.jobs import EventLevel, JobStatus
+from sage_contracts.jobs import EventLevel, EventType, JobStatus
 from sage_contracts.workers import CheckpointReport, EventReport, Order
 from sage_orchestrator.ids import new_id
 from sage_orchestrator.leases import guarded_update
@@ -76,19 +76,35 @@ def change_queued(session: Session, job_id: str, values: dict[str, Any], *, atte
 
 
 def page(
-    session: Session, *, after: str | None, limit: int, labels: dict[str, str]
+    session: Session, *, after: str | None, limit: int, name: str | None, labels: dict[str, str]
 ) -> tuple[Sequence[JobRow], bool]:
     query = select(JobRow)
+    if name is not None:
+        query = query.where(JobRow.name == name)
     for key, value in labels.items():
         query = query.where(JobRow.labels[key].as_string() == value)
     return page_rows(session, query, JobRow, after=after, limit=limit)
 
 
 def event_page(
-    session: Session, job_id: str, *, after: str | None, limit: int, order: PageOrder
+    session: Session,
+    job_id: str,
+    *,
+    after: str | None,
+    limit: int,
+    order: PageOrder,
+    kind: EventType | None,
 ) -> tuple[Sequence[EventRow], bool]:
     query = select(EventRow).where(EventRow.job_id == job_id)
+    if kind is not None:
+        is_metrics = EventRow.type == "metrics"
+        query = query.where(is_metrics if kind == "metrics" else ~is_metrics)
     return page_rows(session, query, EventRow, after=after, limit=limit, order=order)
+
+
+def newest_event(session: Session, job_id: str) -> EventRow | None:
+    query = select(EventRow).where(EventRow.job_id == job_id)
+    return session.scalar(query.order_by(EventRow.seq.desc()).limit(1))
 
 
 def event_data(session: Session, job_id: str) -> Iterator[dict[str, Any]]:
@@ -162,11 +178,17 @@ def ring_queued(session: Session, job_id: str, now: float) -> None:
     )
 
 
-def due(session: Session, now: float) -> Sequence[JobRow]:
-    """Jobs that the sweeper has something to do about: a bell to ring or a lease that ran out."""
-    bell = (JobRow.status == JobStatus.QUEUED.value) & (JobRow.ring_at <= now)
-    lost = (JobRow.status == JobStatus.RUNNING.value) & (JobRow.lease_expires_at <= now)
-    return session.scalars(select(JobRow).where(or_(bell, lost)).order_by(JobRow.seq)).all()
+def lost(session: Session, now: float) -> Sequence[str]:
+    """The ids of jobs whose lease ran out."""
+    query = select(JobRow.id).where(JobRow.status == JobStatus.RUNNING.value, JobRow.lease_expires_at <= now)
+    return session.scalars(query.order_by(JobRow.seq)).all()
+
+
+def to_ring(session: Session, now: float, *, most: int) -> Sequence[JobRow]:
+    """The first of the jobs whose bell is due, with no more of them than a bell needs."""
+    query = select(JobRow).where(JobRow.status == JobStatus.QUEUED.value, JobRow.ring_at <= now)
+    needed = load_only(JobRow.id, JobRow.attempt, JobRow.rings, raiseload=True)
+    return session.scalars(query.order_by(JobRow.seq).limit(most).options(needed)).all()
 
 
 def ids_in(session: Session, status: JobStatus) -> Sequence[str]:

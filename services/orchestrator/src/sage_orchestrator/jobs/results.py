@@ -16,7 +16,6 @@ from sage_contracts.files import FilePurpose
 from sage_contracts.home import Home, write_whole
 from sage_contracts.jobs import JobMetrics
 from sage_orchestrator.ids import new_id
-from sage_orchestrator.jobs import repository as jobs
 from sage_orchestrator.rows import FileRow
 
 FILENAME = "step_metrics.csv"
@@ -29,11 +28,11 @@ _COLUMNS = {
 }
 
 
-def add_results(session: Session, home: Home, job_id: str, metrics: JobMetrics, now: float) -> str:
+def add_results(session: Session, home: Home, steps: str, now: float) -> str:
     """Write the file and its row; the file's id. Raises: StorageFullError."""
     from sage.tools.finetune.storage import storage_errors
 
-    content = step_metrics_csv(jobs.event_data(session, job_id), metrics).encode()
+    content = steps.encode()
     file_id = new_id("file")
     path = home.files / f"{file_id}.csv"
     with storage_errors(path):

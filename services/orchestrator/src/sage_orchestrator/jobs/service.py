@@ -20,6 +20,7 @@ from sage_contracts.home import Home
 from sage_contracts.jobs import (
     CreateJobRequest,
     EventLevel,
+    EventType,
     FineTuningJob,
     Hyperparameters,
     JobCheckpoint,
@@ -153,19 +154,31 @@ class JobService:
         with self._database.read() as session:
             return to_job(jobs.get(session, job_id), self._clock())
 
-    def list_jobs(self, *, after: str | None, limit: int, labels: dict[str, str]) -> ListPage[FineTuningJob]:
+    def list_jobs(
+        self, *, after: str | None, limit: int, name: str | None, labels: dict[str, str]
+    ) -> ListPage[FineTuningJob]:
         """Newest first."""
         with self._database.read() as session:
-            rows, has_more = jobs.page(session, after=after, limit=limit, labels=labels)
+            rows, has_more = jobs.page(session, after=after, limit=limit, name=name, labels=labels)
             return list_page([to_job(row, self._clock()) for row in rows], has_more)
 
     def list_events(
-        self, job_id: str, *, after: str | None, limit: int, order: PageOrder
+        self, job_id: str, *, after: str | None, limit: int, order: PageOrder, kind: EventType | None
     ) -> ListPage[JobEvent]:
+        """Of one kind, `last_id` of the last page forwards is the newest event of any kind: who goes on from
+        there does not have the others looked through again."""
+        is_followed = kind is not None and order == "asc"
         with self._database.read() as session:
             jobs.get(session, job_id)
-            rows, has_more = jobs.event_page(session, job_id, after=after, limit=limit, order=order)
-            return list_page([to_event(row) for row in rows], has_more)
+            # Before the page: what comes between the two queries is not passed over.
+            newest = jobs.newest_event(session, job_id) if is_followed else None
+            rows, has_more = jobs.event_page(
+                session, job_id, after=after, limit=limit, order=order, kind=kind
+            )
+        page = list_page([to_event(row) for row in rows], has_more)
+        if newest is not None and not has_more and (not rows or rows[-1].seq < newest.seq):
+            page.last_id = newest.id
+        return page
 
     def list_checkpoints(self, job_id: str, *, after: str | None, limit: int) -> ListPage[JobCheckpoint]:
         with self._database.read() as session:

@@ -20,9 +20,11 @@ def make_router(service: SweepService) -> APIRouter:
 
     @router.get("")
     def list_sweeps(
-        after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
+        after: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        name: str | None = None,
     ) -> ListPage[Sweep]:
-        return service.list_sweeps(after=after, limit=limit)
+        return service.list_sweeps(after=after, limit=limit, name=name)
 
     @router.get("/{sweep_id}")
     def retrieve(sweep_id: str) -> Sweep:

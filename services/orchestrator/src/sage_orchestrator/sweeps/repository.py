@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, load_only
 
 from sage_contracts.errors import NotFoundError
 from sage_contracts.sweeps import SweepStatus
@@ -24,19 +24,29 @@ def get(session: Session, sweep_id: str, *, lock: bool = False) -> SweepRow:
     return row
 
 
-def page(session: Session, *, after: str | None, limit: int) -> tuple[Sequence[SweepRow], bool]:
-    return page_rows(session, select(SweepRow), SweepRow, after=after, limit=limit)
+def page(
+    session: Session, *, after: str | None, limit: int, name: str | None
+) -> tuple[Sequence[SweepRow], bool]:
+    query = select(SweepRow)
+    if name is not None:
+        query = query.where(SweepRow.name == name)
+    return page_rows(session, query, SweepRow, after=after, limit=limit)
 
 
-def children(session: Session, sweep_id: str) -> list[tuple[SweepPointRow, JobRow]]:
-    """The points with their jobs, in the order of the grid."""
+def children(session: Session, sweep_ids: Sequence[str]) -> dict[str, list[tuple[SweepPointRow, JobRow]]]:
+    """The points of each sweep, in the order of the grid, with what there is to tell of their jobs."""
+    told = (JobRow.id, JobRow.name, JobRow.status, JobRow.metrics, JobRow.fine_tuned_model, JobRow.error)
     query = (
         select(SweepPointRow, JobRow)
         .join(JobRow, JobRow.id == SweepPointRow.job_id)
-        .where(SweepPointRow.sweep_id == sweep_id)
+        .where(SweepPointRow.sweep_id.in_(sweep_ids))
         .order_by(SweepPointRow.number)
+        .options(load_only(*told, raiseload=True))
     )
-    return [(point, job) for point, job in session.execute(query)]
+    found: dict[str, list[tuple[SweepPointRow, JobRow]]] = {sweep_id: [] for sweep_id in sweep_ids}
+    for point, job in session.execute(query):
+        found[point.sweep_id].append((point, job))
+    return found
 
 
 def open_ids(session: Session) -> Sequence[str]:

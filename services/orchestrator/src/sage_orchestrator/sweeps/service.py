@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -96,13 +97,14 @@ class SweepService:
     def get(self, sweep_id: str) -> Sweep:
         """Raises: NotFoundError."""
         with self.database.read() as session:
-            return _to_object(session, sweeps.get(session, sweep_id))
+            return _to_object(sweeps.get(session, sweep_id), _children(session, [sweep_id])[sweep_id])
 
-    def list_sweeps(self, *, after: str | None, limit: int) -> ListPage[Sweep]:
+    def list_sweeps(self, *, after: str | None, limit: int, name: str | None) -> ListPage[Sweep]:
         """Newest first."""
         with self.database.read() as session:
-            rows, has_more = sweeps.page(session, after=after, limit=limit)
-            return list_page([_to_object(session, row) for row in rows], has_more)
+            rows, has_more = sweeps.page(session, after=after, limit=limit, name=name)
+            children = _children(session, [row.id for row in rows])
+        return list_page([_to_object(row, children[row.id]) for row in rows], has_more)
 
     def cancel(self, sweep_id: str) -> Sweep:
         """Cancel what has not ended of it; models that were trained stay. Raises: ConflictError."""
@@ -127,7 +129,7 @@ class SweepService:
             row = sweeps.get(session, sweep_id)
             open_jobs = [
                 job.id
-                for _, job in sweeps.children(session, sweep_id)
+                for _, job in sweeps.children(session, [sweep_id])[sweep_id]
                 if not JobStatus(job.status).is_terminal
             ]
         if row.is_cancelling:
@@ -147,7 +149,7 @@ class SweepService:
         """The guarded last change. Where the name moved: the new version, and the one it stands on."""
         now = self.clock()
         row = sweeps.get(session, sweep_id, lock=True)
-        children = [_to_child(point, job) for point, job in sweeps.children(session, sweep_id)]
+        children = _children(session, [sweep_id])[sweep_id]
         status = status_of([child.status for child in children], is_cancelling=row.is_cancelling)
         if not status.is_terminal or SweepStatus(row.status).is_terminal:
             return None
@@ -215,8 +217,14 @@ def _version(session: Session, model: str) -> VersionRow | None:
     return models.get_version(session, name, int(version))
 
 
-def _to_object(session: Session, row: SweepRow) -> Sweep:
-    children = [_to_child(point, job) for point, job in sweeps.children(session, row.id)]
+def _children(session: Session, sweep_ids: Sequence[str]) -> dict[str, list[SweepChild]]:
+    return {
+        sweep_id: [_to_child(point, job) for point, job in found]
+        for sweep_id, found in sweeps.children(session, sweep_ids).items()
+    }
+
+
+def _to_object(row: SweepRow, children: list[SweepChild]) -> Sweep:
     best = best_of(children)
     return Sweep(
         id=row.id,
