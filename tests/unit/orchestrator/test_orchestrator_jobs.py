@@ -243,7 +243,7 @@ def test_an_integration_says_where_the_figures_go(rig: Rig) -> None:
         ({"model": "smollm2-135m", "training_file": "file-no"}, 404, "file-no"),
         ({"model": "smolm2", "sage": {"task": "code"}}, 404, "There are: smollm2-135m"),
         ({"model": "/no/such/model", "sage": {"task": "code"}}, 404, "/no/such/model"),
-        ({"model": "code@1", "sage": {"task": "code"}}, 400, "tuned model"),
+        ({"model": "code@1", "sage": {"task": "code"}}, 404, "no base model 'code@1'"),
         ({"model": "auto", "sage": {"task": "code", "preset": "rtx_9090"}}, 400, "rtx_4090"),
         ({"model": "auto", "suffix": "a/b", "sage": {"task": "code"}}, 400, "suffix"),
         ({"model": "auto", "sage": {"task": "code"}, "method": {"type": "grpo"}}, 400, "supervised"),

@@ -83,14 +83,16 @@ class ModelService:
 
     def find(self, session: Session, model: str) -> VersionRow:
         """The version a name means, inside the caller's transaction. Raises: ModelNotFoundError."""
-        name, at, given = model.partition("@")
-        version = models.alias_version(session, name) if not at else None
-        if _VERSION.fullmatch(given):
-            version = int(given)
-        row = None if version is None else models.get_version(session, name, version)
+        row = _look_up(session, model)
         if row is None:
             raise self._not_found(session, model)
         return row
+
+    def find_tuned(self, model: str) -> VersionRow | None:
+        """The version that this name, or a checkpoint of this name, belongs to; None where it is none's."""
+        checkpoint = split_checkpoint(model)
+        with self._database.read() as session:
+            return _look_up(session, checkpoint[0] if checkpoint else model)
 
     def _not_found(self, session: Session, model: str) -> ModelNotFoundError:
         versions = [version_id(row) for row in models.versions(session)]
@@ -134,6 +136,14 @@ class ModelService:
             with self._database.read() as session:
                 raise self._not_found(session, model)
         return ResolvedModel(id=model, base_model=self._home.relative(folder))
+
+
+def _look_up(session: Session, model: str) -> VersionRow | None:
+    name, at, given = model.partition("@")
+    version = models.alias_version(session, name) if not at else None
+    if _VERSION.fullmatch(given):
+        version = int(given)
+    return None if version is None else models.get_version(session, name, version)
 
 
 def version_id(row: VersionRow) -> str:
