@@ -82,7 +82,7 @@ def _way_on(version: VersionRow, home: Home) -> str:
     """How a job can start from what this version has learned."""
     whole = version.merged_path if version.adapter_path else version.base_model
     if whole and (not version.adapter_path or bases.find_folder(whole, home)):
-        return f"name its own weights, model={whole!r}"
+        return f"name that model's whole weights, model={whole!r}"
     folder = home.finetune_output / version.name / "versions" / str(version.version) / "merged_model"
     return (
         f"merge it with `sage finetune merge {version_id(version)}`, "
