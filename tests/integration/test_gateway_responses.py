@@ -230,6 +230,13 @@ def test_refusals_are_those_of_chat(sdk: openai.OpenAI, stream: bool) -> None:
     assert refused.value.param == "previous_response_id" and refused.value.code == "invalid_request"
 
 
+def test_what_a_dialect_refuses_is_blamed_on_what_was_sent(sdk: openai.OpenAI) -> None:
+    call = {"type": "function_call", "call_id": "c", "name": "weather", "arguments": "no JSON"}
+    with pytest.raises(openai.BadRequestError, match="no JSON") as refused:
+        sdk.responses.create(model="ollama/fake-llm", input=[call])  # type: ignore[list-item]
+    assert refused.value.param == "input"
+
+
 def test_an_answer_that_is_none_is_an_error(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.InternalServerError):
         sdk.responses.create(model="vllm/breaks", input="x")
@@ -286,7 +293,10 @@ def test_a_cold_engine_of_our_own_answers(tmp_path: Path) -> None:
             whole = sdk.responses.create(**asked)
             with pytest.raises(openai.BadRequestError, match="tools"):
                 sdk.responses.create(**asked, tools=[TOOL])
+            with pytest.raises(openai.BadRequestError) as refused:
+                sdk.responses.create(**asked | {"max_output_tokens": 0})
         chatted = rig.ask("code@1", max_tokens=12, messages=[{"role": "user", "content": "Hi"}]).json()
+    assert refused.value.param == "max_output_tokens" and "completion" not in refused.value.message
     last = events[-1]
     assert last.type == "response.incomplete" and last.response.output_text == whole.output_text
     assert whole.output_text == chatted["choices"][0]["message"]["content"] != ""

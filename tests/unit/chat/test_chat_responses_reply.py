@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 
@@ -69,9 +70,56 @@ async def test_an_answer_in_one_piece_keeps_its_headers_but_for_the_length() -> 
     assert reply.headers["content-length"] == str(len(content)) and reply.headers["x-sage-engine"] == "vllm"
 
 
-async def test_a_refusal_stays_as_it_is() -> None:
-    refusal = whole_reply(429, b'{"error": {"message": "Slow down."}}', HEADERS)
-    assert await response_reply(refusal, ASKED) is refusal
+def refusal(message: str, param: str | None = None) -> Reply:
+    detail = {"message": message, "type": "t", "param": param, "code": "c"}
+    return whole_reply(400, json.dumps({"error": detail, "source": "vllm"}).encode(), HEADERS)
+
+
+async def told(reply: Reply, **asked: Any) -> dict[str, Any]:
+    request = ResponseRequest.model_validate({"input": "Hello", "model": "m", **asked})
+    answer = await response_reply(reply, request)
+    assert answer.status == reply.status and answer.headers["retry-after"] == "7"
+    body: dict[str, Any] = json.loads(b"".join([chunk async for chunk in answer.body]))
+    assert (body["source"], body["error"]["type"], body["error"]["code"]) == ("vllm", "t", "c")
+    return body["error"]
+
+
+@pytest.mark.parametrize(
+    ("param", "message", "here", "said"),
+    [
+        ("max_completion_tokens", "max_completion_tokens: 0", "max_output_tokens", "max_output_tokens: 0"),
+        ("max_tokens", "Lower max_tokens.", "max_output_tokens", "Lower max_output_tokens."),
+        ("response_format", "It has no response_format.", "text.format", "It has no text.format."),
+        ("reasoning_effort", "reasoning_effort", "reasoning.effort", "reasoning.effort"),
+        ("messages.1.content", "The messages are too long.", "input", "The messages are too long."),
+        ("messages[0]", "Empty.", "input", "Empty."),
+        ("temperature", "Too hot.", "temperature", "Too hot."),
+        (None, "No max_tokens_per_day left.", None, "No max_tokens_per_day left."),
+    ],
+)
+async def test_a_refusal_blames_what_the_client_sent(
+    param: str | None, message: str, here: str | None, said: str
+) -> None:
+    error = await told(refusal(message, param))
+    assert (error["param"], error["message"]) == (here, said)
+
+
+async def test_what_was_sent_by_chats_name_is_blamed_by_it() -> None:
+    error = await told(refusal("Lower max_tokens.", "max_tokens"), max_tokens=9000)
+    assert (error["param"], error["message"]) == ("max_tokens", "Lower max_tokens.")
+
+
+async def test_a_refusal_that_cannot_be_read_stays_as_it_is() -> None:
+    answer = await response_reply(whole_reply(429, b"Slow down.", HEADERS), ASKED)
+    assert answer.status == 429 and answer.headers["retry-after"] == "7"
+    assert b"".join([chunk async for chunk in answer.body]) == b"Slow down."
+
+
+async def test_a_refused_stream_is_let_go_of() -> None:
+    upstream = Upstream()
+    reply = upstream.reply()
+    reply.status = 503
+    assert not (await response_reply(reply, ASKED)).is_stream and upstream.is_closed
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_what_is_listed_can_be_deleted_page_by_page(rig: Rig) -> None:
 
 def test_a_page_goes_on_after_a_file_that_expired(rig: Rig) -> None:
     older = rig.upload(rows(1))
-    form = {"purpose": "fine-tune", "expires_after[seconds]": "3600"}
+    form = {"purpose": "fine-tune", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
     edge = rig.http.post("/v1/files", files={"file": ("a.jsonl", rows())}, data=form).json()["id"]
     rig.clock.advance(3601)
     rig.parts.files.delete_expired()
@@ -105,6 +105,24 @@ def test_a_deleted_file_is_gone_from_disk(rig: Rig) -> None:
     }
     assert kept(rig.home) == []
     assert rig.get(f"/v1/files/{file_id}", status=404)["error"]["code"] == "not_found"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"expires_after[anchor]": "created_at"},
+        {"expires_after[seconds]": "3600"},
+        {"expires_after[anchor]": "zzz", "expires_after[seconds]": "3600"},
+        {"expires_after[anchor]": "created_at", "expires_after[seconds]": "60"},
+        {"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600", "expires_after[days]": "1"},
+        {"expires_after": '{"anchor": "created_at", "seconds": 3600}'},
+    ],
+)
+def test_a_lifetime_that_is_half_said_does_not_keep_a_file_for_ever(rig: Rig, said: dict[str, str]) -> None:
+    form = {"purpose": "fine-tune", **said}
+    response = rig.http.post("/v1/files", files={"file": ("a.jsonl", b"{}")}, data=form)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "expires_after")
+    assert kept(rig.home) == []
 
 
 def test_a_file_that_a_job_waits_for_cannot_be_deleted(rig: Rig) -> None:

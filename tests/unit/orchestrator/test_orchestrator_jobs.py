@@ -243,7 +243,7 @@ def test_an_integration_says_where_the_figures_go(rig: Rig) -> None:
         ({"model": "smollm2-135m", "training_file": "file-no"}, 404, "file-no"),
         ({"model": "smolm2", "sage": {"task": "code"}}, 404, "There are: smollm2-135m"),
         ({"model": "/no/such/model", "sage": {"task": "code"}}, 404, "/no/such/model"),
-        ({"model": "code@1", "sage": {"task": "code"}}, 400, "tuned model"),
+        ({"model": "code@1", "sage": {"task": "code"}}, 404, "no base model 'code@1'"),
         ({"model": "auto", "sage": {"task": "code", "preset": "rtx_9090"}}, 400, "rtx_4090"),
         ({"model": "auto", "suffix": "a/b", "sage": {"task": "code"}}, 400, "suffix"),
         ({"model": "auto", "sage": {"task": "code"}, "method": {"type": "grpo"}}, 400, "supervised"),
@@ -282,6 +282,8 @@ def test_a_wrong_request_is_explained(rig: Rig, body: dict[str, Any], status: in
         ),
         ({"suffix": "mock"}, "suffix", "go to the backend that needs no model"),
         ({"sage": {"task": "code", "name": "default"}}, "sage.name", "go to the gateway's default model"),
+        ({"integrations": [{"type": "wandb"}]}, "integrations.0.wandb", "required"),
+        ({"integrations": [{"type": "wandb", "wandb": {}}]}, "integrations.0.wandb.project", "required"),
         ({"seed": -1}, "seed", "greater than or equal to 0"),
         ({"seed": 2**32}, "seed", "less than or equal to 4294967295"),
         ({"sage": {"task": "code", "config": {"seed": -1}}}, "sage.config", "sage.config.seed: Input should"),
@@ -330,7 +332,11 @@ def test_a_wrong_value_is_explained_at_its_field(
             "integrations.0.wandb.project",
             "at most 256 characters",
         ),
-        ({"integrations": [{"type": "wandb"}] * 9}, "integrations", "at most 8 items"),
+        (
+            {"integrations": [{"type": "wandb", "wandb": {"project": "a"}}] * 9},
+            "integrations",
+            "at most 8 items",
+        ),
     ],
 )
 def test_what_is_kept_of_a_request_is_bounded(

@@ -214,6 +214,43 @@ def test_deleting_a_name_forgets_all_its_versions(rig: Rig) -> None:
     assert rig.http.delete("/v1/models/code").status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("base:smollm2-135m", "a base model"),
+        ("smollm2-135m", "a base model"),
+        ("code@1:ckpt-step-2", "a checkpoint"),
+        ("code:ckpt-step-2", "a checkpoint"),
+    ],
+)
+def test_what_is_only_files_is_not_deleted_here(rig: Rig, name: str, what: str) -> None:
+    add_base(rig, "smollm2-135m")
+    train_with_checkpoints(rig, 2)
+    before = rig.get("/v1/models")
+    refused = rig.http.delete(f"/v1/models/{name}")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "model")
+    assert f"{name} is {what}" in refused.json()["error"]["message"]
+    assert rig.get("/v1/models") == before
+    assert rig.get(f"/v1/models/{name}")["id"].endswith(name.partition(":")[2] or name)
+
+
+@pytest.mark.parametrize("name", ["base:nope", "nope", "code@1:ckpt-step-9", "Org/NotHere"])
+def test_what_is_not_there_is_not_found_when_it_is_deleted(rig: Rig, name: str) -> None:
+    rig.train()
+    assert rig.http.delete(f"/v1/models/{name}").status_code == 404
+
+
+def test_a_base_is_found_by_the_name_that_jobs_have_for_it(rig: Rig) -> None:
+    assert rig.get("/v1/models/smollm2-135m")["id"] == "smollm2-135m"  # jobs take it before it is fetched
+    add_base(rig, "Org--Tiny")
+    assert rig.get("/v1/models/Org/Tiny") == {
+        "id": "Org/Tiny", "object": "model", "created": 0, "owned_by": "sage", "sage": None
+    }  # fmt: skip
+    rig.train(suffix="twin", model="Org/Tiny")
+    add_base(rig, "twin")
+    assert rig.get("/v1/models/twin")["sage"]["alias_of"] == "twin@1"
+
+
 def test_a_job_that_ends_late_does_not_pull_the_name_back(rig: Rig) -> None:
     old = rig.create_job()["id"]
     rig.claim(old)

@@ -5,6 +5,7 @@ Source: OpenAI API reference, "Responses" and "Chat completions".
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,17 @@ from typing import Any
 from sage_chat.grounding import instructed
 from sage_contracts.errors import InvalidRequestError
 from sage_contracts.responses import InputItem, ResponseRequest, TextFormat, TextPart
+
+_CALLED_HERE = {
+    "messages": "input",
+    "max_completion_tokens": "max_output_tokens",
+    "max_tokens": "max_output_tokens",  # servers blame either
+    "response_format": "text.format",
+    "verbosity": "text.verbosity",
+    "reasoning_effort": "reasoning.effort",
+}
+_IN_TEXT = re.compile(rf"\b({'|'.join(name for name in _CALLED_HERE if '_' in name)})\b")
+"""Those that are no words of a sentence."""
 
 _ECHOED = ("instructions", "max_output_tokens", "reasoning", "temperature", "top_p", "user")
 
@@ -44,6 +56,19 @@ def chat_body(asked: ResponseRequest) -> dict[str, Any]:
         **(asked.model_extra or {}),
         **{key: value for key, value in translated.items() if value is not None},
     }
+
+
+def called_here(param: str | None, message: str, asked: ResponseRequest) -> tuple[str | None, str]:
+    """A refusal of chat_body()'s request: the field it blames, and its text, in the words of `asked`."""
+
+    def translate(name: str) -> str:
+        # What was sent by chat's own name is told of by it.
+        return name if name in (asked.model_extra or {}) else _CALLED_HERE.get(name, name)
+
+    field = re.split(r"[.\[]", param or "")[0]  # what is within it is arranged differently here
+    if field in _CALLED_HERE and translate(field) != field:
+        param = translate(field)
+    return param, _IN_TEXT.sub(lambda found: translate(found[0]), message)
 
 
 def _tools(asked: ResponseRequest) -> dict[str, Any]:

@@ -156,7 +156,7 @@ Metadata = Annotated[
 class WandbSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    project: Words | None = None
+    project: Words
     name: Words | None = None
     entity: Words | None = None
     tags: Tags | None = None
@@ -168,7 +168,7 @@ class Integration(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     type: Literal["wandb"]
-    wandb: WandbSettings = Field(default_factory=WandbSettings)
+    wandb: WandbSettings
 
 
 class CreateJobRequest(BaseModel):

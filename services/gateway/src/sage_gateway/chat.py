@@ -16,7 +16,7 @@ from starlette.responses import Response
 from sage_chat.backend import Backend, BackendName, ChatCall, Reply
 from sage_chat.grounding import CITATIONS_HEADER, citations_header, fitting, grounded, question_of
 from sage_chat.responses import response_reply
-from sage_chat.responses_dialect import chat_body
+from sage_chat.responses_dialect import called_here, chat_body
 from sage_chat.routing import Route
 from sage_contracts.chat import ChatRequest, Passage
 from sage_contracts.errors import InvalidRequestError, SageError
@@ -60,7 +60,12 @@ class Chat:
         body = await _read_json(request)
         with of_the_request():
             asked = ResponseRequest.model_validate(body)
-        return await self._chat(request, started, chat_body(asked), partial(response_reply, asked=asked))
+        translate = partial(response_reply, asked=asked)
+        try:
+            return await self._chat(request, started, chat_body(asked), translate)
+        except SageError as error:
+            error.param, error.message = called_here(error.param, error.message, asked)
+            raise
 
     async def _chat(
         self,

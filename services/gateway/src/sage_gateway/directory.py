@@ -58,7 +58,11 @@ class ModelDirectory:
             return choose(wanted, tuned, served)
 
     async def listing(self) -> list[ModelCard]:
-        """Every model that a request may name: tuned ones as they are called, others with their prefix."""
+        """What there is to choose from: tuned models as they are called, others with their prefix.
+
+        Bases are left out on purpose: they are what tuned models are made of, and whoever wants to compare
+        asks for `base:NAME`. So are checkpoints, which their jobs list.
+        """
         # Whoever asks for the list has perhaps just heard that a job is done: ours cost little to ask for.
         tuned, *others = await asyncio.gather(
             self._cards(BackendName.FINETUNE, is_fresh=True), *(self._cards(name) for name in _OTHERS)

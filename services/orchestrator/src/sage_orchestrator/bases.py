@@ -17,8 +17,11 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
-def is_folder_path(name: str) -> bool:
-    return name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
+def is_folder_path(name: str, home: Home) -> bool:
+    if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
+        return True
+    # `finetune_output/code` looks like a Hub id, but means a place in the home.
+    return "/" in name and os.path.isdir(home.resolve(name).parent)  # noqa: PTH112 - as below
 
 
 def find_folder(name: str, home: Home) -> Path | None:
@@ -37,6 +40,11 @@ def present(home: Home) -> list[str]:
     return sorted(
         folder.parent.name.replace("--", "/", 1) for folder in home.base_models.glob("*/config.json")
     )
+
+
+def is_known(name: str, home: Home) -> bool:
+    """Whether a job may name it and needs no hub for it."""
+    return find_folder(name, home) is not None or name in trainable(home)
 
 
 def trainable(home: Home) -> list[str]:

@@ -83,6 +83,7 @@ class Orchestrator:
             self.database,
             home,
             clock,
+            models=self.models,
             checks=self.checks,
             sync_validation_bytes=settings.sync_validation_bytes,
             training_device=self.workers.training_device,

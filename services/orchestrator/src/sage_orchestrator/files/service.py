@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,7 +27,7 @@ _KNOWN_SUFFIXES = (
     ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst",
 )  # fmt: skip
 _STALE_UPLOAD_S = 24 * 3600.0
-LIFETIME_FIELD = "expires_after[seconds]"
+_ANCHOR_FIELD, _SECONDS_FIELD = "expires_after[anchor]", "expires_after[seconds]"
 
 
 class FileService:
@@ -48,7 +48,7 @@ class FileService:
         Raises: InvalidRequestError, StorageFullError, and what `also` does; then the bytes are gone.
         """
         purpose = purpose_of(upload.fields.get("purpose"))
-        seconds = lifetime_s(upload.fields.get(LIFETIME_FIELD))
+        seconds = _lifetime_said(upload.fields)
         now = self._clock()
         file_id = new_id("file")
         path = self.folder / f"{file_id}{_suffix(upload.filename)}"
@@ -146,6 +146,24 @@ def purpose_of(given: str | None) -> FilePurpose:
             f"Files are not taken here for {given!r}, but for {names}.", param="purpose"
         )
     return FilePurpose(given)
+
+
+def lifetime_fields(seconds: int) -> dict[str, str]:
+    """How a form says after how long its file goes."""
+    return {_ANCHOR_FIELD: "created_at", _SECONDS_FIELD: str(seconds)}
+
+
+def _lifetime_said(fields: Mapping[str, str]) -> int | None:
+    # Whoever says a part of it does not mean a file that stays for ever.
+    said = {name: value for name, value in fields.items() if name.startswith("expires_after")}
+    if not said:
+        return None
+    if set(said) != {_ANCHOR_FIELD, _SECONDS_FIELD} or said[_ANCHOR_FIELD] != "created_at":
+        raise InvalidRequestError(
+            f"A file's lifetime is said by two fields: {_ANCHOR_FIELD}=created_at and {_SECONDS_FIELD}=3600.",
+            param="expires_after",
+        )
+    return lifetime_s(said[_SECONDS_FIELD])
 
 
 def lifetime_s(given: str | None) -> int | None:

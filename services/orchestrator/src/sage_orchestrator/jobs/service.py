@@ -42,6 +42,7 @@ from sage_orchestrator.jobs.objects import to_checkpoint, to_event, to_job
 from sage_orchestrator.jobs.resolve import hyperparameters_of, method_of, name_of, resolve_config, task_of
 from sage_orchestrator.jobs.stored import read_task
 from sage_orchestrator.leases import ended_values, queued_values
+from sage_orchestrator.models.service import ModelService
 from sage_orchestrator.paging import PageOrder, list_page
 from sage_orchestrator.rows import FileRow, JobRow
 
@@ -64,6 +65,7 @@ class JobService:
         home: Home,
         clock: Clock,
         *,
+        models: ModelService,
         checks: FileChecks,
         sync_validation_bytes: int,
         training_device: Callable[[], TrainingDevice | None],
@@ -73,6 +75,7 @@ class JobService:
         self._database = database
         self._home = home
         self._clock = clock
+        self._models = models
         self._checks = checks
         self._sync_validation_bytes = sync_validation_bytes
         self._training_device = training_device
@@ -249,7 +252,7 @@ class JobService:
         task = task_of(request)
         name = name_of(request, job_id)
         trainer = self._training_device()
-        model = choose_model(request.model, task, self._home, trainer)
+        model = choose_model(request.model, task, self._home, trainer, self._models)
         preset, why = choose_preset(request.sage.preset, model, self._home, trainer)
         output_dir = self._home.relative(self._home.finetune_output / name)
         config = resolve_config(request, task=task, preset=preset, model=model, output_dir=output_dir)

@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from sage_contracts.config import Task, TrainingConfig
+from sage_contracts.config import Task, TrainingConfig, preset_fields
 from sage_contracts.jobs import Hyperparameters, JobMethod
 from sage_orchestrator.rows import JobRow
 from sage_servicekit.validation import first_problem
 
 Stored = TypeVar("Stored", bound=BaseModel)
+Asked = TypeVar("Asked", bound=Hyperparameters)
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class StoredSettings:
 
     config: TrainingConfig
     hyperparameters: Hyperparameters
+    """With the numbers that follow from the config in place of "auto"; so the method's."""
     method: JobMethod
     fault: str | None
     """What cannot be read of its config, and why; None when it all can: then only may the job be trained."""
@@ -36,7 +38,24 @@ def read_settings(row: JobRow) -> StoredSettings:
     )
     hyperparameters, _ = _read(Hyperparameters, row.hyperparameters)
     method, _ = _read(JobMethod, row.method)
+    if not why:
+        hyperparameters = _in_numbers(hyperparameters, config)
+        if said := getattr(method, method.type):
+            said.hyperparameters = _in_numbers(said.hyperparameters, config)
     return StoredSettings(config, hyperparameters, method, fault if why else None)
+
+
+def _in_numbers(asked: Asked, config: TrainingConfig) -> Asked:
+    """What was left to the preset as it came out; "auto" stays for what OpenAI's field cannot hold, as half
+    an epoch."""
+    presets_rate = TrainingConfig.model_validate(preset_fields(config.preset or "auto")).learning_rate
+    used = {
+        "n_epochs": config.num_train_epochs,
+        "batch_size": config.effective_batch_size,
+        "learning_rate_multiplier": float(f"{config.learning_rate / presets_rate:.6g}"),
+    }
+    said = {name: value for name, value in asked.model_dump().items() if value != "auto"}
+    return _read(type(asked), {**used, **said})[0]
 
 
 def read_task(name: str) -> Task:

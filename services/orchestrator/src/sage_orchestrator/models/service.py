@@ -6,7 +6,7 @@ import re
 
 from sqlalchemy.orm import Session
 
-from sage_contracts.errors import ConflictError, ModelNotFoundError
+from sage_contracts.errors import ConflictError, InvalidRequestError, ModelNotFoundError
 from sage_contracts.home import Home
 from sage_contracts.models import ModelCard, ModelInfo, ResolvedModel, checkpoint_name, split_checkpoint
 from sage_contracts.paging import Deleted
@@ -38,7 +38,8 @@ class ModelService:
         return [*cards, *(_card(row) for row in rows)]
 
     def get(self, model: str) -> ModelCard:
-        """A name, version, checkpoint or `base:<model>`. Raises: ModelNotFoundError, naming what there is."""
+        """A name, version, checkpoint or `base:<model>`, or a base as jobs name it, unless a tuned model has
+        that name. Raises: ModelNotFoundError, naming what there is."""
         if model.startswith(_BASE):
             self._resolve_base(model)
             return ModelCard(id=model, created=0)
@@ -46,7 +47,10 @@ class ModelService:
             name, _, row = self._find_checkpoint(model, *checkpoint)
             return ModelCard(id=name, created=int(row.created_at))
         with self._database.read() as session:
-            return _card(self.find(session, model), is_alias="@" not in model)
+            version = _look_up(session, model)
+            if version is None and not bases.is_known(model, self._home):
+                raise self._not_found(session, model)
+        return _card(version, is_alias="@" not in model) if version else ModelCard(id=model, created=0)
 
     def resolve(self, model: str) -> ResolvedModel:
         """What the inference host needs to serve this name. Raises: ModelNotFoundError."""
@@ -64,8 +68,11 @@ class ModelService:
         """Forget a version, or with a bare name all of its versions. Files stay where they are, so nothing
         that serves them breaks, and numbers are not given again.
 
-        Raises: ModelNotFoundError; ConflictError while one of them is being merged.
+        Raises: ModelNotFoundError; InvalidRequestError for what is only files: a base, a checkpoint;
+        ConflictError while one of them is being merged.
         """
+        if self.get(model).sage is None:
+            raise _only_files(model)
         with self._database.write() as session:
             name, _, version = model.partition("@")
             self.find(session, model)
@@ -83,14 +90,16 @@ class ModelService:
 
     def find(self, session: Session, model: str) -> VersionRow:
         """The version a name means, inside the caller's transaction. Raises: ModelNotFoundError."""
-        name, at, given = model.partition("@")
-        version = models.alias_version(session, name) if not at else None
-        if _VERSION.fullmatch(given):
-            version = int(given)
-        row = None if version is None else models.get_version(session, name, version)
+        row = _look_up(session, model)
         if row is None:
             raise self._not_found(session, model)
         return row
+
+    def find_tuned(self, model: str) -> VersionRow | None:
+        """The version that this name, or a checkpoint of this name, belongs to; None where it is none's."""
+        checkpoint = split_checkpoint(model)
+        with self._database.read() as session:
+            return _look_up(session, checkpoint[0] if checkpoint else model)
 
     def _not_found(self, session: Session, model: str) -> ModelNotFoundError:
         versions = [version_id(row) for row in models.versions(session)]
@@ -134,6 +143,25 @@ class ModelService:
             with self._database.read() as session:
                 raise self._not_found(session, model)
         return ResolvedModel(id=model, base_model=self._home.relative(folder))
+
+
+def _look_up(session: Session, model: str) -> VersionRow | None:
+    name, at, given = model.partition("@")
+    version = models.alias_version(session, name) if not at else None
+    if _VERSION.fullmatch(given):
+        version = int(given)
+    return None if version is None else models.get_version(session, name, version)
+
+
+def _only_files(model: str) -> InvalidRequestError:
+    what, where = "base model", "base_models/"
+    if split_checkpoint(model):
+        what, where = "checkpoint", "finetune_output/NAME/checkpoints/"
+    return InvalidRequestError(
+        f"{model} is a {what}, and only tuned models are deleted here, by name or by version. To make room, "
+        f"remove its folder by hand: {where} in the stack's SAGE_HOME is where they are.",
+        param="model",
+    )
 
 
 def version_id(row: VersionRow) -> str:

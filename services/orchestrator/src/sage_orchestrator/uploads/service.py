@@ -31,7 +31,7 @@ from sage_contracts.uploads import (
 )
 from sage_orchestrator.clock import Clock
 from sage_orchestrator.database import Database
-from sage_orchestrator.files.service import LIFETIME_FIELD, FileService, lifetime_s, purpose_of
+from sage_orchestrator.files.service import FileService, lifetime_fields, lifetime_s, purpose_of
 from sage_orchestrator.files.upload import (
     Expected,
     Upload,
@@ -159,7 +159,7 @@ class UploadService:
         joined.filename = row.filename
         joined.fields["purpose"] = row.purpose
         if row.file_lifetime_s is not None:
-            joined.fields[LIFETIME_FIELD] = str(row.file_lifetime_s)
+            joined.fields |= lifetime_fields(row.file_lifetime_s)
         removed: list[str] = []
 
         def end(session: Session, file_id: str) -> None:
