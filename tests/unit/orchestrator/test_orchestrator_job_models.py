@@ -58,13 +58,13 @@ def test_a_model_tuned_in_full_has_nothing_to_merge(rig: Rig) -> None:
     assert f"model={own!r}" in message and "sage finetune merge" not in message
 
 
-def test_a_name_that_two_models_have_is_not_guessed(rig: Rig) -> None:
+def test_a_name_that_a_base_has_too_means_the_base(rig: Rig) -> None:
+    """Or whoever gives a model a base's name would keep all others from that base."""
     add_model(rig.home / "base_models" / "twin")
     rig.train(suffix="twin")
-    assert "model='base:twin'" in refused(rig, "twin")
+    assert rig.create_job(model="twin")["model"] == "twin"
     assert rig.create_job(model="base:twin")["model"] == "twin"
-    rig.train()
-    assert "base:" not in refused(rig, "code")
+    assert "is the tuned model twin@1" in refused(rig, "finetune/twin")
 
 
 def test_a_sweep_starts_from_no_tuned_model_either(rig: Rig) -> None:

@@ -49,7 +49,8 @@ def choose_model(
     if asked == "auto":
         return _default_model(task, trainer)
     name = asked.removeprefix(_TUNED)
-    is_base = name.startswith(_BASE)
+    # Jobs start from bases: whoever gives a model a base's name does not keep others from that base.
+    is_base = name.startswith(_BASE) or (name == asked and bases.is_known(name, home))
     name = name.removeprefix(_BASE)
     if not is_base and (version := models.find_tuned(name)):
         raise _is_tuned(asked, name, version, home)
@@ -70,10 +71,9 @@ def choose_model(
 
 def _is_tuned(asked: str, name: str, version: VersionRow, home: Home) -> InvalidRequestError:
     what = "a checkpoint of the tuned model" if split_checkpoint(name) else "the tuned model"
-    base = f" The base of that name is model='{_BASE}{name}'." if bases.is_known(name, home) else ""
     return InvalidRequestError(
         f"{asked} is {what} {version_id(version)}, and jobs start from whole models, not from adapters: "
-        f"{_way_on(version, home)}.{base}",
+        f"{_way_on(version, home)}.",
         param="model",
     )
 
