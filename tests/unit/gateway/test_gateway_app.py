@@ -126,6 +126,12 @@ async def test_what_openais_types_allow_to_be_null_may_be_null(
         (b"{", 400, "invalid_request", None),
         (b"[]", 400, "invalid_request", None),
         (b'{"model": "mock", "messages": [], "x": NaN}', 400, "invalid_request", None),
+        (
+            b'{"model": "mock", "messages": [{"role": "user", "content": "\xed\xa0\xbd"}]}',
+            400,
+            "invalid_request",
+            None,
+        ),
         (b'{"model": "mock", "messages": []}', 400, "invalid_request", "messages"),
         (b'{"model": "mock"}', 400, "invalid_request", "messages"),
         (b'{"model": "mock", "messages": [{"role": "king"}]}', 400, "invalid_request", "messages.0.role"),
