@@ -23,33 +23,40 @@ from sage_chat.upstream import error_body, send
 from sage_contracts.errors import ServiceUnavailableError, UpstreamError
 from sage_contracts.models import ModelCard
 
+DONE = b"\n\ndata: [DONE]\n\n"
+
 
 class Pieces(httpx.AsyncByteStream):
-    def __init__(self, pieces: list[bytes]) -> None:
+    def __init__(self, pieces: list[bytes], error: Exception | None = None) -> None:
         self._pieces = pieces
+        self._error = error
         self.is_closed = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for piece in self._pieces:
             yield piece
+        if self._error is not None:
+            raise self._error
 
     async def aclose(self) -> None:
         self.is_closed = True
 
 
 class Playback(httpx.AsyncBaseTransport):
-    """Answers with the same pieces each time."""
+    """Answers with the same pieces each time, and breaks off where an error is given."""
 
-    def __init__(self, pieces: list[bytes], content_type: str) -> None:
-        self.stream = Pieces(pieces)
+    def __init__(self, pieces: list[bytes], content_type: str, error: Exception | None = None) -> None:
+        self.stream = Pieces(pieces, error)
         self._content_type = content_type
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, headers={"content-type": self._content_type}, stream=self.stream)
 
 
-async def relayed(pieces: list[bytes], content_type: str) -> tuple[list[bytes], bool]:
-    transport = Playback(pieces, content_type)
+async def relayed(
+    pieces: list[bytes], content_type: str = "text/event-stream", error: Exception | None = None
+) -> tuple[list[bytes], bool]:
+    transport = Playback(pieces, content_type, error)
     async with httpx.AsyncClient(transport=transport) as client:
         relay = Relay(client, "test", Endpoint("http://server/v1"))
         reply = await relay.post("/chat/completions", ChatCall("m", {"stream": True}).for_upstream())
@@ -58,11 +65,30 @@ async def relayed(pieces: list[bytes], content_type: str) -> tuple[list[bytes], 
 
 
 @given(st.lists(st.binary(max_size=40), max_size=30))
-def test_a_stream_is_relayed_byte_for_byte_in_the_same_pieces(pieces: list[bytes]) -> None:
-    chunks, is_closed = asyncio.run(relayed(pieces, "text/event-stream; charset=utf-8"))
-    assert b"".join(chunks) == b"".join(pieces)
-    assert [chunk for chunk in chunks if chunk] == [piece for piece in pieces if piece]
+def test_a_stream_is_relayed_byte_for_byte(pieces: list[bytes]) -> None:
+    chunks, is_closed = asyncio.run(relayed([*pieces, DONE], "text/event-stream; charset=utf-8"))
+    assert b"".join(chunks) == b"".join([*pieces, DONE])
     assert is_closed
+
+
+def test_an_event_is_relayed_with_the_bytes_that_complete_it() -> None:
+    chunks, _ = asyncio.run(relayed([b"data: {}\n", b"\n: ti", b"ck\n\ndata: 1\n\n", DONE]))
+    assert chunks == [b"data: {}\n\n", b": tick\n\ndata: 1\n\n", DONE]
+
+
+@pytest.mark.parametrize("half", [b'data: {"id":"c1","choices":[{"del', b"data: {", b"da", b"data: {}\r\n"])
+def test_the_half_of_an_event_gives_way_to_the_reason_why_it_is_no_whole_one(half: bytes) -> None:
+    first = Completion("m").chunk({"content": "Hel"})
+    chunks, is_closed = asyncio.run(relayed([first + half[:3], half[3:]], error=httpx.ReadError("gone")))
+    assert chunks[0] == first and is_closed
+    (told,) = [json.loads(event[6:]) for event in b"".join(chunks[1:]).split(b"\n\n") if event]
+    assert "broke off in the middle" in told["error"]["message"]
+
+
+def test_the_last_event_may_lack_its_empty_line() -> None:
+    first = Completion("m").chunk({"content": "Hel"})
+    chunks, _ = asyncio.run(relayed([first, b"data: [DONE]"]))
+    assert b"".join(chunks) == first + b"data: [DONE]"
 
 
 @given(st.lists(st.binary(max_size=40), max_size=30))

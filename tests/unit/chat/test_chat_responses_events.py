@@ -234,6 +234,14 @@ def test_a_stream_that_breaks_off_does_not_look_complete(spoilt: bytes) -> None:
     assert failed.type == "response.failed" and failed.response.error.message
 
 
+def test_the_data_of_an_event_may_take_several_lines() -> None:
+    lines = json.dumps({"choices": [{"delta": {"content": "Hi"}, "finish_reason": "stop"}]}, indent=1).split(
+        "\n"
+    )
+    event = "\n".join(f"data: {line}" for line in lines) + "\n\n"
+    assert fed([event.encode(), DONE])[-1].response.output_text == "Hi"
+
+
 def test_a_missing_end_mark_is_no_error_when_the_model_was_done() -> None:
     completion = Completion("served")
     assert fed([completion.chunk({"content": "Hi"}), completion.chunk({}, "stop")])[-1].type == (
