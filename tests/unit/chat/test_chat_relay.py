@@ -85,6 +85,38 @@ def test_the_half_of_an_event_gives_way_to_the_reason_why_it_is_no_whole_one(hal
     assert "broke off in the middle" in told["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        [],
+        [": tick\n\n"],
+        ['data: {"choices":[{"delta":{"content":"Hel"},"finish_reason":null}]}\n\n', "data: {"],
+        ['data: {"choices":[{"delta":{"content":"Hel"},"finish_reason":""}]}\n\n'],
+        [Completion("m").chunk({"content": '"finish_reason": "stop"\ndata: [DONE]'}).decode()],
+    ],
+)
+def test_a_stream_that_ends_before_its_answer_does_says_so(sent: list[str]) -> None:
+    chunks, _ = asyncio.run(relayed([piece.encode() for piece in sent]))
+    assert json.loads(chunks[-1].split(b"data: ")[1])["error"]["message"] == (
+        "test ended its answer before it was done."
+    )
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        'data: {"choices":[{"delta":{},"finish_reason": "stop"}]}\n\ndata: {"choices": [], "usage": {}}\n\n',
+        'data: {"choices":[{"text":"","finish_reason":"length"}]}',
+        "data:[DONE]\r\n\r\n",
+        'data: {"error": {"message": "out of memory"}}\n\n',
+        'data: {"error":"out of memory"}\n\n',
+    ],
+)
+def test_a_stream_whose_end_is_told_is_left_alone(last: str) -> None:
+    chunks, _ = asyncio.run(relayed([b": tick\n\n", last.encode()]))
+    assert b"".join(chunks) == b": tick\n\n" + last.encode()
+
+
 def test_the_last_event_may_lack_its_empty_line() -> None:
     first = Completion("m").chunk({"content": "Hel"})
     chunks, _ = asyncio.run(relayed([first, b"data: [DONE]"]))

@@ -11,7 +11,7 @@ import httpx
 
 from sage_chat.backend import BackendName, ChatCall, Reply, whole_reply
 from sage_chat.completions import error_event, to_json
-from sage_chat.events import EventSplitter
+from sage_chat.events import EventSplitter, ends_answer
 from sage_chat.upstream import Deadlines, read_error, read_whole, relay_bytes, send
 from sage_contracts.errors import InvalidRequestError, SageError, UpstreamError
 from sage_contracts.models import ModelCard
@@ -95,14 +95,18 @@ class Relay:
             await response.aclose()
 
     async def _events(self, response: httpx.Response) -> AsyncGenerator[bytes, None]:
-        splitter = EventSplitter()
+        splitter, has_ended = EventSplitter(), False
         try:
             async with aclosing(relay_bytes(response, self.source, self.deadlines.between_bytes_s)) as chunks:
                 async for chunk in chunks:
                     if events := splitter.feed(chunk):
+                        has_ended = has_ended or any(map(ends_answer, events))
                         yield b"".join(events)
             for event in splitter.close():
+                has_ended = has_ended or ends_answer(event)
                 yield event
+            if not has_ended:
+                raise UpstreamError(f"{self.source} ended its answer before it was done.", source=self.source)
         except SageError as error:
             # The status is long gone: say it in the stream, or the answer would look complete.
             yield error_event(error.to_body(self.source))

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 
 _EMPTY_LINE = re.compile(rb"\n\r?\n")
+# Inside a text of the model's the quotes would be escaped.
+_END = re.compile(rb'^data:\s*\[DONE\]|"finish_reason"\s*:\s*"[^"]|"error"\s*:\s*[{"]', re.MULTILINE)
 
 
 @dataclass(slots=True)
@@ -31,6 +33,11 @@ class EventSplitter:
         """The last event where only its empty line is missing; none where it was cut short."""
         rest, self._rest = self._rest, b""
         return [rest] if _is_whole(data_of(rest)) else []
+
+
+def ends_answer(event: bytes) -> bool:
+    """Whether an answer that stops after this event is whole, or said to have failed."""
+    return _END.search(event) is not None
 
 
 def data_of(event: bytes) -> bytes | None:
