@@ -102,6 +102,8 @@ class ResponseBuilder:
         for number, call in enumerate(delta.get("tool_calls") or []):
             function = call.get("function") or {}
             key = f"call {call.get('index', number)}"
+            if function.get("name"):
+                self._make_way(key, call.get("id"))
             events += self._open_call(key, call.get("id"), function.get("name"))
             if function.get("arguments"):
                 events.append(self._grow(key, function["arguments"]))
@@ -160,6 +162,12 @@ class ResponseBuilder:
         place, events = self._open_item("fc", item)
         self._texts[key] = _Text("response.function_call_arguments", item, "arguments", place)
         return events
+
+    def _make_way(self, key: str, call_id: str | None) -> None:
+        """Servers that tell a call in one piece may count each as the first."""
+        begun = self._texts.get(key)
+        if begun and call_id and call_id != begun.holder["call_id"]:
+            self._texts[f"{key} {begun.holder['call_id']}"] = self._texts.pop(key)
 
     def _open_item(self, prefix: str, item: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
         output = self.response["output"]
