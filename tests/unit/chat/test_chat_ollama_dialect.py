@@ -38,7 +38,9 @@ def test_structured_outputs() -> None:
     wrapped = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
     assert translated(response_format=wrapped)["format"] == schema
     assert translated(response_format={"type": "json_object"})["format"] == "json"
-    assert "format" not in translated(response_format={"type": "text"})
+    assert translated(response_format=wrapped | {"strict": True})["format"] == schema
+    for nothing in (None, {"type": "text"}):
+        assert "format" not in translated(response_format=nothing)
 
 
 @pytest.mark.parametrize(("effort", "think"), [("high", "high"), ("none", False)])
@@ -138,6 +140,13 @@ def test_logprobs_of_a_stream_come_with_their_text() -> None:
         {"tool_choice": "required"},
         {"tool_choice": {"type": "function", "function": {"name": "weather"}}},
         {"options": ["num_ctx"]},
+        {"stop": 5},
+        {"stop": {"END": True}},
+        {"response_format": "json"},
+        {"response_format": {"type": "grammar"}},
+        {"response_format": {"type": "json_schema"}},
+        {"response_format": {"type": "json_schema", "json_schema": "x"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "person"}}},
         {
             "messages": [
                 {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://a/b"}}]}

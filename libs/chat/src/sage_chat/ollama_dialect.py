@@ -37,14 +37,11 @@ def chat_request(call: ChatCall) -> dict[str, Any]:
     """The body of POST /api/chat. Raises: InvalidRequestError for what Ollama cannot do."""
     body = call.body
     if body.get("n") not in (None, 1):
-        raise InvalidRequestError(
-            "Ollama gives one answer per request: leave `n` out.", param="n", source=_SOURCE
-        )
+        raise _refusal("Ollama gives one answer per request: leave `n` out.", "n")
     if body.get("tool_choice") not in (None, "auto", "none"):
-        raise InvalidRequestError(
+        raise _refusal(
             'Ollama lets the model choose whether it calls a tool: tool_choice is "auto" or "none".',
-            param="tool_choice",
-            source=_SOURCE,
+            "tool_choice",
         )
     request: dict[str, Any] = {
         "model": call.model,
@@ -72,22 +69,33 @@ def _options(body: Mapping[str, Any]) -> dict[str, Any]:
     options = {ours: body[name] for name, ours in _OPTIONS.items() if body.get(name) is not None}
     stop = body.get("stop")
     if stop is not None:
-        options["stop"] = [stop] if isinstance(stop, str) else list(stop)
+        options["stop"] = [stop] if isinstance(stop, str) else stop
+        if not isinstance(stop, str | list):
+            raise _refusal("stop is a text, or a list of them.", "stop")
     own = body.get("options") or {}
     if not isinstance(own, Mapping):
-        raise InvalidRequestError("Ollama's options are an object.", param="options", source=_SOURCE)
+        raise _refusal("Ollama's options are an object.", "options")
     # Whoever says it in Ollama's own words means Ollama.
     return {**options, **own}
 
 
 def _format(response_format: Any) -> Any:
-    if not isinstance(response_format, Mapping):
-        return None
-    if response_format.get("type") == "json_object":
-        return "json"
-    if response_format.get("type") == "json_schema":
-        return (response_format.get("json_schema") or {}).get("schema")
-    return None
+    match response_format:
+        case None | {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return "json"
+        case {"type": "json_schema", "json_schema": {"schema": {**schema}}}:
+            return schema
+    raise _refusal(
+        'Ollama\'s answers are {"type": "text"}, {"type": "json_object"}, or {"type": "json_schema", '
+        '"json_schema": {"schema": {…}}}.',
+        "response_format",
+    )
+
+
+def _refusal(message: str, param: str) -> InvalidRequestError:
+    return InvalidRequestError(message, param=param, source=_SOURCE)
 
 
 def _messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -127,10 +135,8 @@ def _image(part: Mapping[str, Any]) -> str:
     url = str(link.get("url", "") if isinstance(link, Mapping) else link)
     head, _, data = url.partition(";base64,")
     if not head.startswith("data:") or not data:
-        raise InvalidRequestError(
-            "Ollama takes images as data URLs (data:image/png;base64,…), not as links.",
-            param="messages",
-            source=_SOURCE,
+        raise _refusal(
+            "Ollama takes images as data URLs (data:image/png;base64,…), not as links.", "messages"
         )
     return data
 
@@ -141,9 +147,7 @@ def _tool_call(tool: Mapping[str, Any]) -> dict[str, Any]:
     try:
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
     except ValueError as error:
-        raise InvalidRequestError(
-            "A tool call's arguments are no JSON.", param="messages", source=_SOURCE
-        ) from error
+        raise _refusal("A tool call's arguments are no JSON.", "messages") from error
     return {"function": {"name": function.get("name"), "arguments": arguments}}
 
 

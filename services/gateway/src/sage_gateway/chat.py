@@ -118,13 +118,14 @@ class Chat:
     ) -> Response:
         overhead_s = time.perf_counter() - started
         self.measures.overhead_s.observe(overhead_s)
-        status = CLIENT_LEFT_STATUS
+        status = 500  # of what nobody expected
         try:
             # Non-streamed answers and cold engines take long before their first byte: watch the client now.
             reply = await unless_client_leaves(request.receive, ask(call))
             status = reply.status
         except ClientLeftError:
-            return Response(status_code=CLIENT_LEFT_STATUS)
+            status = CLIENT_LEFT_STATUS
+            return Response(status_code=status)
         except SageError as error:
             status = status_of(error)
             raise
