@@ -8,7 +8,7 @@ from openai.types.chat.chat_completion import ChoiceLogprobs
 
 from sage_chat.backend import ChatCall
 from sage_chat.completions import Completion
-from sage_chat.ollama_dialect import StreamTranslator, chat_request, completion_from
+from sage_chat.ollama_dialect import StreamTranslator, chat_request, completion_from, embed_request
 from sage_contracts.errors import InvalidRequestError
 
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -86,6 +86,17 @@ def test_ollamas_own_options_are_passed_on_and_win() -> None:
     assert translated(options={"num_ctx": 8192})["options"] == {"num_ctx": 8192}
 
 
+def test_what_leaves_the_answer_as_it_is_is_left_out() -> None:
+    said = translated()
+    assert translated(user="me", store=True, metadata={"a": "b"}, logit_bias={}) == said
+
+
+def test_embeddings_take_ollamas_own_options() -> None:
+    more = {"dimensions": 8, "options": {"num_ctx": 8192}, "keep_alive": "1h", "truncate": False}
+    body = {"model": "ollama/o", "input": ["x"], "encoding_format": "base64", **more}
+    assert embed_request(ChatCall("o", body)) == {"model": "o", "input": ["x"], **more}
+
+
 def test_tools_are_offered_unless_they_must_not_be_called() -> None:
     assert translated(tools=[TOOL], tool_choice="auto")["tools"] == [TOOL]
     assert "tools" not in translated(tools=[TOOL], tool_choice="none")
@@ -140,6 +151,9 @@ def test_logprobs_of_a_stream_come_with_their_text() -> None:
         {"tool_choice": "required"},
         {"tool_choice": {"type": "function", "function": {"name": "weather"}}},
         {"options": ["num_ctx"]},
+        {"logit_bias": {"50256": -100}},
+        {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}]},
+        {"messages": [{"role": "user", "content": [{"text": "Hi"}]}]},
         {"stop": 5},
         {"stop": {"END": True}},
         {"response_format": "json"},

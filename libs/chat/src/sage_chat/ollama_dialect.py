@@ -43,6 +43,8 @@ def chat_request(call: ChatCall) -> dict[str, Any]:
             'Ollama lets the model choose whether it calls a tool: tool_choice is "auto" or "none".',
             "tool_choice",
         )
+    if body.get("logit_bias"):
+        raise _refusal("Ollama does not take `logit_bias`: leave it out.", "logit_bias")
     request: dict[str, Any] = {
         "model": call.model,
         "messages": _messages(body.get("messages") or []),
@@ -63,6 +65,13 @@ def chat_request(call: ChatCall) -> dict[str, Any]:
     if body.get("tool_choice") == "none":
         request.pop("tools", None)
     return request
+
+
+def embed_request(call: ChatCall) -> dict[str, Any]:
+    """The body of POST /api/embed, whose fields have OpenAI's names or none there."""
+    names = ("input", "dimensions", "truncate", "options", "keep_alive")
+    given = {name: call.body[name] for name in names if call.body.get(name) is not None}
+    return {"model": call.model, **given}
 
 
 def _options(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +123,7 @@ def _message(message: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, 
         "role": "system" if role == "developer" else role,
         "content": text_of(message.get("content")),
     }
-    images = [_image(part) for part in _parts(message) if part.get("type") == "image_url"]
+    images = list(_images(message.get("content")))
     if images:
         translated["images"] = images
     if message.get("tool_calls"):
@@ -124,10 +133,13 @@ def _message(message: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, 
     return translated
 
 
-def _parts(message: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    content = message.get("content")
-    if isinstance(content, list):
-        yield from (part for part in content if isinstance(part, Mapping))
+def _images(content: Any) -> Iterator[str]:
+    for part in content if isinstance(content, list) else []:
+        kind = part.get("type")
+        if kind == "image_url":
+            yield _image(part)
+        elif kind != "text":
+            raise _refusal(f"Ollama reads text and images, and no part of type {kind!r}.", "messages")
 
 
 def _image(part: Mapping[str, Any]) -> str:
