@@ -19,9 +19,10 @@ from sage_chat.dialect import DialectBackend, Endpoint, Relay
 from sage_chat.finetune import FinetuneBackend
 from sage_chat.ollama import OllamaBackend
 from sage_chat.ollama_dialect import StreamTranslator
-from sage_chat.upstream import error_body, send
+from sage_chat.upstream import error_body, read_whole, send
 from sage_contracts.errors import ServiceUnavailableError, UpstreamError
 from sage_contracts.models import ModelCard
+from sage_servicekit.errors import status_of
 
 DONE = b"\n\ndata: [DONE]\n\n"
 
@@ -40,6 +41,12 @@ class Pieces(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         self.is_closed = True
+
+
+class Silent(httpx.AsyncByteStream):
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
 
 
 class Playback(httpx.AsyncBaseTransport):
@@ -169,6 +176,21 @@ async def test_two_refused_connections_are_enough() -> None:
 async def test_a_request_that_may_have_arrived_is_never_sent_twice(error: Exception) -> None:
     outcome, attempts = await attempt([error])
     assert isinstance(outcome, UpstreamError) and attempts == 1
+
+
+@pytest.mark.parametrize(("method", "is_repeated"), [("POST", False), ("GET", True)])
+async def test_only_a_question_that_costs_nothing_is_worth_repeating_after_a_timeout(
+    method: str, is_repeated: bool
+) -> None:
+    async with httpx.AsyncClient(transport=Failing([httpx.ReadTimeout("slow")])) as client:
+        with pytest.raises(UpstreamError, match="did not answer in time") as late:
+            await send(client, client.build_request(method, "http://server/v1"), "test")
+    silent = httpx.Response(200, stream=Silent(), request=httpx.Request(method, "http://server/v1"))
+    with pytest.raises(UpstreamError, match="sent nothing") as stopped:
+        await read_whole(silent, "test", 0.01)
+    for caught in (late, stopped):
+        assert caught.value.retryable is is_repeated
+        assert status_of(caught.value) == (502 if is_repeated else 504)
 
 
 BUSY = b'{"error": {"message": "busy", "code": "device_busy"}, "source": "inference"}'

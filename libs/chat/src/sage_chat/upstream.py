@@ -10,7 +10,13 @@ from typing import Any
 
 import httpx
 
-from sage_contracts.errors import ErrorBody, ErrorDetail, ServiceUnavailableError, UpstreamError
+from sage_contracts.errors import (
+    ErrorBody,
+    ErrorDetail,
+    ServiceUnavailableError,
+    UpstreamError,
+    UpstreamTimeoutError,
+)
 
 _RETRY_PAUSE_S = 0.1
 _MAX_QUOTED_CHARS = 300
@@ -50,7 +56,8 @@ def make_client() -> httpx.AsyncClient:
 async def send(client: httpx.AsyncClient, request: httpx.Request, source: str) -> httpx.Response:
     """Send and return the open response; tries twice to connect, never twice to be answered.
 
-    Raises: ServiceUnavailableError when nobody is there, UpstreamError when the connection broke.
+    Raises: ServiceUnavailableError when nobody is there, UpstreamError when the connection broke
+    or the answer did not come in time.
     """
     origin = f"{request.url.scheme}://{request.url.netloc.decode()}"
     try:
@@ -71,7 +78,7 @@ async def send(client: httpx.AsyncClient, request: httpx.Request, source: str) -
             "Too many requests are open at once; try again.", source=source, retry_after_s=1
         ) from error
     except httpx.TimeoutException as error:
-        raise UpstreamError(f"{source} at {origin} did not answer in time.", source=source) from error
+        raise _too_late(request, f"{source} at {origin} did not answer in time.", source) from error
     except httpx.HTTPError as error:
         raise UpstreamError(
             f"{source} at {origin} broke off before it answered ({_reason(error)}).", source=source
@@ -91,9 +98,8 @@ async def relay_bytes(
                 return
             yield chunk
     except TimeoutError as error:
-        raise UpstreamError(
-            f"{source} sent nothing for {between_bytes_s:g} s in the middle of its answer.", source=source
-        ) from error
+        silence = f"{source} sent nothing for {between_bytes_s:g} s in the middle of its answer."
+        raise _too_late(response.request, silence, source) from error
     except httpx.HTTPError as error:
         raise UpstreamError(
             f"{source} broke off in the middle of its answer ({_reason(error)}).", source=source
@@ -148,6 +154,12 @@ def error_body(status: int, content: bytes, source: str) -> ErrorBody:
         ),
         source=stated_source if isinstance(stated_source, str) else source,
     )
+
+
+def _too_late(request: httpx.Request, message: str, source: str) -> UpstreamError:
+    # What was posted may be under way still, and asked for again it would be done, and paid for, again.
+    cls = UpstreamTimeoutError if request.method == "POST" else UpstreamError
+    return cls(message, source=source)
 
 
 def _code(status: int) -> str:
