@@ -7,7 +7,7 @@ import pytest
 from openai.types.chat.chat_completion import ChoiceLogprobs
 
 from sage_chat.backend import ChatCall
-from sage_chat.completions import Completion
+from sage_chat.completions import DONE, Completion
 from sage_chat.ollama_dialect import StreamTranslator, chat_request, completion_from, embed_request
 from sage_contracts.errors import InvalidRequestError
 
@@ -241,6 +241,12 @@ def test_an_error_in_the_stream_ends_it(line: bytes) -> None:
     assert b'"error"' in event and b'"source":"ollama"' in event
     assert translator.feed(b'{"message": {"content": "more"}, "done": false}\n') == []
     assert translator.close() == []
+
+
+def test_no_error_is_none() -> None:
+    translator = StreamTranslator(Completion("m"), wants_usage=False)
+    events = translator.feed(b'{"error": null, "message": {"content": "a"}, "done": true}\n')
+    assert events[-1] == DONE and translator.is_done
 
 
 def test_a_stream_that_was_never_done_says_so() -> None:

@@ -261,10 +261,10 @@ def test_a_piece_without_a_name_goes_on_with_the_call(more: dict[str, str]) -> N
     assert (item.call_id, item.arguments) == ("id0", "{}")
 
 
-def test_the_data_of_an_event_may_take_several_lines() -> None:
-    lines = json.dumps({"choices": [{"delta": {"content": "Hi"}, "finish_reason": "stop"}]}, indent=1).split(
-        "\n"
-    )
+def test_the_data_of_an_event_may_take_several_lines_and_say_that_there_is_no_error() -> None:
+    lines = json.dumps(
+        {"error": None, "choices": [{"delta": {"content": "Hi"}, "finish_reason": "stop"}]}, indent=1
+    ).split("\n")
     event = "\n".join(f"data: {line}" for line in lines) + "\n\n"
     assert fed([event.encode(), DONE])[-1].response.output_text == "Hi"
 

@@ -84,7 +84,7 @@ class OllamaBackend:
             raise UpstreamError(
                 "ollama answered with something that is no JSON.", source=self.name
             ) from error
-        if not isinstance(answer, dict) or "error" in answer:
+        if not isinstance(answer, dict) or answer.get("error"):
             raise UpstreamError(
                 f"ollama: {answer['error'] if isinstance(answer, dict) else answer}", source=self.name
             )

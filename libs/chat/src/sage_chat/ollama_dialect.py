@@ -250,7 +250,7 @@ class StreamTranslator:
             answer = json.loads(line)
         except ValueError:
             answer = {"error": f"a line that is no JSON: {line[:80].decode(errors='replace')}"}
-        if not isinstance(answer, dict) or "error" in answer:
+        if not isinstance(answer, dict) or answer.get("error"):
             self.is_done = True
             return [error_event(error_body(500, line if isinstance(answer, dict) else b"", _SOURCE))]
         return self._events(answer)

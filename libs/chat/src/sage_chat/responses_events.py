@@ -251,7 +251,7 @@ class StreamTranslator:
             chunk = json.loads(data)
         except ValueError:
             return self._fail(_broken(f"an event was no JSON: {data[:80].decode(errors='replace')}"))
-        if not isinstance(chunk, dict) or "error" in chunk:
+        if not isinstance(chunk, dict) or chunk.get("error"):
             return self._fail(error_body(500, data, "upstream").error)
         return self._chunk(chunk)
 
