@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -54,10 +55,10 @@ class Playback(httpx.AsyncBaseTransport):
 
     def __init__(self, pieces: list[bytes], content_type: str, error: Exception | None = None) -> None:
         self.stream = Pieces(pieces, error)
-        self._content_type = content_type
+        self.headers = {"content-type": content_type}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, headers={"content-type": self._content_type}, stream=self.stream)
+        return httpx.Response(200, headers=self.headers, stream=self.stream)
 
 
 async def relayed(
@@ -128,6 +129,24 @@ def test_the_last_event_may_lack_its_empty_line() -> None:
     first = Completion("m").chunk({"content": "Hel"})
     chunks, _ = asyncio.run(relayed([first, b"data: [DONE]"]))
     assert b"".join(chunks) == first + b"data: [DONE]"
+
+
+@pytest.mark.parametrize("content_type", ["text/event-stream", "application/json"])
+async def test_what_came_compressed_unasked_is_passed_on_as_it_was_meant(content_type: str) -> None:
+    content = Completion("m").chunk({"content": "Hi"}, "stop")
+    transport = Playback([gzip.compress(content)], content_type)
+    transport.headers["content-encoding"] = "gzip"
+    async with httpx.AsyncClient(transport=transport) as client:
+        reply = await Relay(client, "test", Endpoint("http://server/v1")).post("/chat/completions", {})
+        async with aclosing(reply):
+            assert b"".join([chunk async for chunk in reply.body]) == content
+    assert "content-encoding" not in reply.headers
+
+
+def test_a_page_is_no_answer() -> None:
+    with pytest.raises(UpstreamError, match=r"address is right\. HTTP 200 from test: <html>Sign in</html>"):
+        asyncio.run(relayed([b"<html>Sign in</html>\n"], "text/html"))
+    assert asyncio.run(relayed([b'{"choices": []}'], "text/plain"))[0] == [b'{"choices": []}']
 
 
 @given(st.lists(st.binary(max_size=40), max_size=30))

@@ -86,11 +86,14 @@ async def send(client: httpx.AsyncClient, request: httpx.Request, source: str) -
 
 
 async def relay_bytes(
-    response: httpx.Response, source: str, between_bytes_s: float
+    response: httpx.Response, source: str, between_bytes_s: float, *, is_raw: bool = False
 ) -> AsyncGenerator[bytes, None]:
-    """The body exactly as it comes, then the response is closed. Raises: UpstreamError when it breaks off."""
+    """The body as it comes, decompressed unless `is_raw`; then the response is closed.
+
+    Raises: UpstreamError when it breaks off.
+    """
     try:
-        chunks = response.aiter_raw()
+        chunks = response.aiter_raw() if is_raw else response.aiter_bytes()
         while True:
             async with asyncio.timeout(between_bytes_s):
                 chunk = await anext(chunks, None)
@@ -109,7 +112,7 @@ async def relay_bytes(
 
 
 async def read_whole(response: httpx.Response, source: str, between_bytes_s: float) -> bytes:
-    """The rest of the body, undecoded. Raises: UpstreamError."""
+    """The rest of the body. Raises: UpstreamError."""
     return b"".join([chunk async for chunk in relay_bytes(response, source, between_bytes_s)])
 
 
