@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -151,7 +152,7 @@ async def _read_json(request: Request) -> dict[str, Any]:
     """The body as an object. Raises: InvalidRequestError."""
     content = await whole_body(request)
     try:
-        body = json.loads(content, parse_constant=_refuse_constant)
+        body = json.loads(content, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"The body is no JSON: {error}") from error
     if not isinstance(body, dict):
@@ -161,6 +162,13 @@ async def _read_json(request: Request) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not part of JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError(f"{number[:40]} is too large a number")  # and could only be sent on as Infinity
+    return value
 
 
 def make_router(chat: Chat) -> APIRouter:
