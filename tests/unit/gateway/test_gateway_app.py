@@ -270,9 +270,9 @@ async def test_every_key_opens(locked: httpx.AsyncClient, key: str) -> None:
 @pytest.mark.parametrize("key", ["schl\u00fcssel", "\u5bc6\u94a5", "voil\u00e0"])
 async def test_a_key_of_any_letters_opens_as_a_terminal_sends_it(tmp_path: Path, key: str) -> None:
     async for client in client_of(settings(tmp_path, api_keys=key)):
-        response = await client.get("/v1/models", headers={"authorization": f"Bearer {key}".encode()})
+        response = await client.get("/v1/models", headers={b"authorization": f"Bearer {key}".encode()})
         assert response.status_code == 200
-        wrong = {"authorization": f"Bearer {key}x".encode()}
+        wrong = {b"authorization": f"Bearer {key}x".encode()}
         assert (await client.get("/v1/models", headers=wrong)).status_code == 401
 
 
