@@ -15,7 +15,10 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
-BEHAVIOURS = ("silent", "patient", "breaks", "bad-request", "rate-limited", "old-vllm-error", "html-error")
+BEHAVIOURS = (
+    *("silent", "patient", "breaks", "breaks-an-event", "stops"),
+    *("bad-request", "rate-limited", "old-vllm-error", "html-error"),
+)
 
 
 def completion_of(body: dict[str, Any]) -> Response:
@@ -119,9 +122,14 @@ class FakeOpenAI:
                 yield _chunk(body, {"content": word})
                 if body["model"] == "silent" and number == 0:
                     await asyncio.sleep(60)
-                if body["model"] == "breaks" and number == 1:
+                if body["model"].startswith("breaks") and number == 1:
                     is_complete = True
+                    if body["model"] == "breaks-an-event":
+                        yield _chunk(body, {"content": word})[:30]
                     raise ConnectionAbortedError("on purpose")
+                if body["model"] == "stops" and number == 1:
+                    is_complete = True
+                    return
             yield _chunk(body, {}, reason)
             if (body.get("stream_options") or {}).get("include_usage"):
                 yield _event({**_head(body, "chat.completion.chunk"), "choices": [], "usage": _usage(words)})

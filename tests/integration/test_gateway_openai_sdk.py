@@ -101,7 +101,7 @@ def test_upstream_errors_raise_the_sdks_classes(sdk: openai.OpenAI) -> None:
         sdk.chat.completions.create(model="vllm/breaks", messages=QUESTION)
 
 
-@pytest.mark.parametrize("model", ["vllm/breaks", "ollama/breaks"])
+@pytest.mark.parametrize("model", ["vllm/breaks", "vllm/breaks-an-event", "vllm/stops", "ollama/breaks"])
 def test_a_stream_that_breaks_off_raises_and_does_not_look_complete(sdk: openai.OpenAI, model: str) -> None:
     stream = sdk.chat.completions.create(model=model, messages=QUESTION, stream=True)
     with pytest.raises(openai.APIError):

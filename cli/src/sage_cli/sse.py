@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from pydantic import ValidationError
@@ -57,15 +58,10 @@ def read_chat(lines: Iterable[str]) -> Iterator[ChatItem]:
     """The items of one streamed completion. Raises: SageError sent inside the stream; UpstreamError."""
     reason: str | None = None
     has_begun = False
-    for line in lines:
-        if line.startswith(":"):
-            comment = line[1:].strip()
-            if comment not in _SILENT_COMMENTS:
-                yield Waiting(comment)
+    for data in _read_events(lines):
+        if isinstance(data, Waiting):
+            yield data
             continue
-        if not line.startswith("data:"):
-            continue
-        data = line[5:].strip()
         if data == "[DONE]":
             yield Finished(reason)
             return
@@ -83,14 +79,29 @@ def read_chat(lines: Iterable[str]) -> Iterator[ChatItem]:
     yield Finished(reason)
 
 
+def _read_events(lines: Iterable[str]) -> Iterator[Waiting | str]:
+    """Comments as they come, but for those that say nothing, and the data of each event."""
+    data: list[str] = []
+    for line in chain(lines, [""]):  # the last event may lack its empty line
+        if line.startswith(":"):
+            comment = line[1:].strip()
+            if comment not in _SILENT_COMMENTS:
+                yield Waiting(comment)
+        elif line.startswith("data:"):
+            data.append(line[5:].strip())
+        elif not line and data:
+            yield "\n".join(data)
+            data = []
+
+
 def _parse(data: str) -> dict[str, Any]:
     try:
         chunk = json.loads(data)
     except ValueError:
-        raise UpstreamError(f"The stream carried a line that is no JSON: {data[:200]}") from None
+        raise UpstreamError(f"The stream carried an event that is no JSON: {data[:200]}") from None
     if not isinstance(chunk, dict):
-        raise UpstreamError(f"The stream carried a line that is no object: {data[:200]}")
-    if "error" in chunk:
+        raise UpstreamError(f"The stream carried an event that is no object: {data[:200]}")
+    if chunk.get("error"):
         try:
             raise from_body(ErrorBody.model_validate(chunk))
         except ValidationError:

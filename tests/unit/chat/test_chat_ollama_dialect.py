@@ -7,8 +7,8 @@ import pytest
 from openai.types.chat.chat_completion import ChoiceLogprobs
 
 from sage_chat.backend import ChatCall
-from sage_chat.completions import Completion
-from sage_chat.ollama_dialect import StreamTranslator, chat_request, completion_from
+from sage_chat.completions import DONE, Completion
+from sage_chat.ollama_dialect import StreamTranslator, chat_request, completion_from, embed_request
 from sage_contracts.errors import InvalidRequestError
 
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -38,7 +38,9 @@ def test_structured_outputs() -> None:
     wrapped = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
     assert translated(response_format=wrapped)["format"] == schema
     assert translated(response_format={"type": "json_object"})["format"] == "json"
-    assert "format" not in translated(response_format={"type": "text"})
+    assert translated(response_format=wrapped | {"strict": True})["format"] == schema
+    for nothing in (None, {"type": "text"}):
+        assert "format" not in translated(response_format=nothing)
 
 
 @pytest.mark.parametrize(("effort", "think"), [("high", "high"), ("none", False)])
@@ -82,6 +84,17 @@ def test_ollamas_own_options_are_passed_on_and_win() -> None:
     request = translated(temperature=0, top_p=0.9, options={"num_ctx": 8192, "temperature": 0.5})
     assert request["options"] == {"temperature": 0.5, "top_p": 0.9, "num_ctx": 8192}
     assert translated(options={"num_ctx": 8192})["options"] == {"num_ctx": 8192}
+
+
+def test_what_leaves_the_answer_as_it_is_is_left_out() -> None:
+    said = translated()
+    assert translated(user="me", store=True, metadata={"a": "b"}, logit_bias={}) == said
+
+
+def test_embeddings_take_ollamas_own_options() -> None:
+    more = {"dimensions": 8, "options": {"num_ctx": 8192}, "keep_alive": "1h", "truncate": False}
+    body = {"model": "ollama/o", "input": ["x"], "encoding_format": "base64", **more}
+    assert embed_request(ChatCall("o", body)) == {"model": "o", "input": ["x"], **more}
 
 
 def test_tools_are_offered_unless_they_must_not_be_called() -> None:
@@ -138,6 +151,16 @@ def test_logprobs_of_a_stream_come_with_their_text() -> None:
         {"tool_choice": "required"},
         {"tool_choice": {"type": "function", "function": {"name": "weather"}}},
         {"options": ["num_ctx"]},
+        {"logit_bias": {"50256": -100}},
+        {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}]},
+        {"messages": [{"role": "user", "content": [{"text": "Hi"}]}]},
+        {"stop": 5},
+        {"stop": {"END": True}},
+        {"response_format": "json"},
+        {"response_format": {"type": "grammar"}},
+        {"response_format": {"type": "json_schema"}},
+        {"response_format": {"type": "json_schema", "json_schema": "x"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "person"}}},
         {
             "messages": [
                 {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://a/b"}}]}
@@ -218,6 +241,12 @@ def test_an_error_in_the_stream_ends_it(line: bytes) -> None:
     assert b'"error"' in event and b'"source":"ollama"' in event
     assert translator.feed(b'{"message": {"content": "more"}, "done": false}\n') == []
     assert translator.close() == []
+
+
+def test_no_error_is_none() -> None:
+    translator = StreamTranslator(Completion("m"), wants_usage=False)
+    events = translator.feed(b'{"error": null, "message": {"content": "a"}, "done": true}\n')
+    assert events[-1] == DONE and translator.is_done
 
 
 def test_a_stream_that_was_never_done_says_so() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -19,37 +20,51 @@ from sage_chat.dialect import DialectBackend, Endpoint, Relay
 from sage_chat.finetune import FinetuneBackend
 from sage_chat.ollama import OllamaBackend
 from sage_chat.ollama_dialect import StreamTranslator
-from sage_chat.upstream import error_body, send
+from sage_chat.upstream import error_body, read_whole, send
 from sage_contracts.errors import ServiceUnavailableError, UpstreamError
 from sage_contracts.models import ModelCard
+from sage_servicekit.errors import status_of
+
+DONE = b"\n\ndata: [DONE]\n\n"
 
 
 class Pieces(httpx.AsyncByteStream):
-    def __init__(self, pieces: list[bytes]) -> None:
+    def __init__(self, pieces: list[bytes], error: Exception | None = None) -> None:
         self._pieces = pieces
+        self._error = error
         self.is_closed = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for piece in self._pieces:
             yield piece
+        if self._error is not None:
+            raise self._error
 
     async def aclose(self) -> None:
         self.is_closed = True
 
 
-class Playback(httpx.AsyncBaseTransport):
-    """Answers with the same pieces each time."""
+class Silent(httpx.AsyncByteStream):
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
 
-    def __init__(self, pieces: list[bytes], content_type: str) -> None:
-        self.stream = Pieces(pieces)
-        self._content_type = content_type
+
+class Playback(httpx.AsyncBaseTransport):
+    """Answers with the same pieces each time, and breaks off where an error is given."""
+
+    def __init__(self, pieces: list[bytes], content_type: str, error: Exception | None = None) -> None:
+        self.stream = Pieces(pieces, error)
+        self.headers = {"content-type": content_type}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, headers={"content-type": self._content_type}, stream=self.stream)
+        return httpx.Response(200, headers=self.headers, stream=self.stream)
 
 
-async def relayed(pieces: list[bytes], content_type: str) -> tuple[list[bytes], bool]:
-    transport = Playback(pieces, content_type)
+async def relayed(
+    pieces: list[bytes], content_type: str = "text/event-stream", error: Exception | None = None
+) -> tuple[list[bytes], bool]:
+    transport = Playback(pieces, content_type, error)
     async with httpx.AsyncClient(transport=transport) as client:
         relay = Relay(client, "test", Endpoint("http://server/v1"))
         reply = await relay.post("/chat/completions", ChatCall("m", {"stream": True}).for_upstream())
@@ -58,11 +73,80 @@ async def relayed(pieces: list[bytes], content_type: str) -> tuple[list[bytes], 
 
 
 @given(st.lists(st.binary(max_size=40), max_size=30))
-def test_a_stream_is_relayed_byte_for_byte_in_the_same_pieces(pieces: list[bytes]) -> None:
-    chunks, is_closed = asyncio.run(relayed(pieces, "text/event-stream; charset=utf-8"))
-    assert b"".join(chunks) == b"".join(pieces)
-    assert [chunk for chunk in chunks if chunk] == [piece for piece in pieces if piece]
+def test_a_stream_is_relayed_byte_for_byte(pieces: list[bytes]) -> None:
+    chunks, is_closed = asyncio.run(relayed([*pieces, DONE], "text/event-stream; charset=utf-8"))
+    assert b"".join(chunks) == b"".join([*pieces, DONE])
     assert is_closed
+
+
+def test_an_event_is_relayed_with_the_bytes_that_complete_it() -> None:
+    chunks, _ = asyncio.run(relayed([b"data: {}\n", b"\n: ti", b"ck\n\ndata: 1\n\n", DONE]))
+    assert chunks == [b"data: {}\n\n", b": tick\n\ndata: 1\n\n", DONE]
+
+
+@pytest.mark.parametrize("half", [b'data: {"id":"c1","choices":[{"del', b"data: {", b"da", b"data: {}\r\n"])
+def test_the_half_of_an_event_gives_way_to_the_reason_why_it_is_no_whole_one(half: bytes) -> None:
+    first = Completion("m").chunk({"content": "Hel"})
+    chunks, is_closed = asyncio.run(relayed([first + half[:3], half[3:]], error=httpx.ReadError("gone")))
+    assert chunks[0] == first and is_closed
+    (told,) = [json.loads(event[6:]) for event in b"".join(chunks[1:]).split(b"\n\n") if event]
+    assert "broke off in the middle" in told["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        [],
+        [": tick\n\n"],
+        ['data: {"choices":[{"delta":{"content":"Hel"},"finish_reason":null}]}\n\n', "data: {"],
+        ['data: {"choices":[{"delta":{"content":"Hel"},"finish_reason":""}]}\n\n'],
+        [Completion("m").chunk({"content": '"finish_reason": "stop"\ndata: [DONE]'}).decode()],
+    ],
+)
+def test_a_stream_that_ends_before_its_answer_does_says_so(sent: list[str]) -> None:
+    chunks, _ = asyncio.run(relayed([piece.encode() for piece in sent]))
+    assert json.loads(chunks[-1].split(b"data: ")[1])["error"]["message"] == (
+        "test ended its answer before it was done."
+    )
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        'data: {"choices":[{"delta":{},"finish_reason": "stop"}]}\n\ndata: {"choices": [], "usage": {}}\n\n',
+        'data: {"choices":[{"text":"","finish_reason":"length"}]}',
+        "data:[DONE]\r\n\r\n",
+        'data: {"error": {"message": "out of memory"}}\n\n',
+        'data: {"error":"out of memory"}\n\n',
+    ],
+)
+def test_a_stream_whose_end_is_told_is_left_alone(last: str) -> None:
+    chunks, _ = asyncio.run(relayed([b": tick\n\n", last.encode()]))
+    assert b"".join(chunks) == b": tick\n\n" + last.encode()
+
+
+def test_the_last_event_may_lack_its_empty_line() -> None:
+    first = Completion("m").chunk({"content": "Hel"})
+    chunks, _ = asyncio.run(relayed([first, b"data: [DONE]"]))
+    assert b"".join(chunks) == first + b"data: [DONE]"
+
+
+@pytest.mark.parametrize("content_type", ["text/event-stream", "application/json"])
+async def test_what_came_compressed_unasked_is_passed_on_as_it_was_meant(content_type: str) -> None:
+    content = Completion("m").chunk({"content": "Hi"}, "stop")
+    transport = Playback([gzip.compress(content)], content_type)
+    transport.headers["content-encoding"] = "gzip"
+    async with httpx.AsyncClient(transport=transport) as client:
+        reply = await Relay(client, "test", Endpoint("http://server/v1")).post("/chat/completions", {})
+        async with aclosing(reply):
+            assert b"".join([chunk async for chunk in reply.body]) == content
+    assert "content-encoding" not in reply.headers
+
+
+def test_a_page_is_no_answer() -> None:
+    with pytest.raises(UpstreamError, match=r"address is right\. HTTP 200 from test: <html>Sign in</html>"):
+        asyncio.run(relayed([b"<html>Sign in</html>\n"], "text/html"))
+    assert asyncio.run(relayed([b'{"choices": []}'], "text/plain"))[0] == [b'{"choices": []}']
 
 
 @given(st.lists(st.binary(max_size=40), max_size=30))
@@ -111,6 +195,21 @@ async def test_two_refused_connections_are_enough() -> None:
 async def test_a_request_that_may_have_arrived_is_never_sent_twice(error: Exception) -> None:
     outcome, attempts = await attempt([error])
     assert isinstance(outcome, UpstreamError) and attempts == 1
+
+
+@pytest.mark.parametrize(("method", "is_repeated"), [("POST", False), ("GET", True)])
+async def test_only_a_question_that_costs_nothing_is_worth_repeating_after_a_timeout(
+    method: str, is_repeated: bool
+) -> None:
+    async with httpx.AsyncClient(transport=Failing([httpx.ReadTimeout("slow")])) as client:
+        with pytest.raises(UpstreamError, match="did not answer in time") as late:
+            await send(client, client.build_request(method, "http://server/v1"), "test")
+    silent = httpx.Response(200, stream=Silent(), request=httpx.Request(method, "http://server/v1"))
+    with pytest.raises(UpstreamError, match="sent nothing") as stopped:
+        await read_whole(silent, "test", 0.01)
+    for caught in (late, stopped):
+        assert caught.value.retryable is is_repeated
+        assert status_of(caught.value) == (502 if is_repeated else 504)
 
 
 BUSY = b'{"error": {"message": "busy", "code": "device_busy"}, "source": "inference"}'

@@ -234,6 +234,41 @@ def test_a_stream_that_breaks_off_does_not_look_complete(spoilt: bytes) -> None:
     assert failed.type == "response.failed" and failed.response.error.message
 
 
+@pytest.mark.parametrize("index", [{}, {"index": 0}])
+def test_whole_calls_of_one_index_are_told_apart_by_their_ids(index: dict[str, int]) -> None:
+    completion = Completion("served")
+    cities = ['{"city": "Wuhan"}', '{"city": "Berlin"}']
+    deltas = [
+        {"tool_calls": [{**index, "id": f"id{number}", "function": {"name": "weather", "arguments": city}}]}
+        for number, city in enumerate(cities)
+    ]
+    more: Delta = {"tool_calls": [{**index, "id": "id1", "function": {"name": "weather", "arguments": " "}}]}
+    told = fed(
+        [*(completion.chunk(delta) for delta in [*deltas, more]), completion.chunk({}, "tool_calls"), DONE]
+    )
+    called = [(item.call_id, item.arguments) for item in told[-1].response.output]
+    assert called == [("id0", cities[0]), ("id1", cities[1] + " ")]
+    _holds_together(told)
+
+
+@pytest.mark.parametrize("more", [{}, {"id": "id0"}, {"id": "another for each piece"}])
+def test_a_piece_without_a_name_goes_on_with_the_call(more: dict[str, str]) -> None:
+    completion = Completion("served")
+    first = {"index": 0, "id": "id0", "function": {"name": "weather", "arguments": "{"}}
+    second = {"index": 0, **more, "function": {"arguments": "}"}}
+    chunks = [completion.chunk({"tool_calls": [piece]}) for piece in (first, second)]
+    (item,) = fed([*chunks, DONE])[-1].response.output
+    assert (item.call_id, item.arguments) == ("id0", "{}")
+
+
+def test_the_data_of_an_event_may_take_several_lines_and_say_that_there_is_no_error() -> None:
+    lines = json.dumps(
+        {"error": None, "choices": [{"delta": {"content": "Hi"}, "finish_reason": "stop"}]}, indent=1
+    ).split("\n")
+    event = "\n".join(f"data: {line}" for line in lines) + "\n\n"
+    assert fed([event.encode(), DONE])[-1].response.output_text == "Hi"
+
+
 def test_a_missing_end_mark_is_no_error_when_the_model_was_done() -> None:
     completion = Completion("served")
     assert fed([completion.chunk({"content": "Hi"}), completion.chunk({}, "stop")])[-1].type == (

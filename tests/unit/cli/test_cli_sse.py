@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sage_cli.sse import Finished, Piece, Waiting, lines_of, read_chat
+from sage_cli.sse import ChatItem, Finished, Piece, Waiting, lines_of, read_chat
 from sage_contracts.errors import EngineFailedError, UpstreamError
 
 
@@ -14,18 +14,19 @@ def chunk(text: str, reason: str = "null") -> str:
     return f'data: {{"choices": [{{"delta": {{"content": "{text}"}}, "finish_reason": {reason}}}]}}'
 
 
+def read(*events: str) -> list[ChatItem]:
+    return list(read_chat("\n\n".join(events).split("\n")))
+
+
 def test_comments_are_what_is_waited_for_and_text_is_the_answer() -> None:
-    lines = [
+    events = [
         ": loading weights",
-        "",
-        ": ping",
-        chunk("a"),
-        "",
+        f": ping\n{chunk('a')}",
         "data: {}",
         chunk("b", '"length"'),
         "data: [DONE]",
     ]
-    assert list(read_chat(lines)) == [Waiting("loading weights"), Piece("a"), Piece("b"), Finished("length")]
+    assert read(*events) == [Waiting("loading weights"), Piece("a"), Piece("b"), Finished("length")]
 
 
 @pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
@@ -33,11 +34,11 @@ def test_what_a_model_thinks_is_waited_for(field: str) -> None:
     def thought(**more: str) -> str:
         return f"data: {json.dumps({'choices': [{'delta': {field: '2+2', **more}}]})}"
 
-    lines = [thought(content=""), thought(), chunk("4"), thought(), chunk("!", '"stop"'), "data: [DONE]"]
+    events = [thought(content=""), thought(), chunk("4"), thought(), chunk("!", '"stop"'), "data: [DONE]"]
     # Once there is text, the answer is not interrupted by it.
     waited = [Waiting("thinking"), Waiting("thinking")]
-    assert list(read_chat(lines)) == [*waited, Piece("4"), Piece("!"), Finished("stop")]
-    assert list(read_chat([thought(content="a"), "data: [DONE]"])) == [Piece("a"), Finished(None)]
+    assert read(*events) == [*waited, Piece("4"), Piece("!"), Finished("stop")]
+    assert read(thought(content="a"), "data: [DONE]") == [Piece("a"), Finished(None)]
 
 
 def test_lines_end_where_the_protocol_says_however_the_bytes_arrive() -> None:
@@ -50,15 +51,23 @@ def test_lines_end_where_the_protocol_says_however_the_bytes_arrive() -> None:
 
 
 def test_an_error_inside_the_stream_is_the_server_s_own() -> None:
-    lines = [
-        chunk("a"),
-        'data: {"error": {"message": "died", "code": "engine_failed"}, "source": "inference"}',
-    ]
+    error = 'data: {"error": {"message": "died", "code": "engine_failed"}, "source": "inference"}'
     with pytest.raises(EngineFailedError, match="died"):
-        list(read_chat(lines))
+        read(chunk("a"), error)
 
 
-@pytest.mark.parametrize("lines", [[], [chunk("a")], ["data: {"], ["data: 1"]])
-def test_a_stream_that_breaks_off_or_is_garbage_is_no_answer(lines: list[str]) -> None:
+def test_no_error_is_none() -> None:
+    last = 'data: {"error": null, "choices": [{"delta": {"content": "a"}, "finish_reason": "stop"}]}'
+    assert read(last) == [Piece("a"), Finished("stop")]
+
+
+def test_the_data_of_an_event_may_take_several_lines() -> None:
+    event = chunk("a", '"stop"').replace(", ", ",\ndata: ")
+    assert event.count("data:") > 1
+    assert read(event, "data: [DONE]") == [Piece("a"), Finished("stop")]
+
+
+@pytest.mark.parametrize("events", [[], [chunk("a")], ["data: {"], ["data: 1"]])
+def test_a_stream_that_breaks_off_or_is_garbage_is_no_answer(events: list[str]) -> None:
     with pytest.raises(UpstreamError):
-        list(read_chat(lines))
+        read(*events)

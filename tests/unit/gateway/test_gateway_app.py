@@ -126,6 +126,14 @@ async def test_what_openais_types_allow_to_be_null_may_be_null(
         (b"{", 400, "invalid_request", None),
         (b"[]", 400, "invalid_request", None),
         (b'{"model": "mock", "messages": [], "x": NaN}', 400, "invalid_request", None),
+        (b'{"model": "mock", "messages": [], "temperature": 1e999}', 400, "invalid_request", None),
+        (b'{"model": "mock", "messages": [], "temperature": -1e999}', 400, "invalid_request", None),
+        (
+            b'{"model": "mock", "messages": [{"role": "user", "content": "\xed\xa0\xbd"}]}',
+            400,
+            "invalid_request",
+            None,
+        ),
         (b'{"model": "mock", "messages": []}', 400, "invalid_request", "messages"),
         (b'{"model": "mock"}', 400, "invalid_request", "messages"),
         (b'{"model": "mock", "messages": [{"role": "king"}]}', 400, "invalid_request", "messages.0.role"),
@@ -257,6 +265,15 @@ async def test_a_locked_gateway_answers_to_the_name_that_a_proxy_sends(locked: h
 async def test_every_key_opens(locked: httpx.AsyncClient, key: str) -> None:
     response = await locked.get("/v1/models", headers={"authorization": f"Bearer {key}"})
     assert response.status_code == 200
+
+
+@pytest.mark.parametrize("key", ["schl\u00fcssel", "\u5bc6\u94a5", "voil\u00e0"])
+async def test_a_key_of_any_letters_opens_as_a_terminal_sends_it(tmp_path: Path, key: str) -> None:
+    async for client in client_of(settings(tmp_path, api_keys=key)):
+        response = await client.get("/v1/models", headers={b"authorization": f"Bearer {key}".encode()})
+        assert response.status_code == 200
+        wrong = {b"authorization": f"Bearer {key}x".encode()}
+        assert (await client.get("/v1/models", headers=wrong)).status_code == 401
 
 
 async def test_health_alone_needs_no_key(locked: httpx.AsyncClient) -> None:

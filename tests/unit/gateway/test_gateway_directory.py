@@ -48,7 +48,7 @@ class Listed:
 
 
 class Stack:
-    def __init__(self) -> None:
+    def __init__(self, tuned_cache_s: float = 60) -> None:
         self.tuned = Listed(BackendName.FINETUNE, "code", "code@1")
         self.vllm = Listed(BackendName.VLLM, "qwen")
         self.openai = Listed(BackendName.OPENAI)
@@ -57,7 +57,7 @@ class Stack:
         self.directory = ModelDirectory(
             backends | {BackendName.MOCK: MockBackend()},
             default_model="code",
-            tuned_cache_s=60,
+            tuned_cache_s=tuned_cache_s,
             served_cache_s=60,
         )
 
@@ -82,6 +82,28 @@ async def test_a_model_that_was_just_trained_is_found_at_once() -> None:
     assert stack.tuned.names is not None
     stack.tuned.names.append("qa")
     assert (await stack.directory.route("qa")).backend is BackendName.FINETUNE
+
+
+@pytest.mark.parametrize("name", ["code", "code@1", "code@1:ckpt-step-2"])
+async def test_a_tuned_model_is_nobody_elses_while_the_registry_is_away(name: str) -> None:
+    stack = Stack(tuned_cache_s=0)
+    stack.ollama.names = [f"{name}:latest", "llama3.2:1b"]
+    await stack.directory.route(name)
+    stack.tuned.names = None
+    assert await stack.directory.route(name) == Route(BackendName.FINETUNE, name)
+    assert (await stack.directory.route("llama3.2:1b")).backend is BackendName.OLLAMA
+    with pytest.raises(ServiceUnavailableError):
+        await stack.directory.route("qa")
+
+
+async def test_a_model_that_was_deleted_is_not_remembered() -> None:
+    stack = Stack(tuned_cache_s=0)
+    stack.ollama.names = ["code:latest"]
+    await stack.directory.route("code")
+    stack.tuned.names = []
+    assert (await stack.directory.route("code")).backend is BackendName.OLLAMA
+    stack.tuned.names = None
+    assert (await stack.directory.route("code")).backend is BackendName.OLLAMA
 
 
 async def test_the_list_is_never_of_before() -> None:

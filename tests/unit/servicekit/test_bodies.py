@@ -48,7 +48,17 @@ def test_half_a_character_is_refused(client: TestClient, text: str) -> None:
     assert "an emoji was cut in two" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("text", ["\\ud83d\\ude00", "\\\\ud83d", "\\uD83D\\uDE00\\n", "😀", "\\\\\\\\ud83d"])
+@pytest.mark.parametrize("half", ["\ud83d", "\udfff", "\ud83d\ude00"])
+def test_bytes_that_are_half_a_character_are_refused(client: TestClient, half: str) -> None:
+    """Clients that encode UTF-16 piece by piece send both halves so."""
+    content = b'{"a": "%b"}' % half.encode("utf-8", "surrogatepass")
+    answer = client.post("/echo", content=content)
+    assert answer.status_code == 400 and "UTF-8" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "text", ["\\ud83d\\ude00", "\\\\ud83d", "\\uD83D\\uDE00\\n", "😀", "\\\\\\\\ud83d", "\ud7ff\ue000"]
+)
 def test_whole_characters_pass(client: TestClient, text: str) -> None:
     assert client.post("/echo", content=f'{{"a": "{text}"}}'.encode()).status_code == 200
 

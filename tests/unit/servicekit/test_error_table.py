@@ -38,6 +38,7 @@ EXPECTED = {
     "engine_starting": 503,
     "engine_failed": 502,
     "upstream_error": 502,
+    "upstream_timeout": 504,
     "insufficient_storage": 507,
     "training_failed": 500,
     "out_of_memory": 500,

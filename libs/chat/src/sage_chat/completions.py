@@ -25,7 +25,7 @@ def event(data: Any) -> bytes:
 def error_event(body: ErrorBody) -> bytes:
     """An error inside a stream, as the official SDK recognises it.
 
-    The empty line in front ends an event that the upstream may have left half-sent.
+    The empty line in front ends an event that came without one.
     """
     return b"\n\n" + event(body.model_dump())
 

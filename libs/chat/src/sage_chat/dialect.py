@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -11,11 +12,12 @@ import httpx
 
 from sage_chat.backend import BackendName, ChatCall, Reply, whole_reply
 from sage_chat.completions import error_event, to_json
-from sage_chat.upstream import Deadlines, read_error, read_whole, relay_bytes, send
+from sage_chat.events import EventSplitter, ends_answer
+from sage_chat.upstream import Deadlines, error_body, read_error, read_whole, relay_bytes, send
 from sage_contracts.errors import InvalidRequestError, SageError, UpstreamError
 from sage_contracts.models import ModelCard
 
-_KEPT_HEADERS = ("content-type", "content-encoding", "retry-after", "x-should-retry", "openai-processing-ms")
+_KEPT_HEADERS = ("content-type", "retry-after", "x-should-retry", "openai-processing-ms")
 _KEPT_PREFIXES = ("x-ratelimit-", "x-sage-")
 
 
@@ -68,6 +70,8 @@ class Relay:
         if not reply.is_stream:
             # Small: read whole, so that a server that dies half-way is an error and not half a JSON.
             content = await read_whole(response, self.source, self.deadlines.first_byte_s)
+            if "json" not in headers.get("content-type", ""):
+                self._require_json(response.status_code, content)
             reply = whole_reply(response.status_code, content, headers)
         return reply
 
@@ -94,13 +98,31 @@ class Relay:
             await response.aclose()
 
     async def _events(self, response: httpx.Response) -> AsyncGenerator[bytes, None]:
+        splitter, has_ended = EventSplitter(), False
         try:
             async with aclosing(relay_bytes(response, self.source, self.deadlines.between_bytes_s)) as chunks:
                 async for chunk in chunks:
-                    yield chunk
+                    if events := splitter.feed(chunk):
+                        has_ended = has_ended or any(map(ends_answer, events))
+                        yield b"".join(events)
+            for event in splitter.close():
+                has_ended = has_ended or ends_answer(event)
+                yield event
+            if not has_ended:
+                raise UpstreamError(f"{self.source} ended its answer before it was done.", source=self.source)
         except SageError as error:
             # The status is long gone: say it in the stream, or the answer would look complete.
             yield error_event(error.to_body(self.source))
+
+    def _require_json(self, status: int, content: bytes) -> None:
+        try:
+            json.loads(content)
+        except ValueError as error:
+            told = error_body(status, content, self.source).error.message
+            raise UpstreamError(
+                f"{self.source} answered with no JSON: check that its address is right. {told}",
+                source=self.source,
+            ) from error
 
     async def _error(self, response: httpx.Response, headers: dict[str, str]) -> Reply:
         body = await read_error(response, self.source)

@@ -16,7 +16,7 @@ import httpx
 from sage_chat.backend import BackendName, ChatCall, Reply, whole_reply
 from sage_chat.completions import STREAM_HEADERS, Completion, error_event, to_json
 from sage_chat.dialect import Endpoint, Relay
-from sage_chat.ollama_dialect import StreamTranslator, chat_request, completion_from
+from sage_chat.ollama_dialect import StreamTranslator, chat_request, completion_from, embed_request
 from sage_chat.upstream import Deadlines, read_error, read_whole, relay_bytes, send
 from sage_contracts.errors import SageError, UpstreamError
 from sage_contracts.models import ModelCard
@@ -45,10 +45,7 @@ class OllamaBackend:
         return await relay.post("/completions", call.for_upstream())
 
     async def embed(self, call: ChatCall) -> Reply:
-        body: dict[str, Any] = {"model": call.model, "input": call.body.get("input")}
-        if call.body.get("dimensions") is not None:
-            body["dimensions"] = call.body["dimensions"]
-        response = await self._open("POST", "/api/embed", body)
+        response = await self._open("POST", "/api/embed", embed_request(call))
         if not response.is_success:
             return await self._error(response)
         answer = await self._json(response)
@@ -87,7 +84,7 @@ class OllamaBackend:
             raise UpstreamError(
                 "ollama answered with something that is no JSON.", source=self.name
             ) from error
-        if not isinstance(answer, dict) or "error" in answer:
+        if not isinstance(answer, dict) or answer.get("error"):
             raise UpstreamError(
                 f"ollama: {answer['error'] if isinstance(answer, dict) else answer}", source=self.name
             )

@@ -37,15 +37,14 @@ def chat_request(call: ChatCall) -> dict[str, Any]:
     """The body of POST /api/chat. Raises: InvalidRequestError for what Ollama cannot do."""
     body = call.body
     if body.get("n") not in (None, 1):
-        raise InvalidRequestError(
-            "Ollama gives one answer per request: leave `n` out.", param="n", source=_SOURCE
-        )
+        raise _refusal("Ollama gives one answer per request: leave `n` out.", "n")
     if body.get("tool_choice") not in (None, "auto", "none"):
-        raise InvalidRequestError(
+        raise _refusal(
             'Ollama lets the model choose whether it calls a tool: tool_choice is "auto" or "none".',
-            param="tool_choice",
-            source=_SOURCE,
+            "tool_choice",
         )
+    if body.get("logit_bias"):
+        raise _refusal("Ollama does not take `logit_bias`: leave it out.", "logit_bias")
     request: dict[str, Any] = {
         "model": call.model,
         "messages": _messages(body.get("messages") or []),
@@ -68,26 +67,44 @@ def chat_request(call: ChatCall) -> dict[str, Any]:
     return request
 
 
+def embed_request(call: ChatCall) -> dict[str, Any]:
+    """The body of POST /api/embed, whose fields have OpenAI's names or none there."""
+    names = ("input", "dimensions", "truncate", "options", "keep_alive")
+    given = {name: call.body[name] for name in names if call.body.get(name) is not None}
+    return {"model": call.model, **given}
+
+
 def _options(body: Mapping[str, Any]) -> dict[str, Any]:
     options = {ours: body[name] for name, ours in _OPTIONS.items() if body.get(name) is not None}
     stop = body.get("stop")
     if stop is not None:
-        options["stop"] = [stop] if isinstance(stop, str) else list(stop)
+        options["stop"] = [stop] if isinstance(stop, str) else stop
+        if not isinstance(stop, str | list):
+            raise _refusal("stop is a text, or a list of them.", "stop")
     own = body.get("options") or {}
     if not isinstance(own, Mapping):
-        raise InvalidRequestError("Ollama's options are an object.", param="options", source=_SOURCE)
+        raise _refusal("Ollama's options are an object.", "options")
     # Whoever says it in Ollama's own words means Ollama.
     return {**options, **own}
 
 
 def _format(response_format: Any) -> Any:
-    if not isinstance(response_format, Mapping):
-        return None
-    if response_format.get("type") == "json_object":
-        return "json"
-    if response_format.get("type") == "json_schema":
-        return (response_format.get("json_schema") or {}).get("schema")
-    return None
+    match response_format:
+        case None | {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return "json"
+        case {"type": "json_schema", "json_schema": {"schema": {**schema}}}:
+            return schema
+    raise _refusal(
+        'Ollama\'s answers are {"type": "text"}, {"type": "json_object"}, or {"type": "json_schema", '
+        '"json_schema": {"schema": {…}}}.',
+        "response_format",
+    )
+
+
+def _refusal(message: str, param: str) -> InvalidRequestError:
+    return InvalidRequestError(message, param=param, source=_SOURCE)
 
 
 def _messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -106,7 +123,7 @@ def _message(message: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, 
         "role": "system" if role == "developer" else role,
         "content": text_of(message.get("content")),
     }
-    images = [_image(part) for part in _parts(message) if part.get("type") == "image_url"]
+    images = list(_images(message.get("content")))
     if images:
         translated["images"] = images
     if message.get("tool_calls"):
@@ -116,10 +133,13 @@ def _message(message: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, 
     return translated
 
 
-def _parts(message: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    content = message.get("content")
-    if isinstance(content, list):
-        yield from (part for part in content if isinstance(part, Mapping))
+def _images(content: Any) -> Iterator[str]:
+    for part in content if isinstance(content, list) else []:
+        kind = part.get("type")
+        if kind == "image_url":
+            yield _image(part)
+        elif kind != "text":
+            raise _refusal(f"Ollama reads text and images, and no part of type {kind!r}.", "messages")
 
 
 def _image(part: Mapping[str, Any]) -> str:
@@ -127,10 +147,8 @@ def _image(part: Mapping[str, Any]) -> str:
     url = str(link.get("url", "") if isinstance(link, Mapping) else link)
     head, _, data = url.partition(";base64,")
     if not head.startswith("data:") or not data:
-        raise InvalidRequestError(
-            "Ollama takes images as data URLs (data:image/png;base64,…), not as links.",
-            param="messages",
-            source=_SOURCE,
+        raise _refusal(
+            "Ollama takes images as data URLs (data:image/png;base64,…), not as links.", "messages"
         )
     return data
 
@@ -141,9 +159,7 @@ def _tool_call(tool: Mapping[str, Any]) -> dict[str, Any]:
     try:
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
     except ValueError as error:
-        raise InvalidRequestError(
-            "A tool call's arguments are no JSON.", param="messages", source=_SOURCE
-        ) from error
+        raise _refusal("A tool call's arguments are no JSON.", "messages") from error
     return {"function": {"name": function.get("name"), "arguments": arguments}}
 
 
@@ -234,7 +250,7 @@ class StreamTranslator:
             answer = json.loads(line)
         except ValueError:
             answer = {"error": f"a line that is no JSON: {line[:80].decode(errors='replace')}"}
-        if not isinstance(answer, dict) or "error" in answer:
+        if not isinstance(answer, dict) or answer.get("error"):
             self.is_done = True
             return [error_event(error_body(500, line if isinstance(answer, dict) else b"", _SOURCE))]
         return self._events(answer)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sage_chat.completions import event, to_json
+from sage_chat.events import EventSplitter, data_of
 from sage_chat.grounding import text_of
 from sage_chat.responses_dialect import opened, usage_of
 from sage_chat.upstream import error_body
@@ -101,6 +102,8 @@ class ResponseBuilder:
         for number, call in enumerate(delta.get("tool_calls") or []):
             function = call.get("function") or {}
             key = f"call {call.get('index', number)}"
+            if function.get("name"):
+                self._make_way(key, call.get("id"))
             events += self._open_call(key, call.get("id"), function.get("name"))
             if function.get("arguments"):
                 events.append(self._grow(key, function["arguments"]))
@@ -160,6 +163,12 @@ class ResponseBuilder:
         self._texts[key] = _Text("response.function_call_arguments", item, "arguments", place)
         return events
 
+    def _make_way(self, key: str, call_id: str | None) -> None:
+        """Servers that tell a call in one piece may count each as the first."""
+        begun = self._texts.get(key)
+        if begun and call_id and call_id != begun.holder["call_id"]:
+            self._texts[f"{key} {begun.holder['call_id']}"] = self._texts.pop(key)
+
     def _open_item(self, prefix: str, item: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
         output = self.response["output"]
         index = len(output)
@@ -209,40 +218,40 @@ class StreamTranslator:
 
     builder: ResponseBuilder
     is_done: bool = False
-    _rest: bytes = b""
+    _splitter: EventSplitter = field(default_factory=EventSplitter)
     _has_begun: bool = False
     _finish_reason: str | None = None
     _counted: Mapping[str, Any] | None = None
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The events that this chunk completes."""
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        return [told for line in lines for told in self._line(line)]
+        return [told for given in self._splitter.feed(chunk) for told in self._event(given)]
 
     def close(self) -> list[bytes]:
         """The last events, if the end mark was missing: an error unless the model had said it was done."""
-        events = self.feed(b"\n")
+        events = [told for given in self._splitter.close() for told in self._event(given)]
         if self.is_done:
             return events
         if self._finish_reason:
             return [*events, *self._finish()]
         return [*events, *self._fail(_broken("the connection ended before the model did"))]
 
-    def _line(self, line: bytes) -> list[bytes]:
+    def _event(self, given: bytes) -> list[bytes]:
         if self.is_done:
             return []
-        if line.startswith(b":"):
-            return [line.strip() + b"\n\n"]  # what a cold engine is doing
-        if not line.startswith(b"data:"):
-            return []
-        data = line.removeprefix(b"data:").strip()
+        # What a cold engine is doing.
+        comments = [line + b"\n\n" for line in given.splitlines() if line.startswith(b":")]
+        data = data_of(given)
+        return comments if data is None else [*comments, *self._read(data)]
+
+    def _read(self, data: bytes) -> list[bytes]:
         if data == b"[DONE]":
             return self._finish()
         try:
             chunk = json.loads(data)
         except ValueError:
-            return self._fail(_broken(f"a line was no JSON: {data[:80].decode(errors='replace')}"))
-        if not isinstance(chunk, dict) or "error" in chunk:
+            return self._fail(_broken(f"an event was no JSON: {data[:80].decode(errors='replace')}"))
+        if not isinstance(chunk, dict) or chunk.get("error"):
             return self._fail(error_body(500, data, "upstream").error)
         return self._chunk(chunk)
 

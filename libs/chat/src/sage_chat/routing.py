@@ -50,10 +50,10 @@ def choose(
         return route
     if route is not None:
         # Where the registry cannot be asked, the inference host will say what it thinks of the name.
-        if tuned is None or _is_tuned(route.model, tuned):
+        if tuned is None or is_tuned(route.model, tuned):
             return route
         raise not_found(name, tuned, served)
-    if tuned is not None and _is_tuned(name, tuned):
+    if tuned is not None and is_tuned(name, tuned):
         return Route(BackendName.FINETUNE, name)
     for backend, names in (served or {}).items():
         # Ollama's own default: a name without a tag means `:latest`.
@@ -69,7 +69,7 @@ def choose(
     raise not_found(name, tuned or (), served)
 
 
-def _is_tuned(name: str, tuned: Collection[str]) -> bool:
+def is_tuned(name: str, tuned: Collection[str]) -> bool:
     """Whether it is a tuned model's, or a checkpoint's of the job that made one."""
     checkpoint = split_checkpoint(name)
     return (checkpoint[0] if checkpoint else name) in tuned

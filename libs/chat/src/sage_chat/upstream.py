@@ -10,7 +10,13 @@ from typing import Any
 
 import httpx
 
-from sage_contracts.errors import ErrorBody, ErrorDetail, ServiceUnavailableError, UpstreamError
+from sage_contracts.errors import (
+    ErrorBody,
+    ErrorDetail,
+    ServiceUnavailableError,
+    UpstreamError,
+    UpstreamTimeoutError,
+)
 
 _RETRY_PAUSE_S = 0.1
 _MAX_QUOTED_CHARS = 300
@@ -50,7 +56,8 @@ def make_client() -> httpx.AsyncClient:
 async def send(client: httpx.AsyncClient, request: httpx.Request, source: str) -> httpx.Response:
     """Send and return the open response; tries twice to connect, never twice to be answered.
 
-    Raises: ServiceUnavailableError when nobody is there, UpstreamError when the connection broke.
+    Raises: ServiceUnavailableError when nobody is there, UpstreamError when the connection broke
+    or the answer did not come in time.
     """
     origin = f"{request.url.scheme}://{request.url.netloc.decode()}"
     try:
@@ -71,7 +78,7 @@ async def send(client: httpx.AsyncClient, request: httpx.Request, source: str) -
             "Too many requests are open at once; try again.", source=source, retry_after_s=1
         ) from error
     except httpx.TimeoutException as error:
-        raise UpstreamError(f"{source} at {origin} did not answer in time.", source=source) from error
+        raise _too_late(request, f"{source} at {origin} did not answer in time.", source) from error
     except httpx.HTTPError as error:
         raise UpstreamError(
             f"{source} at {origin} broke off before it answered ({_reason(error)}).", source=source
@@ -79,11 +86,14 @@ async def send(client: httpx.AsyncClient, request: httpx.Request, source: str) -
 
 
 async def relay_bytes(
-    response: httpx.Response, source: str, between_bytes_s: float
+    response: httpx.Response, source: str, between_bytes_s: float, *, is_raw: bool = False
 ) -> AsyncGenerator[bytes, None]:
-    """The body exactly as it comes, then the response is closed. Raises: UpstreamError when it breaks off."""
+    """The body as it comes, decompressed unless `is_raw`; then the response is closed.
+
+    Raises: UpstreamError when it breaks off.
+    """
     try:
-        chunks = response.aiter_raw()
+        chunks = response.aiter_raw() if is_raw else response.aiter_bytes()
         while True:
             async with asyncio.timeout(between_bytes_s):
                 chunk = await anext(chunks, None)
@@ -91,9 +101,8 @@ async def relay_bytes(
                 return
             yield chunk
     except TimeoutError as error:
-        raise UpstreamError(
-            f"{source} sent nothing for {between_bytes_s:g} s in the middle of its answer.", source=source
-        ) from error
+        silence = f"{source} sent nothing for {between_bytes_s:g} s in the middle of its answer."
+        raise _too_late(response.request, silence, source) from error
     except httpx.HTTPError as error:
         raise UpstreamError(
             f"{source} broke off in the middle of its answer ({_reason(error)}).", source=source
@@ -103,7 +112,7 @@ async def relay_bytes(
 
 
 async def read_whole(response: httpx.Response, source: str, between_bytes_s: float) -> bytes:
-    """The rest of the body, undecoded. Raises: UpstreamError."""
+    """The rest of the body. Raises: UpstreamError."""
     return b"".join([chunk async for chunk in relay_bytes(response, source, between_bytes_s)])
 
 
@@ -148,6 +157,12 @@ def error_body(status: int, content: bytes, source: str) -> ErrorBody:
         ),
         source=stated_source if isinstance(stated_source, str) else source,
     )
+
+
+def _too_late(request: httpx.Request, message: str, source: str) -> UpstreamError:
+    # What was posted may be under way still, and asked for again it would be done, and paid for, again.
+    cls = UpstreamTimeoutError if request.method == "POST" else UpstreamError
+    return cls(message, source=source)
 
 
 def _code(status: int) -> str:

@@ -158,6 +158,13 @@ class UpstreamError(SageError):
     retryable = True
 
 
+class UpstreamTimeoutError(UpstreamError):
+    """It did not answer in time what is done all over again when it is asked once more."""
+
+    code = "upstream_timeout"
+    retryable = False
+
+
 class StorageFullError(SageError):
     code = "insufficient_storage"
 

@@ -21,6 +21,8 @@ from sage_servicekit.errors import error_response
 _HIGH, _LOW = rb"[89abAB][0-9a-fA-F]{2}", rb"[c-fC-F][0-9a-fA-F]{2}"
 _SURROGATES = re.compile(rb"\\u[dD](?:%b\\u[dD]%b|(%b|%b))" % (_HIGH, _LOW, _HIGH, _LOW))
 """Both halves of a character, else one, in the group."""
+_RAW_SURROGATE = re.compile(rb"\xed[\xa0-\xbf]")
+"""No character of UTF-8 begins so, but Python reads JSON with one as if it were text."""
 
 LARGEST_AT_ONCE = 8
 """Bodies of the largest size that one process takes in at the same time, together with all smaller ones."""
@@ -35,8 +37,8 @@ class CheckedBodies:
 
     What is sent to `uploads`, paths as of routes, is not read here: who reads it there bounds it as it comes.
 
-    Half a character is a surrogate without its other half, as of an emoji that somebody cut in two: JSON can
-    say it, and nothing can store it or send it on.
+    Half a character is a surrogate without its other half, as of an emoji that somebody cut in two, or that
+    was encoded half by half (CESU-8): JSON can say it, and nothing can store it or send it on.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class CheckedBodies:
         if has_half:
             raise InvalidRequestError(
                 "The body holds half a character, such as \\ud83d alone: an emoji was cut in two. Cut text "
-                "between characters."
+                "between characters, and encode it as UTF-8."
             )
         return {"type": "http.request", "body": bytes(content), "more_body": False}
 
@@ -146,7 +148,9 @@ async def whole_body(request: Request) -> bytes:
 
 
 def has_half_character(content: bytes | bytearray) -> bool:
-    """Whether JSON has an escaped surrogate without its other half."""
+    """Whether JSON has an escaped surrogate without its other half, or bytes that stand for one."""
+    if _RAW_SURROGATE.search(content):
+        return True
     position = 0
     while found := _SURROGATES.search(content, position):
         before = content[position : found.start()]

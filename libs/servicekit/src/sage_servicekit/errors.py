@@ -28,6 +28,7 @@ STATUS: dict[type[errors.SageError], int] = {
     errors.ServiceUnavailableError: 503,
     errors.EngineFailedError: 502,
     errors.UpstreamError: 502,
+    errors.UpstreamTimeoutError: 504,
     errors.StorageFullError: 507,
     errors.TrainingFailedError: 500,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -123,13 +124,14 @@ class Chat:
     ) -> Response:
         overhead_s = time.perf_counter() - started
         self.measures.overhead_s.observe(overhead_s)
-        status = CLIENT_LEFT_STATUS
+        status = 500  # of what nobody expected
         try:
             # Non-streamed answers and cold engines take long before their first byte: watch the client now.
             reply = await unless_client_leaves(request.receive, ask(call))
             status = reply.status
         except ClientLeftError:
-            return Response(status_code=CLIENT_LEFT_STATUS)
+            status = CLIENT_LEFT_STATUS
+            return Response(status_code=status)
         except SageError as error:
             status = status_of(error)
             raise
@@ -155,7 +157,7 @@ async def _read_json(request: Request) -> dict[str, Any]:
     """The body as an object. Raises: InvalidRequestError."""
     content = await whole_body(request)
     try:
-        body = json.loads(content, parse_constant=_refuse_constant)
+        body = json.loads(content, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"The body is no JSON: {error}") from error
     if not isinstance(body, dict):
@@ -165,6 +167,13 @@ async def _read_json(request: Request) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not part of JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError(f"{number[:40]} is too large a number")  # and could only be sent on as Infinity
+    return value
 
 
 def make_router(chat: Chat) -> APIRouter:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sage_chat.backend import Backend, BackendName
-from sage_chat.routing import Route, choose
+from sage_chat.routing import Route, choose, is_tuned
 from sage_contracts.errors import ModelNotFoundError, SageError
 from sage_contracts.models import ModelCard
 
@@ -22,6 +22,8 @@ _OTHERS = (BackendName.VLLM, BackendName.OPENAI, BackendName.OLLAMA)
 class _Entry:
     cards: list[ModelCard] | None = None
     """None: the backend did not answer."""
+    last_names: set[str] = field(default_factory=set)
+    """Of when it last did."""
     asked_at: float = float("-inf")
     """When the question began that `cards` answer: what they say may be as old as that."""
     answered_at: float = float("-inf")
@@ -47,8 +49,12 @@ class ModelDirectory:
     async def route(self, name: str) -> Route:
         """Where a request for this model goes. Raises: ModelNotFoundError, ServiceUnavailableError."""
         wanted = self._default_model if name in ("", "default") else name
+        tuned = await self._names(BackendName.FINETUNE)
+        if tuned is None and is_tuned(wanted, self._entries[BackendName.FINETUNE].last_names):
+            # Another backend's model of that name would answer in its place.
+            return Route(BackendName.FINETUNE, wanted)
         try:
-            return choose(wanted, await self._names(BackendName.FINETUNE))
+            return choose(wanted, tuned)
         except ModelNotFoundError:
             # Just trained, perhaps; or another backend's.
             tuned, *others = await asyncio.gather(
@@ -96,6 +102,7 @@ class ModelDirectory:
             asked_at = time.monotonic()
             try:
                 entry.cards = await self._backends[backend].models()
+                entry.last_names = {card.id for card in entry.cards}
             except SageError as error:
                 logger.debug("%s does not list its models: %s", backend, error)
                 entry.cards = None

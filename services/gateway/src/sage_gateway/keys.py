@@ -18,12 +18,13 @@ def key_check(keys: Sequence[SecretStr]) -> Callable[[Headers], None] | None:
     def check(headers: Headers) -> None:
         """Raises: AuthenticationError."""
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not given.strip():
+        sent = given.encode("latin-1").strip()  # the bytes as they came: headers are read as this encoding
+        if scheme.lower() != "bearer" or not sent:
             raise AuthenticationError(
                 "No API key: send `Authorization: Bearer KEY` with one of SAGE_API_KEYS."
             )
         # All keys are compared, so that time does not tell which one was nearly right.
-        matches = [hmac.compare_digest(given.strip().encode(), key) for key in expected]
+        matches = [hmac.compare_digest(sent, key) for key in expected]
         if not any(matches):
             raise AuthenticationError("This API key is not one of the gateway's SAGE_API_KEYS.")
 

@@ -74,7 +74,7 @@ class Proxy:
         except ClientDisconnect:
             return Response(status_code=CLIENT_LEFT_STATUS)
         kept = {key: value for key, value in response.headers.items() if key not in _NOT_RETURNED}
-        body = relay_bytes(response, self.source, self.silence_s)
+        body = relay_bytes(response, self.source, self.silence_s, is_raw=True)
         return RelayResponse(Reply(response.status_code, body, kept, response.aclose))
 
 
