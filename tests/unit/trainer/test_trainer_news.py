@@ -75,6 +75,13 @@ def test_a_saved_checkpoint_is_told_twice_to_people_and_to_the_record(news: News
     assert (checkpoint.step, checkpoint.path, checkpoint.train_loss) == (7, "checkpoints/7", 0.5)
 
 
+def test_a_checkpoint_of_an_earlier_attempt_is_recorded_without_an_event(news: News) -> None:
+    news.take_in(CheckpointMessage(step=7, path="checkpoints/7", is_repeated=True))
+    events, (checkpoint,) = news.spool.batch()
+    assert events == []
+    assert checkpoint.step == 7
+
+
 def test_a_phase_is_urgent_and_a_line_of_the_log_is_not(news: News) -> None:
     news.take_in(LogMessage(message="as you like it"))
     assert not news.spool.is_urgent

@@ -41,6 +41,7 @@ from sage_trainer.ending import LastWords
 from sage_trainer.folders import (
     SOURCE,
     VersionResult,
+    checkpoints_again,
     give_up_checkpoints,
     named_as_given,
     read_result,
@@ -190,6 +191,8 @@ def train(spec: ChildSpec, tell: Telling) -> DoneMessage | StoppedMessage:
     source_dir = output_dir / SOURCE
     remove_leftovers(output_dir)
     take_checkpoints(output_dir, claim.job_id, claim.unfinished_jobs)
+    for message in checkpoints_again(output_dir, home):
+        tell.say(message)
     try:
         result = _run_engine(spec, tell, output_dir, source_dir)
     finally:
@@ -247,6 +250,9 @@ def _run_engine(spec: ChildSpec, tell: Telling, output_dir: Path, source_dir: Pa
 def _job_metrics(result: TrainResult) -> JobMetrics:
     known = {name: value for name, value in result.metrics.items() if name in JobMetrics.model_fields}
     known |= {"base_eval_loss": result.base_eval_loss, "eval_loss": result.eval_loss}
+    # The steps have told these, unless they were taken by an attempt that could not.
+    names = {"step": "steps", "epoch": "epochs", "loss": "train_loss"}
+    known |= {name: result.metrics.get(of_result) for name, of_result in names.items()}
     rungs = [rung["name"] for rung in result.meta.get("oom_rungs", [])]
     return JobMetrics.model_validate({**known, "phase": "done", "eta_s": 0, "oom_rungs": rungs or None})
 

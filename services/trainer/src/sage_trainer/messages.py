@@ -93,6 +93,8 @@ class CheckpointMessage(_Said):
     """Relative to SAGE_HOME."""
     train_loss: float | None = None
     eval_loss: float | None = None
+    is_repeated: bool = False
+    """An earlier attempt wrote it, whose worker may have died before it could tell of it."""
 
 
 class LogMessage(_Said):

@@ -65,10 +65,7 @@ class News:
                 text = f"After step {message.step}, asked {message.prompt!r}, it answers: {message.answer}"
                 self.say(text, data=message.model_dump(exclude={"kind"}))
             case CheckpointMessage():
-                self.spool.add_checkpoint(
-                    CheckpointReport.model_validate(message.model_dump(exclude={"kind"}))
-                )
-                self.say(f"Checkpoint of step {message.step} saved", is_urgent=True)
+                self._take_in_checkpoint(message)
             case LogMessage():
                 self.say(message.message, message.level)
             case DoneMessage():
@@ -78,6 +75,12 @@ class News:
                 self.last_words = message
             case _:
                 assert_never(message)
+
+    def _take_in_checkpoint(self, written: CheckpointMessage) -> None:
+        report = written.model_dump(exclude={"kind", "is_repeated"})
+        self.spool.add_checkpoint(CheckpointReport.model_validate(report))
+        if not written.is_repeated:
+            self.say(f"Checkpoint of step {written.step} saved", is_urgent=True)
 
     def _take_in_eval(self, measured: EvalMessage) -> None:
         prefix = "base_" if measured.of == "base" else ""
