@@ -59,6 +59,8 @@ class TrainClaim(_Wire):
     validation_filename: str | None = None
     output_dir: str
     """`finetune_output/<name>`."""
+    named_version: int | None = None
+    """What the bare name means so far. None: nothing yet."""
     unfinished_jobs: list[str] | None = None
     """Other jobs that have begun and not ended: what they left in the folder to go on from is kept. None: not
     known."""
