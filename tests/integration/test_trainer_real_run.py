@@ -132,6 +132,28 @@ def test_a_real_run_is_paused_resumed_and_versioned(real: Rig) -> None:
     assert (output / "versions/2/lora_weights/adapter_model.safetensors").read_bytes() != first
 
 
+def test_a_folder_that_is_moved_away_under_its_run_costs_it_nothing(real: Rig) -> None:
+    output = real.home / "finetune_output/sums"
+    job = real.records.add_job(
+        "job-1", "sums", config=config(300, save_steps=100), training_path="files/file-1"
+    )
+    real.start_worker()
+    real.ring("job-1")
+    real.records.wait_for(lambda: job.checkpoints == [100], TRAINING_S)
+    output.rename(real.home / "tidied away")
+    real.records.wait_for(lambda: 200 in job.checkpoints, TRAINING_S)
+    job.order = Order.PAUSE
+    real.records.wait_for(lambda: job.finishes, TRAINING_S)
+    assert job.finishes[0].outcome is Outcome.PAUSED
+    saved = job.checkpoints[-1]
+
+    real.records.requeue("job-1")
+    real.ring("job-1")
+    real.records.wait_for(lambda: len(job.finishes) == 2, TRAINING_S)
+    assert job.finishes[1].outcome is Outcome.SUCCEEDED
+    assert f"Resuming after step {saved}" in job.messages
+
+
 class DiesAfter(Telling):
     """The process ends at a checkpoint, and all that it had said is lost with its worker."""
 

@@ -149,7 +149,7 @@ def finished_output(home: Path) -> Path:
     (output / "lora_weights").mkdir(parents=True)
     (output / "lora_weights/adapter_model.safetensors").write_bytes(b"weights")
     for name in ("training_config.json", "finetune_meta.json"):
-        (output / name).write_text("{}")
+        (output / "lora_weights" / name).write_text("{}")
     return output
 
 
@@ -187,10 +187,11 @@ def test_a_version_is_a_copy_that_stays(tmp_path: Path) -> None:
 def test_an_older_run_that_ends_later_does_not_take_the_top_from_a_younger_version(tmp_path: Path) -> None:
     output = tmp_path / "code"
     for version in (2, 1):
-        for name in ("lora_weights/adapter_model.safetensors", "training_config.json", "finetune_meta.json"):
-            (output / name).parent.mkdir(parents=True, exist_ok=True)
-            (output / "new").write_text(f"{name} of {version}")
-            (output / "new").replace(output / name)
+        for name in ("adapter_model.safetensors", "training_config.json", "finetune_meta.json"):
+            for folder in (output / "lora_weights", output):
+                folder.mkdir(parents=True, exist_ok=True)
+                (output / "new").write_text(f"{name} of {version}")
+                (output / "new").replace(folder / name)
         result = VersionResult(job_id="job-1", done=DoneMessage(metrics=JobMetrics(), base_model="b"))
         write_version(output / "lora_weights", output / "versions" / str(version), result)
     (output / "versions/2/merged_model").mkdir()

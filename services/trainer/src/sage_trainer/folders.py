@@ -9,6 +9,7 @@ import filecmp
 import os
 import shutil
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -76,6 +77,17 @@ def take_checkpoints(output_dir: Path, job_id: str, unfinished: Collection[str] 
             shutil.rmtree(parked, ignore_errors=True)
 
 
+def sign_checkpoints(output_dir: Path, job_id: str) -> None:
+    """Say whose they are once more where nothing says so: somebody may have cleared the folder away.
+
+    Without a name they would be nobody's, and deleted instead of resumed.
+    """
+    owner_file = output_dir / "checkpoints" / _OWNER_FILE
+    with suppress(OSError):
+        if not owner_file.exists():
+            owner_file.write_text(job_id)
+
+
 def give_up_checkpoints(output_dir: Path, job_id: str) -> None:
     """The job has ended for good: its checkpoints stay to be looked at, until the next one starts.
 
@@ -124,7 +136,7 @@ class VersionResult(BaseModel):
 
 
 def write_version(weights: Path, version_dir: Path, result: VersionResult) -> None:
-    """Copy the finished run's folder of weights, and config and metadata from beside it.
+    """Copy the finished run's folder of weights, and beside it config and metadata, which are in there too.
 
     The folder appears whole or not at all.
 
@@ -138,7 +150,7 @@ def write_version(weights: Path, version_dir: Path, result: VersionResult) -> No
     with folder_written_whole(version_dir) as unfinished:
         shutil.copytree(weights, unfinished / weights.name, copy_function=_link_or_copy)
         for name in _RECORDS:
-            _link_or_copy(output_dir / name, unfinished / name)
+            _link_or_copy(weights / name, unfinished / name)
         (unfinished / RESULT_FILE).write_text(result.model_dump_json(indent=1), encoding="utf-8")
 
 

@@ -17,8 +17,21 @@ from sage_servicekit.children import Child, computing_env
 from sage_servicekit.machine import Device, oom_kill_count
 from sage_trainer.child_deaths import ChildDeaths
 from sage_trainer.ending import ending_of, fault, stronger_order
-from sage_trainer.folders import give_up_checkpoints, has_checkpoint, remove_leftovers, show_version
-from sage_trainer.messages import CHILD_MESSAGE, ChildMessage, ChildSpec, DoneMessage, RestartMessage
+from sage_trainer.folders import (
+    give_up_checkpoints,
+    has_checkpoint,
+    remove_leftovers,
+    show_version,
+    sign_checkpoints,
+)
+from sage_trainer.messages import (
+    CHILD_MESSAGE,
+    CheckpointMessage,
+    ChildMessage,
+    ChildSpec,
+    DoneMessage,
+    RestartMessage,
+)
 from sage_trainer.news import News
 from sage_trainer.settings import TrainerSettings
 from sage_trainer.spare import Spare
@@ -163,6 +176,8 @@ class TrainAttempt(Attempt[TrainClaim, ChildMessage]):
         super()._stop(child, outcome)
 
     def _take_in(self, message: ChildMessage) -> None:
+        if isinstance(message, CheckpointMessage):
+            sign_checkpoints(self._output_dir, self._work_id)
         self._news.take_in(message)
 
     def _finish(self, ending: Ending) -> bool:
