@@ -20,7 +20,7 @@ from sage_contracts.config import LoRAConfig, Task, TrainingConfig
 from sage_contracts.home import Home
 from sage_contracts.workers import Order, Outcome, TrainClaim
 from sage_servicekit.children import Child
-from sage_trainer.child import Telling, last_words
+from sage_trainer.child import last_words
 from sage_trainer.messages import (
     CHILD_MESSAGE,
     CheckpointMessage,
@@ -28,7 +28,9 @@ from sage_trainer.messages import (
     ChildSpec,
     DoneMessage,
     ReadyMessage,
+    StepMessage,
 )
+from sage_trainer.telling import Telling
 
 TRAINING_S = 120.0
 REAL_CHILD = f'["{sys.executable}", "-m", "sage_trainer.child"]'
@@ -168,8 +170,9 @@ class DiesAfter(Telling):
 
 def test_a_run_that_died_at_its_last_step_tells_again_what_nobody_heard(real: Rig) -> None:
     claim = TrainClaim(
-        job_id="job-1", attempt=1, lease_s=60, name="sums", version=1, config=config(6, save_steps=2),
-        training_path="files/file-1", output_dir="finetune_output/sums",
+        job_id="job-1", attempt=1, lease_s=60, name="sums", version=1,
+        config=config(6, save_steps=2, logging_steps=1),
+        told_step=4, training_path="files/file-1", output_dir="finetune_output/sums",
     )  # fmt: skip
     spec = ChildSpec(home=str(real.home), device="cpu", claim=claim)
     with pytest.raises(KeyboardInterrupt):
@@ -183,6 +186,10 @@ def test_a_run_that_died_at_its_last_step_tells_again_what_nobody_heard(real: Ri
     assert (metrics.step, metrics.total_steps, metrics.epoch) == (6, 6, 0.6667)
     assert metrics.loss
     said = [CHILD_MESSAGE.validate_json(line) for line in heard.getvalue().splitlines()]
+    steps = [message for message in said if isinstance(message, StepMessage)]
+    assert [message.step for message in steps] == [5, 6], "the orchestrator has heard of those before"
+    assert all(step.is_repeated and step.loss and step.learning_rate for step in steps)
+    assert steps[-1].loss == metrics.loss
     told = [message for message in said if isinstance(message, CheckpointMessage)]
     assert [(message.step, message.path) for message in told] == [
         (step, f"finetune_output/sums/checkpoints/checkpoint-{step}") for step in (2, 4, 6)

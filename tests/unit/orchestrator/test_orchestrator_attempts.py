@@ -125,6 +125,19 @@ def test_every_attempt_counts_from_one_again(rig: Rig) -> None:
     ]
 
 
+def test_a_claim_says_which_steps_have_been_told(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    assert rig.claim(job_id)["told_step"] == 0
+    events = [
+        {"created_at": 1.0, "message": f"step {step}", "type": "metrics", "data": {"step": step}}
+        for step in (2, 4)
+    ]
+    # Its news may be further than the events that one report has room for.
+    rig.report(job_id, events=events, metrics={"step": 7})
+    rig.finish(job_id, "released")
+    assert rig.claim(job_id)["told_step"] == 4
+
+
 def test_events_without_a_number_are_always_taken(rig: Rig) -> None:
     job_id = rig.create_job()["id"]
     rig.claim(job_id)

@@ -18,7 +18,7 @@ from sage_contracts.config import TrainingConfig
 from sage_contracts.home import Home
 from sage_contracts.jobs import JobMetrics
 from sage_contracts.workers import TrainClaim
-from sage_trainer.child import RestartNow, StopNow, Telling, last_words
+from sage_trainer.child import last_words
 from sage_trainer.folders import (
     VersionResult,
     give_up_checkpoints,
@@ -37,6 +37,7 @@ from sage_trainer.messages import (
     FailedMessage,
     StepMessage,
 )
+from sage_trainer.telling import RestartNow, StopNow, Telling
 
 
 def spec_of(home: Path, **fields: object) -> ChildSpec:

@@ -40,6 +40,12 @@ def test_of_the_steps_some_are_told_and_the_last_always_but_all_are_known(news: 
     assert news.spool.batch()[0][0].data == {"step": 5, "total_steps": 12, "train_loss": 0.2}
 
 
+def test_a_step_of_an_earlier_attempt_is_told_as_that_one_logged_it(news: News) -> None:
+    news.take_in(StepMessage(step=12, loss=0.5, is_repeated=True))
+    assert texts(news) == ["Step 12 loss 0.5"]
+    assert news.spool.batch()[0][0].data == {"step": 12, "train_loss": 0.5}
+
+
 def test_a_steps_accuracy_has_openais_name_in_its_event(news: News) -> None:
     news.take_in(EvalMessage(of="step", step=4, loss=1.5, token_accuracy=0.5))
     news.take_in(StepMessage(step=5, total_steps=12, loss=0.2, train_token_accuracy=0.75))

@@ -61,6 +61,8 @@ class TrainClaim(_Wire):
     """`finetune_output/<name>`."""
     named_version: int | None = None
     """What the bare name means so far. None: nothing yet."""
+    told_step: int | None = None
+    """The last step whose figures came from an earlier attempt, 0 for none. None: not known."""
     unfinished_jobs: list[str] | None = None
     """Other jobs that have begun and not ended: what they left in the folder to go on from is kept. None: not
     known."""

@@ -8,16 +8,16 @@ from __future__ import annotations
 import filecmp
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sage.tools.finetune.checkpoints import holds_checkpoint, written_checkpoints
+from sage.tools.finetune.checkpoints import holds_checkpoint
 from sage.tools.finetune.storage import folder_written_whole
-from sage_contracts.home import Home, replaced_whole
-from sage_trainer.messages import CheckpointMessage, DoneMessage
+from sage_contracts.home import replaced_whole
+from sage_trainer.messages import DoneMessage
 
 RESULT_FILE = "result.json"
 SOURCE = ".source"
@@ -104,18 +104,6 @@ def has_checkpoint(output_dir: Path, job_id: str) -> bool:
     folder = output_dir / "checkpoints"
     is_own = _owner_of(folder / _OWNER_FILE) == job_id
     return holds_checkpoint(folder if is_own else _parking_place(output_dir, job_id))
-
-
-def checkpoints_again(output_dir: Path, home: Home) -> Iterator[CheckpointMessage]:
-    """What there is to go on from, told once more: of a worker that died the news died too."""
-    for written in written_checkpoints(output_dir / "checkpoints"):
-        yield CheckpointMessage(
-            step=written.step,
-            path=home.relative(written.path),
-            train_loss=written.train_loss,
-            eval_loss=written.eval_loss,
-            is_repeated=True,
-        )
 
 
 def _parking_place(output_dir: Path, job_id: str) -> Path:

@@ -102,11 +102,13 @@ class News:
         self.say(text, is_urgent=True, data=data)
 
     def _take_in_step(self, step: StepMessage) -> None:
-        known = step.model_dump(exclude={"kind"}, exclude_none=True)
+        known = step.model_dump(exclude={"kind", "is_repeated"}, exclude_none=True)
         self.metrics = self.metrics.model_copy(update=known)
-        if step.step % self._logging_steps and step.step != step.total_steps:
+        is_told = step.is_repeated or step.step == step.total_steps
+        if step.step % self._logging_steps and not is_told:
             return
         data = {_IN_EVENTS.get(name, name): value for name, value in known.items()}
         loss = "" if step.loss is None else f" loss {step.loss:.4g}"
-        text = f"Step {step.step}/{step.total_steps}{loss}"
+        total = "" if step.total_steps is None else f"/{step.total_steps}"
+        text = f"Step {step.step}{total}{loss}"
         self.spool.add(EventReport(created_at=time.time(), message=text, type="metrics", data=data))

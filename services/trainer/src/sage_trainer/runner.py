@@ -130,6 +130,8 @@ class TrainAttempt(Attempt[TrainClaim, ChildMessage]):
         home, device = self._post.settings.home, self._post.device.name
         spec = ChildSpec(home=str(home.root), device=device, claim=self._claim, rungs=list(rungs))
         end = self._run_child(spec)
+        # This one has told again what earlier attempts did, and from now on everything is heard here.
+        self._claim = self._claim.model_copy(update={"told_step": None})
         if self._ordered is not None and end.was_killed:
             grace = f"{self._post.settings.stop_grace_s:.0f} s"
             text = f"The training process did not stop within {grace} and was killed"

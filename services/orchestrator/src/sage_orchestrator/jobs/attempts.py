@@ -262,6 +262,7 @@ class AttemptService:
             validation_filename=validation.filename if validation else None,
             output_dir=config.output_dir or self.home.relative(self.home.finetune_output / row.name),
             named_version=models.alias_version(session, row.name),
+            told_step=jobs.last_told_step(session, row.id),
             unfinished_jobs=jobs.begun_and_unfinished(session, besides=row.id),
         )
 
