@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -14,10 +15,22 @@ import pytest
 from tests.fakes.tiny_llama import make_model
 from tests.fakes.worker_rig import Rig, is_alive, rig, wait_until
 
+from sage.tools.finetune.callbacks import CheckpointInfo
 from sage_contracts.config import LoRAConfig, Task, TrainingConfig
+from sage_contracts.home import Home
 from sage_contracts.workers import Order, Outcome, TrainClaim
 from sage_servicekit.children import Child
-from sage_trainer.messages import CHILD_MESSAGE, ChildOrder, ChildSpec, ReadyMessage
+from sage_trainer.child import last_words
+from sage_trainer.messages import (
+    CHILD_MESSAGE,
+    CheckpointMessage,
+    ChildOrder,
+    ChildSpec,
+    DoneMessage,
+    ReadyMessage,
+    StepMessage,
+)
+from sage_trainer.telling import Telling
 
 TRAINING_S = 120.0
 REAL_CHILD = f'["{sys.executable}", "-m", "sage_trainer.child"]'
@@ -119,6 +132,69 @@ def test_a_real_run_is_paused_resumed_and_versioned(real: Rig) -> None:
     assert not [text for text in again.messages if "Resuming" in text]
     assert (output / "versions/1/lora_weights/adapter_model.safetensors").read_bytes() == first
     assert (output / "versions/2/lora_weights/adapter_model.safetensors").read_bytes() != first
+
+
+def test_a_folder_that_is_moved_away_under_its_run_costs_it_nothing(real: Rig) -> None:
+    output = real.home / "finetune_output/sums"
+    job = real.records.add_job(
+        "job-1", "sums", config=config(300, save_steps=100), training_path="files/file-1"
+    )
+    real.start_worker()
+    real.ring("job-1")
+    real.records.wait_for(lambda: job.checkpoints == [100], TRAINING_S)
+    output.rename(real.home / "tidied away")
+    real.records.wait_for(lambda: 200 in job.checkpoints, TRAINING_S)
+    job.order = Order.PAUSE
+    real.records.wait_for(lambda: job.finishes, TRAINING_S)
+    assert job.finishes[0].outcome is Outcome.PAUSED
+    saved = job.checkpoints[-1]
+
+    real.records.requeue("job-1")
+    real.ring("job-1")
+    real.records.wait_for(lambda: len(job.finishes) == 2, TRAINING_S)
+    assert job.finishes[1].outcome is Outcome.SUCCEEDED
+    assert f"Resuming after step {saved}" in job.messages
+
+
+class DiesAfter(Telling):
+    """The process ends at a checkpoint, and all that it had said is lost with its worker."""
+
+    def __init__(self, home: Home, step: int) -> None:
+        super().__init__(io.StringIO(), home, "cpu")
+        self._step = step
+
+    def on_checkpoint(self, checkpoint: CheckpointInfo) -> None:
+        if checkpoint.step == self._step:
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_died_at_its_last_step_tells_again_what_nobody_heard(real: Rig) -> None:
+    claim = TrainClaim(
+        job_id="job-1", attempt=1, lease_s=60, name="sums", version=1,
+        config=config(6, save_steps=2, logging_steps=1),
+        told_step=4, training_path="files/file-1", output_dir="finetune_output/sums",
+    )  # fmt: skip
+    spec = ChildSpec(home=str(real.home), device="cpu", claim=claim)
+    with pytest.raises(KeyboardInterrupt):
+        last_words(spec, DiesAfter(Home(real.home), 6))
+
+    heard = io.StringIO()
+    done = last_words(spec, Telling(heard, Home(real.home), "cpu"))
+
+    assert isinstance(done, DoneMessage), done
+    metrics = done.metrics
+    assert (metrics.step, metrics.total_steps, metrics.epoch) == (6, 6, 0.6667)
+    assert metrics.loss
+    said = [CHILD_MESSAGE.validate_json(line) for line in heard.getvalue().splitlines()]
+    steps = [message for message in said if isinstance(message, StepMessage)]
+    assert [message.step for message in steps] == [5, 6], "the orchestrator has heard of those before"
+    assert all(step.is_repeated and step.loss and step.learning_rate for step in steps)
+    assert steps[-1].loss == metrics.loss
+    told = [message for message in said if isinstance(message, CheckpointMessage)]
+    assert [(message.step, message.path) for message in told] == [
+        (step, f"finetune_output/sums/checkpoints/checkpoint-{step}") for step in (2, 4, 6)
+    ]
+    assert all(message.is_repeated and message.train_loss for message in told)
 
 
 def test_a_model_tuned_in_full_is_versioned_as_its_own_base(real: Rig) -> None:

@@ -98,6 +98,22 @@ def test_a_job_that_cannot_be_resumed_gives_up_its_checkpoints(
     assert (checkpoints / "checkpoint-5").exists(), "to be looked at"
 
 
+def test_a_run_without_a_result_leaves_the_model_at_the_top_of_its_folder(folders: Rig) -> None:
+    output = folders.home / "finetune_output/crash"
+    for name in ("lora_weights/weights", "training_config.json", "finetune_meta.json", "result.json"):
+        for folder, text in ((output, "what the run wrote"), (output / "versions/1", "version 1")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+    job = folders.records.add_job("job-1", "crash", version=2, named_version=1)
+    folders.start_worker()
+    folders.ring("job-1")
+
+    (finish,) = folders.records.wait_for(lambda: job.finishes)
+    assert finish.outcome is Outcome.FAILED
+    for name in ("lora_weights/weights", "training_config.json", "finetune_meta.json"):
+        assert (output / name).read_text() == "version 1"
+
+
 @pytest.mark.parametrize(("name", "told"), [("crash", "exit code 3"), ("bus", "signal SIGBUS")])
 def test_a_job_that_dies_with_a_checkpoint_is_paused_and_keeps_it(folders: Rig, name: str, told: str) -> None:
     checkpoints = folders.home / "finetune_output" / name / "checkpoints"

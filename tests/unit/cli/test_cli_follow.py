@@ -6,8 +6,13 @@ from dataclasses import dataclass
 
 import pytest
 
+from sage_cli.client import Client
 from sage_cli.jobs.follow import Pace, patiently
+from sage_cli.jobs.merge import await_end
 from sage_contracts.errors import NotFoundError, SageError, ServiceUnavailableError, UpstreamError
+from sage_contracts.models import MergeJob, MergeStatus
+
+AWAY = ServiceUnavailableError("orchestrator at http://127.0.0.1:8081 cannot be reached.")
 
 
 @dataclass
@@ -60,3 +65,35 @@ def test_what_will_not_pass_is_told_at_once() -> None:
     with pytest.raises(NotFoundError):
         answer_after(NotFoundError("no such job"), clock=clock)
     assert clock.now == 0
+
+
+class Answers(Client):
+    """Says these of a merge, one a question, and the last for good."""
+
+    def __init__(self, *answers: MergeJob | SageError) -> None:
+        super().__init__("http://127.0.0.1:9")
+        self._left = list(answers)
+
+    def merge_job(self, merge_id: str) -> MergeJob:
+        answer = self._left.pop(0) if len(self._left) > 1 else self._left[0]
+        if isinstance(answer, SageError):
+            raise answer
+        return answer
+
+
+def merge_that_is(status: MergeStatus) -> MergeJob:
+    return MergeJob(id="merge-7", model="code@1", status=status, created_at=0)
+
+
+def test_a_merge_is_waited_for_through_a_restart_of_the_stack() -> None:
+    clock, running = Hours(), merge_that_is(MergeStatus.RUNNING)
+    with Answers(running, AWAY, AWAY, merge_that_is(MergeStatus.SUCCEEDED)) as client:
+        ended = await_end(client, running, 1800, clock=clock, pause=clock.pause)
+    assert ended.status is MergeStatus.SUCCEEDED
+
+
+def test_a_merge_that_nobody_tells_of_any_more_is_named() -> None:
+    clock = Hours()
+    with Answers(AWAY) as client, pytest.raises(ServiceUnavailableError, match=r"cannot be reached.*merge-7"):
+        await_end(client, merge_that_is(MergeStatus.QUEUED), 1800, clock=clock, pause=clock.pause)
+    assert 60 <= clock.now < 62

@@ -1,4 +1,4 @@
-"""What is unpacked or packed for a while says where there was no room for it. The disk is really full."""
+"""What people are told where there is no room. The disk is really full."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ PACK = (
     "import sys, pathlib; from sage_cli.jobs.data import packed\n"
     "def run(path):\n with packed(path, 'qa'): pass"
 )
+HOME = (
+    "import sys, pathlib; from sage_contracts.home import Home\n"
+    "from sage_cli.stack.updown import require_home\n"
+    "def run(path): require_home(Home(path))\n"
+)
+USED = "pathlib.Path(sys.argv[1], 'state').mkdir(parents=True)"
 TRY = "\nfrom sage_contracts.errors import StorageFullError\n" + (
     "try: run(pathlib.Path(sys.argv[1]))\nexcept StorageFullError as error: print(error.message)"
 )
@@ -52,3 +58,12 @@ def test_a_full_temporary_folder_is_named_with_the_variable_that_moves_it(tmp_pa
     assert said_on_a_full_disk(full, work, data) == (
         f"The disk is full: {full} could not be written. Free some space, or set TMPDIR to another disk.\n"
     )
+
+
+def test_a_home_without_room_is_begun_nowhere_and_one_that_is_used_is_not_shut(tmp_path: Path) -> None:
+    """What takes the room is deleted through its stack."""
+    home = tmp_path / "full" / "home"
+    told = said_on_a_full_disk(tmp_path / "full", HOME, home)
+    assert told.startswith(f"Only 0 MiB are free at {home}; a stack needs 256 MiB")
+    (tmp_path / "full").rmdir()
+    assert said_on_a_full_disk(tmp_path / "full", HOME + USED, home) == ""

@@ -125,12 +125,42 @@ def test_every_attempt_counts_from_one_again(rig: Rig) -> None:
     ]
 
 
+def test_a_claim_says_which_steps_have_been_told(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    assert rig.claim(job_id)["told_step"] == 0
+    events = [
+        {"created_at": 1.0, "message": f"step {step}", "type": "metrics", "data": {"step": step}}
+        for step in (2, 4)
+    ]
+    # Its news may be further than the events that one report has room for.
+    rig.report(job_id, events=events, metrics={"step": 7})
+    rig.finish(job_id, "released")
+    assert rig.claim(job_id)["told_step"] == 4
+
+
 def test_events_without_a_number_are_always_taken(rig: Rig) -> None:
     job_id = rig.create_job()["id"]
     rig.claim(job_id)
     for _ in range(2):
         rig.report(job_id, events=[{"created_at": 1.0, "message": "from an older trainer"}])
     assert rig.messages(job_id).count("from an older trainer") == 2
+
+
+def test_a_claim_says_what_the_name_means_so_far(rig: Rig) -> None:
+    first, second = rig.create_job()["id"], rig.create_job()["id"]
+    assert rig.claim(first)["named_version"] is None
+    rig.finish(first)
+    assert rig.claim(second)["named_version"] == 1
+    rig.finish(second)
+    rig.http.delete("/v1/models/code@2").raise_for_status()
+    assert rig.claim(rig.create_job()["id"])["named_version"] == 1
+
+
+def test_a_run_that_was_done_before_its_cancellation_counts(rig: Rig) -> None:
+    job_id = rig.create_job()["id"]
+    rig.claim(job_id)
+    rig.post(f"{JOBS}/{job_id}/cancel")
+    assert rig.finish(job_id)["fine_tuned_model"] == "code@1"
 
 
 def test_a_failure_keeps_its_reason(rig: Rig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -254,10 +255,14 @@ def test_expired_files_go_unless_a_job_needs_them(rig: Rig) -> None:
     assert [item["id"] for item in rig.get("/v1/files")["data"]] == [needed["id"]]
 
 
-def test_leftovers_of_a_crash_are_removed_at_the_next_start(home: Path) -> None:
-    leftover = home / "files" / ".upload-abc"
-    leftover.parent.mkdir()
+def test_what_a_crash_left_of_an_upload_goes_once_it_is_a_day_old(rig: Rig) -> None:
+    leftover = rig.home / "files" / ".upload-abc"
+    leftover.parent.mkdir(exist_ok=True)
     leftover.write_bytes(b"half")
-    with open_rig(home):
-        # The test's clock is far ahead of the file's time: the upload is long dead.
-        assert kept(home) == []
+    os.utime(leftover, (rig.clock.now, rig.clock.now))
+    rig.clock.advance(23 * 3600)
+    rig.parts.keep_house()
+    assert kept(rig.home) == [".upload-abc"]
+    rig.clock.advance(2 * 3600)
+    rig.parts.keep_house()
+    assert kept(rig.home) == []

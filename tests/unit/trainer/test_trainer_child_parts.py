@@ -18,13 +18,14 @@ from sage_contracts.config import TrainingConfig
 from sage_contracts.home import Home
 from sage_contracts.jobs import JobMetrics
 from sage_contracts.workers import TrainClaim
-from sage_trainer.child import RestartNow, StopNow, Telling, last_words
+from sage_trainer.child import last_words
 from sage_trainer.folders import (
     VersionResult,
     give_up_checkpoints,
     named_as_given,
     read_result,
     remove_leftovers,
+    show_version,
     take_checkpoints,
     write_version,
 )
@@ -36,6 +37,7 @@ from sage_trainer.messages import (
     FailedMessage,
     StepMessage,
 )
+from sage_trainer.telling import RestartNow, StopNow, Telling
 
 
 def spec_of(home: Path, **fields: object) -> ChildSpec:
@@ -148,7 +150,7 @@ def finished_output(home: Path) -> Path:
     (output / "lora_weights").mkdir(parents=True)
     (output / "lora_weights/adapter_model.safetensors").write_bytes(b"weights")
     for name in ("training_config.json", "finetune_meta.json"):
-        (output / name).write_text("{}")
+        (output / "lora_weights" / name).write_text("{}")
     return output
 
 
@@ -181,6 +183,38 @@ def test_a_version_is_a_copy_that_stays(tmp_path: Path) -> None:
     assert read_result(output / "versions/2", "job-1") == done
     assert read_result(output / "versions/2", "job-9") is None
     assert read_result(output / "versions/3", "job-1") is None
+
+
+def test_an_older_run_that_ends_later_does_not_take_the_top_from_a_younger_version(tmp_path: Path) -> None:
+    output = tmp_path / "code"
+    for version in (2, 1):
+        for name in ("adapter_model.safetensors", "training_config.json", "finetune_meta.json"):
+            for folder in (output / "lora_weights", output):
+                folder.mkdir(parents=True, exist_ok=True)
+                (output / "new").write_text(f"{name} of {version}")
+                (output / "new").replace(folder / name)
+        result = VersionResult(job_id="job-1", done=DoneMessage(metrics=JobMetrics(), base_model="b"))
+        write_version(output / "lora_weights", output / "versions" / str(version), result)
+    (output / "versions/2/merged_model").mkdir()
+    for _ in range(2):
+        show_version(output, 2)
+        assert (output / "lora_weights/adapter_model.safetensors").read_text().endswith("of 2")
+        assert (output / "training_config.json").read_text().endswith("of 2")
+        assert (output / "finetune_meta.json").read_text().endswith("of 2")
+        assert (output / "merged_model").resolve() == output / "versions/2/merged_model"
+    assert (output / "versions/1/lora_weights/adapter_model.safetensors").read_text().endswith("of 1")
+    show_version(output, 3)  # it lies under the name of a sweep's job
+    assert (output / "lora_weights/adapter_model.safetensors").read_text().endswith("of 2")
+    assert not [path for path in output.iterdir() if path.name.startswith(".")]
+
+
+def test_a_version_of_the_other_kind_takes_the_whole_top(tmp_path: Path) -> None:
+    output = finished_output(tmp_path)
+    result = VersionResult(job_id="job-1", done=DoneMessage(metrics=JobMetrics(), base_model="b"))
+    write_version(output / "lora_weights", output / "versions/2", result)
+    (output / "full_model").mkdir()
+    show_version(output, 2)
+    assert not (output / "full_model").exists()
 
 
 def test_a_result_that_could_not_be_reported_is_not_trained_again(tmp_path: Path) -> None:

@@ -40,6 +40,12 @@ def test_of_the_steps_some_are_told_and_the_last_always_but_all_are_known(news: 
     assert news.spool.batch()[0][0].data == {"step": 5, "total_steps": 12, "train_loss": 0.2}
 
 
+def test_a_step_of_an_earlier_attempt_is_told_as_that_one_logged_it(news: News) -> None:
+    news.take_in(StepMessage(step=12, loss=0.5, is_repeated=True))
+    assert texts(news) == ["Step 12 loss 0.5"]
+    assert news.spool.batch()[0][0].data == {"step": 12, "train_loss": 0.5}
+
+
 def test_a_steps_accuracy_has_openais_name_in_its_event(news: News) -> None:
     news.take_in(EvalMessage(of="step", step=4, loss=1.5, token_accuracy=0.5))
     news.take_in(StepMessage(step=5, total_steps=12, loss=0.2, train_token_accuracy=0.75))
@@ -73,6 +79,13 @@ def test_a_saved_checkpoint_is_told_twice_to_people_and_to_the_record(news: News
     events, (checkpoint,) = news.spool.batch()
     assert [event.message for event in events] == ["Checkpoint of step 7 saved"]
     assert (checkpoint.step, checkpoint.path, checkpoint.train_loss) == (7, "checkpoints/7", 0.5)
+
+
+def test_a_checkpoint_of_an_earlier_attempt_is_recorded_without_an_event(news: News) -> None:
+    news.take_in(CheckpointMessage(step=7, path="checkpoints/7", is_repeated=True))
+    events, (checkpoint,) = news.spool.batch()
+    assert events == []
+    assert checkpoint.step == 7
 
 
 def test_a_phase_is_urgent_and_a_line_of_the_log_is_not(news: News) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import typer
@@ -12,8 +14,9 @@ from pydantic import ValidationError
 from sage_cli import locate, render
 from sage_cli.client import Client
 from sage_cli.jobs import outcome
+from sage_cli.jobs.follow import patiently
 from sage_cli.stack.updown import ensure_stack
-from sage_contracts.errors import InvalidRequestError, ServiceUnavailableError, TrainingFailedError
+from sage_contracts.errors import InvalidRequestError, SageError, ServiceUnavailableError, TrainingFailedError
 from sage_contracts.models import (
     ExportContent,
     ExportFormat,
@@ -74,7 +77,7 @@ def _carry_out(name: str, request: MergeRequest, timeout_s: float, *, doing: str
         merge = client.merge(name, request)
         try:
             with render.output().status(f"{doing} {merge.model}"):
-                merge = _await(client, merge, timeout_s)
+                merge = await_end(client, merge, timeout_s)
         except KeyboardInterrupt:
             typer.echo(f"\nDetached: {doing.lower()} {merge.model} ({merge.id}) goes on without you.")
             raise typer.Exit(130) from None
@@ -108,20 +111,39 @@ def _where(merge: MergeJob) -> str:
     return f"{newest if newest.exists() and newest.samefile(path) else path}/"
 
 
-def _await(client: Client, merge: MergeJob, timeout_s: float) -> MergeJob:
+def await_end(
+    client: Client,
+    merge: MergeJob,
+    timeout_s: float,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], None] = time.sleep,
+) -> MergeJob:
+    """The merge once it has ended, however often the stack is restarted meanwhile.
+
+    Raises: ServiceUnavailableError when that takes too long, or nobody answers any more.
+    """
     console = render.output()
-    deadline = time.monotonic() + timeout_s
+    deadline = clock() + timeout_s
     phase: str | None = None
     while not merge.status.is_terminal:
         current = merge.phase or merge.status.value
         if current != phase:
             phase = current
             render.line(console, "wait", phase)
-        if time.monotonic() > deadline:
+        if clock() > deadline:
             raise ServiceUnavailableError(
                 f"The merge {merge.id} is still {merge.status.value} after {timeout_s:.0f} s; it goes on."
                 " `sage status` shows whether a merger runs."
             )
-        time.sleep(_POLL_S)
-        merge = client.merge_job(merge.id)
+        pause(_POLL_S)
+        try:
+            merge = patiently(partial(client.merge_job, merge.id), clock=clock, pause=pause)
+        except SageError as error:
+            if not error.retryable:
+                raise
+            raise ServiceUnavailableError(
+                f"{error.message} The merge {merge.id} goes on once the stack runs: the same command then"
+                f" waits for it again, and GET /v1/sage/merges/{merge.id} tells how it ended."
+            ) from error
     return merge

@@ -48,6 +48,8 @@ def up(wanted: Kind | None, *, timeout_s: float | None = None, is_building: bool
     """Start a stack, or join the one that runs. Raises: StackError, InvalidRequestError, ConflictError."""
     home = Home(locate.home_root())
     require_home(home)
+    if shortage := _shortage(home):
+        say(shortage, "warn")
     with stack_lock(home.run / "stack.lock", timeout_s=_LOCK_TIMEOUT_S, say=say):
         kind, why = _choose(wanted, home)
         if why:
@@ -177,7 +179,11 @@ def _up_compose(home: Home, timeout_s: float, *, is_building: bool) -> StackReco
 
 
 def require_home(home: Home) -> None:
-    """Raises: InvalidRequestError, StorageFullError: the home cannot be used, with the reason."""
+    """Raises: InvalidRequestError, StorageFullError: the home cannot be used, with the reason.
+
+    One that has been used is not refused for lack of space, which is freed through the stack: jobs, files and
+    models are deleted there.
+    """
     for folder, variable in ((home.root, "SAGE_HOME"), (home.run, "SAGE_RUN_DIR")):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -186,16 +192,23 @@ def require_home(home: Home) -> None:
                 f"{folder} cannot be used: {error.strerror}. Set {variable} to a folder that you may write"
                 " to."
             ) from error
-    free = shutil.disk_usage(home.root).free
     if not os.access(home.root, os.W_OK):
         raise InvalidRequestError(
             f"{home.root} is not writable. Set SAGE_HOME to a folder that you may write to."
         )
-    if free < _MIN_FREE_BYTES:
-        raise StorageFullError(
-            f"Only {free // 2**20} MiB are free at {home.root}; a stack needs {_MIN_FREE_BYTES // 2**20} MiB"
-            " and a base model 0.3 to 3 GB besides. Free some space, or point SAGE_HOME at a larger disk."
-        )
+    if not home.state.exists() and (shortage := _shortage(home)):
+        raise StorageFullError(shortage)
+
+
+def _shortage(home: Home) -> str | None:
+    """What to do about a disk that is too small; None when it is not."""
+    free = shutil.disk_usage(home.root).free
+    if free >= _MIN_FREE_BYTES:
+        return None
+    return (
+        f"Only {free // 2**20} MiB are free at {home.root}; a stack needs {_MIN_FREE_BYTES // 2**20} MiB"
+        " and a base model 0.3 to 3 GB besides. Free some space, or point SAGE_HOME at a larger disk."
+    )
 
 
 def say(text: str, state: str = "wait") -> None:

@@ -59,6 +59,10 @@ class TrainClaim(_Wire):
     validation_filename: str | None = None
     output_dir: str
     """`finetune_output/<name>`."""
+    named_version: int | None = None
+    """What the bare name means so far. None: nothing yet."""
+    told_step: int | None = None
+    """The last step whose figures came from an earlier attempt, 0 for none. None: not known."""
     unfinished_jobs: list[str] | None = None
     """Other jobs that have begun and not ended: what they left in the folder to go on from is kept. None: not
     known."""

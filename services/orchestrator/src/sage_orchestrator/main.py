@@ -101,7 +101,6 @@ class Orchestrator:
         self.database.upgrade()
         # Before anybody is heard or missed: what ran while no orchestrator did is still its workers'.
         self.sweeper.renew_all()
-        self.files.remove_stale_uploads()
         self._take_up_checks()
 
     def start(self) -> None:
@@ -125,6 +124,7 @@ class Orchestrator:
         """What needs doing once a minute."""
         self._take_up_checks()
         self.files.delete_expired()
+        self.files.remove_stale_uploads()
         self.uploads.delete_expired()
         self.devices.delete_expired()
         self.workers.forget_unseen()

@@ -14,28 +14,15 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
-from types import FrameType
-from typing import IO, TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING
 
-from pydantic import BaseModel
-
-from sage.tools.finetune.callbacks import (
-    CheckpointInfo,
-    Evaluation,
-    GeneratedAnswer,
-    StepMetrics,
-    TrainingCallback,
-    evaluation_text,
-)
 from sage.tools.finetune.lifeline import die_first
 from sage.tools.finetune.storage import storage_errors
 from sage_contracts.errors import InvalidRequestError, ModelNotFoundError, SageError, TrainingFailedError
 from sage_contracts.home import Home
-from sage_contracts.jobs import EventLevel, JobMetrics
+from sage_contracts.jobs import JobMetrics
 from sage_servicekit.children import append_output_to, end_with_parent, take_stdout
 from sage_trainer.ending import LastWords
 from sage_trainer.folders import (
@@ -49,131 +36,22 @@ from sage_trainer.folders import (
     write_version,
 )
 from sage_trainer.messages import (
-    AnswerMessage,
-    CheckpointMessage,
     ChildOrder,
     ChildSpec,
     DoneMessage,
-    EvalMessage,
     FailedMessage,
-    LogMessage,
-    PhaseMessage,
     ReadyMessage,
     RestartMessage,
-    StepMessage,
     StoppedMessage,
 )
+from sage_trainer.retelling import retell
+from sage_trainer.telling import RestartNow, StopNow, Telling, log_line
 from sage_trainer.unpack import is_archive, tree_name, unpack_tree
 
 if TYPE_CHECKING:
     from sage.tools.finetune import TrainResult
-    from sage.tools.finetune.ladder import Rung
 
-_SENTENCES = {
-    "data": "Preparing data",
-    "base_model": "Base model: {detail}",
-    "training": "Training: {detail}",
-    "saving": "Saving the weights",
-}
 _OOM_SCORE = 500
-_ASKS_FOR_STOP = {"base_eval", "training", "eval"}
-"""Phases in which the engine asks `should_stop` often."""
-_SETTLED = {"saving", "version"}
-"""Phases that are short and better finished than stopped."""
-
-
-class StopNow(BaseException):
-    """SIGTERM arrived while there is nothing to save. Not for `except Exception` to catch."""
-
-
-class RestartNow(BaseException):
-    """Memory did not suffice here; a new process has all of it. Not for `except Exception` to catch."""
-
-
-class Telling(TrainingCallback):
-    """The engine's callbacks, said to the parent; and SIGTERM, said to the engine."""
-
-    def __init__(self, out: IO[str], home: Home, device: str) -> None:
-        self._out = out
-        self._home = home
-        self._device = device
-        self._phase = "start"
-        self._is_stopping = False
-        self.checkpoint_step: int | None = None
-
-    def say(self, message: BaseModel) -> None:
-        self._out.write(message.model_dump_json() + "\n")
-
-    def on_sigterm(self, number: int, frame: FrameType | None) -> None:
-        self._is_stopping = True
-        if self._phase not in _ASKS_FOR_STOP | _SETTLED:
-            raise StopNow
-
-    def should_stop(self) -> Literal["save_and_stop"] | None:
-        return "save_and_stop" if self._is_stopping else None
-
-    def on_phase(self, name: str, detail: str) -> None:
-        self._phase = name
-        text = _SENTENCES.get(name, "{detail}").format(detail=detail)
-        _log(text)
-        self.say(PhaseMessage(name=name, detail=text))
-        if self._is_stopping and name not in _ASKS_FOR_STOP | _SETTLED:
-            raise StopNow
-
-    def on_step(self, metrics: StepMetrics) -> None:
-        self.say(
-            StepMessage(
-                step=metrics.step,
-                total_steps=metrics.total_steps,
-                epoch=metrics.epoch,
-                loss=metrics.loss,
-                train_token_accuracy=metrics.token_accuracy,
-                learning_rate=metrics.lr,
-                tokens_per_second=metrics.tokens_per_second,
-                eta_s=metrics.eta_s,
-                trained_tokens=metrics.trained_tokens,
-                peak_memory_bytes=metrics.peak_memory_bytes,
-            )
-        )
-
-    def on_checkpoint(self, checkpoint: CheckpointInfo) -> None:
-        self.checkpoint_step = checkpoint.step
-        self.say(
-            CheckpointMessage(
-                step=checkpoint.step,
-                path=self._home.relative(checkpoint.path),
-                train_loss=checkpoint.train_loss,
-                eval_loss=checkpoint.eval_loss,
-            )
-        )
-
-    def on_eval(self, evaluation: Evaluation) -> None:
-        text = evaluation_text(evaluation)
-        _log(text)
-        self.say(
-            EvalMessage(
-                of=evaluation.name,
-                step=evaluation.step,
-                loss=evaluation.loss,
-                perplexity=evaluation.perplexity,
-                token_accuracy=evaluation.token_accuracy,
-                text=text[0].upper() + text[1:],
-            )
-        )
-
-    def on_answers(self, step: int, answers: Sequence[GeneratedAnswer]) -> None:
-        for one in answers:
-            self.say(AnswerMessage(step=step, prompt=one.prompt, answer=one.answer))
-
-    def on_rung(self, rung: Rung) -> None:
-        # CUDA's allocator gives everything back. The C library's heap is full of holes by now: what a new
-        # process could load may not fit into this one again.
-        if self._device == "cpu":
-            raise RestartNow
-
-    def on_log(self, level: Literal["info", "warn", "error"], message: str) -> None:
-        _log(message)
-        self.say(LogMessage(level=EventLevel(level), message=message))
 
 
 def train(spec: ChildSpec, tell: Telling) -> DoneMessage | StoppedMessage:
@@ -190,6 +68,7 @@ def train(spec: ChildSpec, tell: Telling) -> DoneMessage | StoppedMessage:
     source_dir = output_dir / SOURCE
     remove_leftovers(output_dir)
     take_checkpoints(output_dir, claim.job_id, claim.unfinished_jobs)
+    retell(output_dir, claim.told_step, tell)
     try:
         result = _run_engine(spec, tell, output_dir, source_dir)
     finally:
@@ -247,18 +126,15 @@ def _run_engine(spec: ChildSpec, tell: Telling, output_dir: Path, source_dir: Pa
 def _job_metrics(result: TrainResult) -> JobMetrics:
     known = {name: value for name, value in result.metrics.items() if name in JobMetrics.model_fields}
     known |= {"base_eval_loss": result.base_eval_loss, "eval_loss": result.eval_loss}
+    # The steps have told these, unless they were taken by an attempt that could not.
+    names = {"step": "steps", "epoch": "epochs", "loss": "train_loss"}
+    known |= {name: result.metrics.get(of_result) for name, of_result in names.items()}
     rungs = [rung["name"] for rung in result.meta.get("oom_rungs", [])]
     return JobMetrics.model_validate({**known, "phase": "done", "eta_s": 0, "oom_rungs": rungs or None})
 
 
-def _log(text: str) -> None:
-    """Into the job's log; a full disk must not end a run for the sake of a line."""
-    with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
-
-
 def _log_traceback() -> None:
-    _log(traceback.format_exc())
+    log_line(traceback.format_exc())
 
 
 def last_words(spec: ChildSpec, tell: Telling) -> LastWords:

@@ -28,9 +28,8 @@ def ending_of(
     has_checkpoint: bool,
 ) -> Ending:
     """`with_log` puts the tail of the child's log beside a message. `has_checkpoint`: to go on from."""
-    if ordered is Outcome.CANCELLED:
-        return Ending(Outcome.CANCELLED)
     if isinstance(words, DoneMessage) and exit_code == 0:
+        # Its version is written: an order that came after its last step came too late.
         return Ending(Outcome.SUCCEEDED)
     if ordered is not None:
         return Ending(ordered)

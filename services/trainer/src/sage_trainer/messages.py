@@ -52,7 +52,7 @@ class PhaseMessage(_Said):
 class StepMessage(_Said):
     kind: Literal["step"] = "step"
     step: int
-    total_steps: int
+    total_steps: int | None = None
     epoch: float | None = None
     loss: float | None = None
     train_token_accuracy: float | None = None
@@ -61,6 +61,8 @@ class StepMessage(_Said):
     eta_s: float | None = None
     trained_tokens: int | None = None
     peak_memory_bytes: int | None = None
+    is_repeated: bool = False
+    """An earlier attempt took it, and logged it."""
 
 
 class EvalMessage(_Said):
@@ -93,6 +95,8 @@ class CheckpointMessage(_Said):
     """Relative to SAGE_HOME."""
     train_loss: float | None = None
     eval_loss: float | None = None
+    is_repeated: bool = False
+    """An earlier attempt wrote it, whose worker may have died before it could tell of it."""
 
 
 class LogMessage(_Said):

@@ -65,10 +65,7 @@ class News:
                 text = f"After step {message.step}, asked {message.prompt!r}, it answers: {message.answer}"
                 self.say(text, data=message.model_dump(exclude={"kind"}))
             case CheckpointMessage():
-                self.spool.add_checkpoint(
-                    CheckpointReport.model_validate(message.model_dump(exclude={"kind"}))
-                )
-                self.say(f"Checkpoint of step {message.step} saved", is_urgent=True)
+                self._take_in_checkpoint(message)
             case LogMessage():
                 self.say(message.message, message.level)
             case DoneMessage():
@@ -78,6 +75,12 @@ class News:
                 self.last_words = message
             case _:
                 assert_never(message)
+
+    def _take_in_checkpoint(self, written: CheckpointMessage) -> None:
+        report = written.model_dump(exclude={"kind", "is_repeated"})
+        self.spool.add_checkpoint(CheckpointReport.model_validate(report))
+        if not written.is_repeated:
+            self.say(f"Checkpoint of step {written.step} saved", is_urgent=True)
 
     def _take_in_eval(self, measured: EvalMessage) -> None:
         prefix = "base_" if measured.of == "base" else ""
@@ -99,11 +102,13 @@ class News:
         self.say(text, is_urgent=True, data=data)
 
     def _take_in_step(self, step: StepMessage) -> None:
-        known = step.model_dump(exclude={"kind"}, exclude_none=True)
+        known = step.model_dump(exclude={"kind", "is_repeated"}, exclude_none=True)
         self.metrics = self.metrics.model_copy(update=known)
-        if step.step % self._logging_steps and step.step != step.total_steps:
+        is_told = step.is_repeated or step.step == step.total_steps
+        if step.step % self._logging_steps and not is_told:
             return
         data = {_IN_EVENTS.get(name, name): value for name, value in known.items()}
         loss = "" if step.loss is None else f" loss {step.loss:.4g}"
-        text = f"Step {step.step}/{step.total_steps}{loss}"
+        total = "" if step.total_steps is None else f"/{step.total_steps}"
+        text = f"Step {step.step}{total}{loss}"
         self.spool.add(EventReport(created_at=time.time(), message=text, type="metrics", data=data))

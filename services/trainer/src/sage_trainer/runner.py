@@ -17,8 +17,21 @@ from sage_servicekit.children import Child, computing_env
 from sage_servicekit.machine import Device, oom_kill_count
 from sage_trainer.child_deaths import ChildDeaths
 from sage_trainer.ending import ending_of, fault, stronger_order
-from sage_trainer.folders import give_up_checkpoints, has_checkpoint, remove_leftovers
-from sage_trainer.messages import CHILD_MESSAGE, ChildMessage, ChildSpec, DoneMessage, RestartMessage
+from sage_trainer.folders import (
+    give_up_checkpoints,
+    has_checkpoint,
+    remove_leftovers,
+    show_version,
+    sign_checkpoints,
+)
+from sage_trainer.messages import (
+    CHILD_MESSAGE,
+    CheckpointMessage,
+    ChildMessage,
+    ChildSpec,
+    DoneMessage,
+    RestartMessage,
+)
 from sage_trainer.news import News
 from sage_trainer.settings import TrainerSettings
 from sage_trainer.spare import Spare
@@ -117,6 +130,8 @@ class TrainAttempt(Attempt[TrainClaim, ChildMessage]):
         home, device = self._post.settings.home, self._post.device.name
         spec = ChildSpec(home=str(home.root), device=device, claim=self._claim, rungs=list(rungs))
         end = self._run_child(spec)
+        # This one has told again what earlier attempts did, and from now on everything is heard here.
+        self._claim = self._claim.model_copy(update={"told_step": None})
         if self._ordered is not None and end.was_killed:
             grace = f"{self._post.settings.stop_grace_s:.0f} s"
             text = f"The training process did not stop within {grace} and was killed"
@@ -163,9 +178,13 @@ class TrainAttempt(Attempt[TrainClaim, ChildMessage]):
         super()._stop(child, outcome)
 
     def _take_in(self, message: ChildMessage) -> None:
+        if isinstance(message, CheckpointMessage):
+            sign_checkpoints(self._output_dir, self._work_id)
         self._news.take_in(message)
 
     def _finish(self, ending: Ending) -> bool:
+        # While the folder is still ours: after the finish the next job of the name may write there.
+        self._show_model(has_succeeded=ending.outcome is Outcome.SUCCEEDED)
         # The news first: after the finish nobody takes it.
         while len(self._news.spool):
             if not self._deliver(self._send_news, "news"):
@@ -175,6 +194,15 @@ class TrainAttempt(Attempt[TrainClaim, ChildMessage]):
             # Not before it is known: until then the job may be given to somebody who goes on from them.
             give_up_checkpoints(self._output_dir, self._work_id)
         return is_known
+
+    def _show_model(self, *, has_succeeded: bool) -> None:
+        """Have the top of the folder be what the bare name means."""
+        named = self._claim.named_version or 0
+        try:
+            show_version(self._output_dir, max(named, self._claim.version) if has_succeeded else named)
+        except (OSError, StorageFullError) as error:
+            text = f"{self._claim.output_dir} shows another version than {self._claim.name} means: {error}"
+            self._news.say(text, EventLevel.WARN)
 
     def _finish_of(self, ending: Ending) -> Finish:
         words = self._news.last_words

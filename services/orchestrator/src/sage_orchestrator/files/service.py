@@ -117,7 +117,7 @@ class FileService:
             files.give_up_places(session, self._clock())
 
     def remove_stale_uploads(self) -> None:
-        """Remove what a crash left half-sent. For the start of the process."""
+        """Remove what a crash left half-sent, once nobody can still be sending it."""
         for path in self.folder.glob(f"{TEMPORARY_PREFIX}*"):
             with suppress(OSError):
                 if self._clock() - path.stat().st_mtime > _STALE_UPLOAD_S:

@@ -274,6 +274,8 @@ class AttemptService:
             validation_path=validation.path if validation else None,
             validation_filename=validation.filename if validation else None,
             output_dir=config.output_dir or self.home.relative(self.home.finetune_output / row.name),
+            named_version=models.alias_version(session, row.name),
+            told_step=jobs.last_told_step(session, row.id),
             unfinished_jobs=jobs.begun_and_unfinished(session, besides=row.id),
         )
 

@@ -113,6 +113,12 @@ def event_data(session: Session, job_id: str) -> Iterator[dict[str, Any]]:
     return (data for data in session.scalars(query.execution_options(yield_per=1000)) if data)
 
 
+def last_told_step(session: Session, job_id: str) -> int:
+    """The latest with figures; 0 where there is none."""
+    query = select(func.max(EventRow.data["step"].as_integer()))
+    return session.scalar(query.where(EventRow.job_id == job_id, EventRow.type == "metrics")) or 0
+
+
 def figures_at(session: Session, job_id: str, steps: Sequence[int]) -> dict[int, dict[str, Any]]:
     """What the events of each of these steps measured; of a repeated step the later figures count."""
     query = select(EventRow.data).where(

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sage.tools.finetune.callbacks import CheckpointInfo
 from sage.tools.finetune.modeling import load_weights, save_weights
 from sage.tools.finetune.random_numbers import RandomNumbers
 from sage.tools.finetune.storage import file_sha256, folder_written_whole, write_json
@@ -190,6 +191,23 @@ class Checkpoints:
 def holds_checkpoint(folder: Path) -> bool:
     """Whether one lies there that was written to its end. Nothing is read: it may be large."""
     return any(folder.glob(f"checkpoint-*/{_MANIFEST}"))
+
+
+def written_checkpoints(folder: Path) -> Iterator[CheckpointInfo]:
+    """Those that were written to their end, by step, as their run told of them.
+
+    They may be large, so nothing is compared with their manifests.
+    """
+    for path in Checkpoints(folder, {}).all():
+        if not (path / _MANIFEST).is_file():
+            continue
+        try:
+            state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+            step, train_loss, measured = state["step"], state["train_loss"], state["evaluation"]
+        except (OSError, ValueError, KeyError):
+            continue  # damaged since; whoever wants to go on from it says so
+        eval_loss = measured["loss"] if measured and measured["step"] == step else None
+        yield CheckpointInfo(step, path, train_loss, eval_loss)
 
 
 def _with_later_settings(run: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from hashlib import sha256
@@ -25,6 +25,7 @@ from sage.tools.finetune.outputs import OutputLayout
 from sage_contracts.config import TrainingConfig
 from sage_contracts.home import write_whole
 
+_METRICS = "metrics.jsonl"
 _RECORD = "curve"
 """The name of the folder that the run of these checkpoints writes its curve to."""
 
@@ -47,7 +48,7 @@ class CurveWriter(TrainingCallback):
         if known is None:
             with self._despite_a_full_disk():
                 write_whole(record, self.folder.name)
-        self._metrics = self.folder / "metrics.jsonl"
+        self._metrics = self.folder / _METRICS
         if resumed_step:
             with self._despite_a_full_disk():
                 _forget_after(resumed_step, self._metrics)
@@ -180,12 +181,27 @@ def _forget_after(step: int, metrics: Path) -> None:
     """Steps that are taken again would be there twice; and a line may be half written, of a killed run."""
     if not metrics.is_file():
         return
-    kept = []
+    kept = [line for line, read in _whole_lines(metrics) if read["step"] <= step]
+    write_whole(metrics, "".join(f"{line}\n" for line in kept))
+
+
+def _whole_lines(metrics: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError):
-            if json.loads(line)["step"] <= step:
-                kept.append(f"{line}\n")
-    write_whole(metrics, "".join(kept))
+        try:
+            read = json.loads(line)
+        except ValueError:
+            continue
+        yield line, read
+
+
+def recorded_figures(layout: OutputLayout) -> Iterator[dict[str, Any]]:
+    """What the run of these checkpoints has written of its curve so far: each a `step` and its figures.
+
+    Raises: OSError.
+    """
+    folder = _recorded(layout.checkpoints / _RECORD, layout.logs)
+    if folder is not None:
+        yield from (read for _, read in _whole_lines(folder / _METRICS))
 
 
 def _tensorboard(folder: Path, next_step: int) -> Any:

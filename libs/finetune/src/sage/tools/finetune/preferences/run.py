@@ -161,6 +161,7 @@ class PreferenceRun(Run):
     ) -> dict[str, float | int | None]:
         return {
             "steps": state.step,
+            "total_steps": schedule.total_steps,
             "epochs": round(schedule.epoch_of(state.step), 4),
             "train_loss": state.train_loss,
             "result_step": state.kept_step or state.step,
