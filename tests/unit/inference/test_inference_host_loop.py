@@ -157,6 +157,23 @@ async def test_a_crash_is_followed_by_a_new_engine_after_a_pause(world: World) -
     assert world.factory.engines[1].loaded == ["code@1"]
 
 
+async def test_a_failure_is_shown_until_the_next_engine_is_ready_and_counts_beyond(world: World) -> None:
+    async def crash() -> None:
+        world.host.release(await world.host.acquire(BASE))
+        world.factory.engines[-1].exited.set()
+        await world.until(lambda: world.states == [EngineState.FAILED])
+        await world.pass_time(11)
+
+    for _ in range(2):
+        await crash()
+        world.host.release(await world.host.acquire(BASE))
+        await world.host.end_session(BASE, "")
+        await world.until(lambda: world.states == [])
+    await crash()
+    with pytest.raises(EngineFailedError, match="it failed 3 times"):
+        await world.host.acquire(BASE)
+
+
 async def test_the_ledgers_refusal_reaches_the_client_and_is_no_crash(world: World) -> None:
     world.ledger.busy_with = "training code"
     for _ in range(4):

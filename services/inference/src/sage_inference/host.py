@@ -137,6 +137,7 @@ class Host:
             case records.Ready(engine):
                 engine.state = EngineState.STOPPING if engine.stop_requested.is_set() else EngineState.READY
                 engine.last_used = self._clock()
+                self._failures.resolve(engine.key)
             case records.Gone(engine, failure):
                 self._bury(engine, failure)
             case records.AdapterIn(engine, name, failure):
