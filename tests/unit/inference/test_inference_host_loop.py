@@ -78,6 +78,8 @@ async def test_concurrent_requests_join_one_start(world: World) -> None:
     await world.until(lambda: world.factory.engines)
     await world.settle()
     assert world.host.progress(CODE) == "starting engine (loading weights)"
+    await world.pass_time(95)
+    assert world.host.starting_s(CODE) == 95 and world.host.starting_s(OTHER) == 0
     world.factory.engines[0].is_ready.set()
     grants = await asyncio.gather(*waiting)
     assert [grant.model for grant in grants] == ["base:tiny", "code@1", "code@1"]
