@@ -324,16 +324,21 @@ def test_killing_the_engine_from_outside_is_explained_and_healed(tmp_path: Path,
         assert rig.ask("code", max_tokens=1).status_code == 200
         group = rig.engines()[0].pid
         assert group is not None
-        killer = threading.Thread(target=_kill_when_busy, args=(rig, group))
-        killer.start()
         if is_stream:
-            lines = rig.stream("code", max_tokens=200)
-            message = json.loads(lines[-2].removeprefix("data: "))["error"]["message"]
+            body = question("code", stream=True, max_tokens=200)
+            with rig.http.stream("POST", "/v1/chat/completions", json=body) as response:
+                lines = response.iter_lines()
+                next(lines)
+                os.kill(group, 9)
+                event = [line for line in lines if line][-2]
+            message = json.loads(event.removeprefix("data: "))["error"]["message"]
         else:
+            killer = threading.Thread(target=_kill_when_busy, args=(rig, group))
+            killer.start()
             answer = rig.ask("code", max_tokens=200)
             assert answer.status_code == 502
             message = answer.json()["error"]["message"]
-        killer.join()
+            killer.join()
         assert "ended by signal 9" in message
         assert rig.ask("code", max_tokens=1).status_code == 200
         assert process_group.alive(group) == []
