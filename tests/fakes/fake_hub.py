@@ -173,6 +173,9 @@ class FakeHub:
                 self.commits.append(value["summary"])
                 continue
             target = self.root / key / value["path"]
+            if said["key"] == "deletedFile":
+                target.unlink()
+                continue
             target.parent.mkdir(parents=True, exist_ok=True)
             if said["key"] == "file":
                 target.write_bytes(base64.b64decode(value["content"]))

@@ -74,7 +74,7 @@ class MemoryFactory:
     plans: list[Plan] = field(default_factory=list)
 
     def plan(self, base: BaseModel, rank: int) -> Plan:
-        launch = Launch(base.served_name, lambda _: [], {}, 1, 1, 1, Path("log"), Path("records"))
+        launch = Launch(base.served_name, lambda _: [], {}, 1, 1, 1, 1, Path("log"), Path("records"))
         plan = Plan(launch, needed_bytes=1000, least_bytes=0, max_rank=max(rank, 16))
         self.plans.append(plan)
         return plan

@@ -284,6 +284,35 @@ def test_a_private_repository_is_written_to_again(hub: FakeHub, url: str, tmp_pa
     assert done.stdout.split() == [f"{url}/me/code"] * 2, done.stderr
 
 
+ADAPTER = ["adapter_config.json", "adapter_model.safetensors"]
+SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (ADAPTER, ["config.json", "model.safetensors"]),
+        (["config.json", "model.safetensors"], ADAPTER),
+        (["config.json", "model.safetensors.index.json", *SHARDS], ["config.json", "model.safetensors"]),
+        (["config.json", "model.safetensors"], ["config.json", "model.safetensors.index.json", *SHARDS]),
+    ],
+)
+def test_no_weights_stay_from_the_push_before(
+    hub: FakeHub, url: str, tmp_path: Path, before: list[str], now: list[str]
+) -> None:
+    """Programs would load them in place of what was pushed now, or beside it."""
+    for step, names in (("before", before), ("now", now)):
+        folder = tmp_path / step
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text(f"{name} {step}")
+        done = push(folder, url, tmp_path / "home")
+        assert done.stdout.strip() == f"{url}/me/code", done.stderr
+        (hub.root / "models" / "me" / "code" / "NOTES.md").write_text("Mine")
+    pushed = {path.name: path.read_text() for path in (hub.root / "models" / "me" / "code").iterdir()}
+    assert pushed == {name: f"{name} now" for name in now} | {"NOTES.md": "Mine"}
+
+
 def test_why_an_upload_broke_off_is_said(url: str, tmp_path: Path) -> None:
     with pytest.raises(ServiceUnavailableError, match=r"404 Not Found.*Export a zip"):
         push_to_hub(make_model(tmp_path / "tuned"), "me/code", token=TOKEN, endpoint=url)  # it has no Xet

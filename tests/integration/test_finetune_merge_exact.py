@@ -20,6 +20,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora": {"target_modules": ATTENTION},
     "rslora": {"target_modules": ATTENTION, "use_rslora": True},
     "dora": {"target_modules": ATTENTION, "use_dora": True},
+    "mica": {"target_modules": ATTENTION, "init_lora_weights": "mica"},
     "all-linear": {"target_modules": "all-linear"},
     "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
     "embedding-dora": {"target_modules": ["embed_tokens"], "use_dora": True},
@@ -191,9 +192,10 @@ def change_config(adapter: Path, **values: Any) -> None:
 def test_what_cannot_be_merged_is_said(bases: Callable[[str], Path], tmp_path: Path) -> None:
     base = bases("llama")
     adapter = make_variant(tmp_path / "adapter", base, KINDS["lora"])
-    change_config(adapter, init_lora_weights="pissa")
-    with pytest.raises(InvalidRequestError, match="pissa"):
-        merged_weights(base, adapter)
+    for start in ("pissa", "lora_ga"):
+        change_config(adapter, init_lora_weights=start)
+        with pytest.raises(InvalidRequestError, match=f"{start}.*changes the base"):
+            merged_weights(base, adapter)
     change_config(adapter, init_lora_weights=True, layer_replication=[[0, 1]])
     with pytest.raises(InvalidRequestError, match="layer_replication"):
         merged_weights(base, adapter)

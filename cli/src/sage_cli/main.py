@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -46,8 +48,17 @@ def root(
         typer.echo(context.get_help())
 
 
+def _open_closed_streams() -> None:
+    """A caller may close them (`sage … >&-`): they are None then, and the next file gets their number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 (open until the end)
+            setattr(sys, name, stream)
+
+
 def main() -> None:
     """Run the command line; never returns normally."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a sign gets a replacement, not a traceback.
         if hasattr(stream, "reconfigure"):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +17,8 @@ _GAP = 2
 _LONG_CELL = 13
 _LEAST_FLEXIBLE = 8
 _LEAST_HEADER = 5
+# Below this width in cells, a table that would lose text is shown as blocks.
+_NARROW = 60
 
 
 def output() -> Console:
@@ -66,15 +68,31 @@ def table(
     console.print(grid(headers, styled, console.width, flexible))
 
 
-def grid(headers: Sequence[str], rows: Sequence[Sequence[Text]], width: int, flexible: int = -1) -> Table:
+def pairs(rows: Sequence[tuple[str, Text]]) -> Table:
+    """Names and values for a terminal, one a line; long values continue under themselves."""
+    shown = Table.grid(padding=(0, _GAP, 0, 0))
+    shown.add_column(style="dim", no_wrap=True)
+    shown.add_column(overflow="fold")
+    for name, value in rows:
+        shown.add_row(Text(f"  {name}"), value)
+    return shown
+
+
+def grid(
+    headers: Sequence[str], rows: Sequence[Sequence[Text]], width: int, flexible: int = -1
+) -> RenderableType:
     """The same for a terminal of `width` cells, which misses no column however narrow it is.
 
     Where cutting the flexible column is not enough, headers are cut to their cells, and then the widest cells
-    go over several lines, the first column's last: names are there to be typed again.
+    go over several lines, the first column's last: names are there to be typed again. On a narrow one, where
+    that would break the names too, a row that does not fit is a block of lines.
     """
     flexible %= len(headers)
     cells = [max((row[column].cell_len for row in rows), default=0) for column in range(len(headers))]
-    widths = _fitting(cells, [cell_len(header) for header in headers], flexible, width - _GAP * len(headers))
+    room = width - _GAP * len(headers)
+    if width < _NARROW and sum(cells) > room:
+        return Group(*(part for row in rows for part in _block(headers, row)))
+    widths = _fitting(cells, [cell_len(header) for header in headers], flexible, room)
     shown = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
     for number, header in enumerate(headers):
         title = Text(header, no_wrap=True, overflow="ellipsis")
@@ -85,6 +103,12 @@ def grid(headers: Sequence[str], rows: Sequence[Sequence[Text]], width: int, fle
     for row in rows:
         shown.add_row(*row)
     return shown
+
+
+def _block(headers: Sequence[str], row: Sequence[Text]) -> tuple[Text, Table]:
+    """What names the row, and the rest of it below."""
+    named = zip(headers[1:], row[1:], strict=True)
+    return row[0], pairs([(header.lower(), cell) for header, cell in named if cell.plain])
 
 
 def _fitting(cells: Sequence[int], headers: Sequence[int], flexible: int, room: int) -> list[int]:

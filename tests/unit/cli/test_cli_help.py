@@ -64,6 +64,17 @@ def test_help_for_a_full_disk_says_so(words: list[str]) -> None:
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_fault(closed: str, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "What is it?", "answer": "A row."}\n')
+    words = [sys.executable, "-m", "sage_cli", "finetune", "validate", str(rows), "--json"]
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", *words]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.startswith("{") == (closed in ("2>&-", "<&-"))
+
+
 def test_the_commands_name_the_tasks_and_presets_that_exist() -> None:
     assert tuple(task.value for task in Task) == options.TASK_NAMES
     help_of_preset = get_args(options.PresetOption)[1].help

@@ -45,8 +45,40 @@ def test_what_names_a_row_is_the_last_to_be_broken() -> None:
     assert max(map(len, lines)) <= 80
 
 
+@pytest.mark.parametrize("width", [30, 40, 59])
+def test_on_a_narrow_terminal_each_row_is_a_block_under_its_name(width: int) -> None:
+    job_id = "ftjob-d1b05b8cc561f0e0d19d65f3"
+    row = [job_id, "code", "cancelled", "step 3/40", "12 min ago"]
+    assert [line.rstrip() for line in shown(width, HEADERS, [row, row], 3)] == [
+        job_id,
+        "  name      code",
+        "  state     cancelled",
+        "  progress  step 3/40",
+        "  created   12 min ago",
+    ] * 2
+
+
+def test_nothing_is_cut_in_a_block_and_what_is_empty_is_left_out() -> None:
+    rows = [["gateway", "up", "url http://127.0.0.1:8080  backends 5"], ["trainer", "down", ""]]
+    lines = [line.rstrip() for line in shown(40, ["PART", "STATE", ""], rows, 2)]
+    assert lines == [
+        "gateway",
+        "  state  up",
+        "         url http://127.0.0.1:8080",
+        "         backends 5",
+        "trainer",
+        "  state  down",
+    ]
+
+
+def test_a_narrow_terminal_with_room_for_all_cells_shows_a_table() -> None:
+    lines = shown(40, ["PART", "STATE", ""], [["gateway", "up", "all is well"]], 2)
+    assert [line.split("  ")[0] for line in lines] == ["PART", "gateway"]
+
+
 def test_a_long_header_gives_way_to_cells() -> None:
-    lines = shown(36, ["PART", "A_VERY_LONG_HEADER", ""], [["gateway", "running", "everything is well"]], 2)
+    header = "A_VERY_LONG_HEADER" + "_INDEED" * 4
+    lines = shown(60, ["PART", header, ""], [["gateway", "running", "everything is well"]], 2)
     assert lines[1].split() == ["gateway", "running", "everyth…"]
     assert lines[0].split()[1].endswith("…")
 

@@ -19,6 +19,7 @@ PLAIN = {"r": 8, "bias": "none", "use_dora": False, "modules_to_save": None, "in
         {"r": 512},
         {"rank_pattern": {"q_proj": 64}, "alpha_pattern": {"q_proj": 32}},
         {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": "mica"},
         {"target_modules": ["embed_tokens"]},
     ],
 )
@@ -45,7 +46,7 @@ def test_what_only_peft_can_do_is_not_for_vllm(changes: dict[str, Any], named: s
     assert why_not(PLAIN | changes, "transformers") is None
 
 
-@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq"])
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga"])
 def test_what_starts_by_changing_the_base_would_change_everybodys(start: str) -> None:
     for kind, engine in (("vllm", "vLLM"), ("transformers", "the transformers engine")):
         reason = why_not(PLAIN | {"init_lora_weights": start}, kind)

@@ -78,6 +78,8 @@ async def test_concurrent_requests_join_one_start(world: World) -> None:
     await world.until(lambda: world.factory.engines)
     await world.settle()
     assert world.host.progress(CODE) == "starting engine (loading weights)"
+    await world.pass_time(95)
+    assert world.host.starting_s(CODE) == 95 and world.host.starting_s(OTHER) == 0
     world.factory.engines[0].is_ready.set()
     grants = await asyncio.gather(*waiting)
     assert [grant.model for grant in grants] == ["base:tiny", "code@1", "code@1"]
@@ -155,6 +157,23 @@ async def test_a_crash_is_followed_by_a_new_engine_after_a_pause(world: World) -
     await world.pass_time(2)
     world.host.release(await waiting)
     assert world.factory.engines[1].loaded == ["code@1"]
+
+
+async def test_a_failure_is_shown_until_the_next_engine_is_ready_and_counts_beyond(world: World) -> None:
+    async def crash() -> None:
+        world.host.release(await world.host.acquire(BASE))
+        world.factory.engines[-1].exited.set()
+        await world.until(lambda: world.states == [EngineState.FAILED])
+        await world.pass_time(11)
+
+    for _ in range(2):
+        await crash()
+        world.host.release(await world.host.acquire(BASE))
+        await world.host.end_session(BASE, "")
+        await world.until(lambda: world.states == [])
+    await crash()
+    with pytest.raises(EngineFailedError, match="it failed 3 times"):
+        await world.host.acquire(BASE)
 
 
 async def test_the_ledgers_refusal_reaches_the_client_and_is_no_crash(world: World) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from tests.fakes.small_disk import no_room_below
 
+from sage_contracts.errors import EngineFailedError
 from sage_inference import process_group
 from sage_inference.engine_process import EngineProcess, Launch
 
@@ -26,6 +27,16 @@ if os.fork() == 0:
     time.sleep(60)
 print("up", flush=True)
 time.sleep(60)
+"""
+BUSY_CHILD = """
+import os, time
+if os.fork() == 0:
+    while time.process_time() < 0.3:
+        pass
+    os._exit(0)
+os.wait()
+print("it ended", flush=True)
+input()
 """
 
 
@@ -79,7 +90,7 @@ async def test_an_engine_whose_log_has_no_room_goes_on_and_what_it_says_is_still
     # More than a pipe holds: who is not read from never gets to its last line.
     command = [sys.executable, "-c", "print('a line\\n' * 100_000, 'ValueError: the reason', sep='')"]
     log_path = tmp_path / "logs" / "engine.log"
-    launch = Launch("tiny", lambda _: command, {}, 1, 1, 1, log_path, tmp_path / "records")
+    launch = Launch("tiny", lambda _: command, {}, 1, 1, 1, 1, log_path, tmp_path / "records")
     with no_room_below(tmp_path / "logs"):
         engine = await EngineProcess.start(launch)
         try:
@@ -93,7 +104,7 @@ async def test_an_engine_whose_record_has_no_room_leaves_no_process(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
-    launch = Launch("tiny", lambda _: command, {}, 1, 1, 1, tmp_path / "engine.log", tmp_path / "records")
+    launch = Launch("tiny", lambda _: command, {}, 1, 1, 1, 1, tmp_path / "engine.log", tmp_path / "records")
     with (
         caplog.at_level(logging.INFO),
         no_room_below(tmp_path / "records"),
@@ -104,6 +115,38 @@ async def test_an_engine_whose_record_has_no_room_leaves_no_process(
     assert process_group.alive(pid) == []
     with pytest.raises(ProcessLookupError):  # reaped, too
         os.kill(pid, 0)
+
+
+def test_what_a_group_computes_is_counted_with_its_children_that_ended() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", BUSY_CHILD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert process_group.cpu_seconds(process.pid) >= 0.2  # counted in ticks, rounded down
+        process.kill()
+        process.wait()
+    assert process_group.cpu_seconds(process.pid) == 0
+
+
+async def test_an_engine_that_stands_still_while_it_starts_is_not_waited_for(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "print('Starting to load model', flush=True); __import__('time').sleep(60)",
+    ]
+    launch = Launch(
+        "tiny", lambda _: command, {}, 600, 0.2, 1, 1, tmp_path / "engine.log", tmp_path / "records"
+    )
+    engine = await EngineProcess.start(launch)
+    try:
+        with pytest.raises(EngineFailedError, match=r"neither logged nor computed .*loading weights"):
+            await asyncio.wait_for(engine.wait_ready(), 60)
+    finally:
+        await engine.stop()
 
 
 async def test_an_engine_gets_what_it_is_given_and_none_of_our_keys(
@@ -119,7 +162,7 @@ async def test_an_engine_gets_what_it_is_given_and_none_of_our_keys(
     command = [sys.executable, "-c", script, str(seen)]
     environment = {"CUDA_VISIBLE_DEVICES": "1"}
     launch = Launch(
-        "tiny", lambda _: command, environment, 1, 1, 1, tmp_path / "engine.log", tmp_path / "records"
+        "tiny", lambda _: command, environment, 1, 1, 1, 1, tmp_path / "engine.log", tmp_path / "records"
     )
     engine = await EngineProcess.start(launch)
     try:

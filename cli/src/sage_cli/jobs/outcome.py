@@ -8,7 +8,6 @@ from pathlib import Path
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from sage_cli import locate, render
@@ -99,12 +98,7 @@ def facts(console: Console, rows: list[tuple[str, str]]) -> None:
         for name, value in rows:
             console.print(Text(f"  {name.ljust(width)}  {value}"), soft_wrap=True)
         return
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in rows:
-        grid.add_row(Text(f"  {name}"), Text(value))
-    console.print(grid)
+    console.print(render.pairs([(name, Text(value)) for name, value in rows]))
 
 
 def require_success(job: FineTuningJob) -> None:

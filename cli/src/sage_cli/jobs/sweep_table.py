@@ -5,9 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from sage_cli import render
@@ -30,7 +29,7 @@ def print_table(console: Console, sweep: Sweep) -> None:
         render.table(console, _headers(sweep), [_cells(sweep, child) for child in sweep.children])
 
 
-def table_of(sweep: Sweep, width: int) -> Table:
+def table_of(sweep: Sweep, width: int) -> RenderableType:
     """A row a job: its point of the grid, its state, its losses; the best one is marked."""
     rows = []
     for child in sweep.children:

@@ -43,6 +43,8 @@ class EngineLog:
         self.is_fatal = False
         """The engine said that it cannot start, though its process may linger."""
         self.is_port_taken = False
+        self.lines = 0
+        """How many it has said."""
         self._clock = clock
         self._is_serving = False
         self._error_at = 0.0
@@ -54,6 +56,7 @@ class EngineLog:
         if not line.strip():
             return
         self._tail.append(line)
+        self.lines += 1
         self.phase = next((name for pattern, name in _PHASES if pattern.search(line)), self.phase)
         self.is_fatal = self.is_fatal or bool(_FATAL.search(line))
         self.is_port_taken = self.is_port_taken or bool(PORT_TAKEN.search(line))

@@ -21,6 +21,7 @@ from sage_contracts.errors import EngineFailedError
 from sage_inference import adapters, process_group
 from sage_inference.engine_log import EngineLog
 from sage_inference.models import Adapter
+from sage_inference.start_watch import StartWatch, Work
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ class Launch:
     command: Callable[[Address], list[str]]
     env: dict[str, str]
     start_deadline_s: float
+    start_stall_s: float
+    """Without a sign of work for this long it is not waited for until the deadline."""
     stop_grace_s: float
     silence_s: float
     """The longest that it may say nothing to a request: it does one thing after another."""
@@ -141,6 +144,7 @@ class EngineProcess:
     async def wait_ready(self) -> None:
         """Return when the child itself answers on its port. Raises: EngineFailedError with the root cause."""
         deadline = time.monotonic() + self._launch.start_deadline_s
+        watch = StartWatch(self._launch.start_stall_s, self._work)
         fatal_since: float | None = None
         while not self.exited.is_set():
             if await self._answers():
@@ -149,15 +153,26 @@ class EngineProcess:
             now = time.monotonic()
             if self.log.is_fatal:
                 fatal_since = fatal_since or now
-            if now >= deadline or (fatal_since is not None and now - fatal_since >= _FATAL_GRACE_S):
-                break
+            if fatal_since is not None:
+                if now - fatal_since >= _FATAL_GRACE_S:
+                    break
+            elif now >= deadline:
+                raise self._not_ready(f"was not ready after {self._launch.start_deadline_s:.0f} s")
+            elif watch.is_stalled():
+                raise self._not_ready(
+                    f"neither logged nor computed for {self._launch.start_stall_s:.0f} s before it was ready"
+                )
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.exited.wait(), _POLL_S)
-        if self.exited.is_set() or fatal_since is not None:
-            raise self.failure("did not start")
-        raise EngineFailedError(
-            f"The engine for {self._launch.name} was not ready after {self._launch.start_deadline_s:.0f} s "
-            f"(last phase: {self.phase}). Log: {self._launch.log_path}"
+        raise self.failure("did not start")
+
+    def _work(self) -> Work:
+        return Work(self.log.lines, process_group.cpu_seconds(self._process.pid))
+
+    def _not_ready(self, what: str) -> EngineFailedError:
+        return EngineFailedError(
+            f"The engine for {self._launch.name} {what} (last phase: {self.phase}). "
+            f"Log: {self._launch.log_path}"
         )
 
     async def _answers(self) -> bool:

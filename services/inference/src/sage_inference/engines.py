@@ -65,13 +65,15 @@ class EngineFactory:
         settings = self._settings
         max_rank = smallest_rank(max(rank, _DEFAULT_RANK)) if self.kind == "vllm" else _UNLIMITED_RANK
         slug = re.sub(r"[^\w.-]+", "-", base.served_name.removeprefix("base:"))
+        deadline_s = (
+            settings.engine_start_deadline_s if base.is_local else settings.engine_download_deadline_s
+        )
         launch = Launch(
             name=slug,
             command=lambda address: self._command(base, max_rank, address),
             env=self._env(base),
-            start_deadline_s=(
-                settings.engine_start_deadline_s if base.is_local else settings.engine_download_deadline_s
-            ),
+            start_deadline_s=deadline_s,
+            start_stall_s=settings.engine_start_stall_s if base.is_local else deadline_s,
             stop_grace_s=settings.engine_stop_grace_s,
             silence_s=settings.upstream_silence_s,
             log_path=self._home.logs / f"engine-{slug}.log",

@@ -12,11 +12,17 @@ class Failures:
 
     def __init__(self) -> None:
         self._by_key: dict[str, list[Failure]] = {}
+        self._unresolved: dict[str, Failure] = {}
 
     def add(self, failure: Failure) -> None:
         failures = self._by_key.setdefault(failure.engine.key, [])
         failures.append(failure)
         del failures[: -policy.CRASHES_ALLOWED]
+        self._unresolved[failure.engine.key] = failure
+
+    def resolve(self, key: str) -> None:
+        """The engine works again. What was before still counts at the gate."""
+        self._unresolved.pop(key, None)
 
     def gate(self, key: str, now: float) -> policy.Gate:
         """Whether the engine may start again, and after how long."""
@@ -32,6 +38,6 @@ class Failures:
         )
 
     def latest(self, now: float) -> list[Failure]:
-        """Each engine's last failure, of those within the window."""
+        """Each engine's last failure within the window, unless it has worked since."""
         since = now - policy.CRASH_WINDOW_S
-        return [failures[-1] for failures in self._by_key.values() if failures[-1].at > since]
+        return [failure for failure in self._unresolved.values() if failure.at > since]

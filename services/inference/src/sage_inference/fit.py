@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from sage_contracts.adapter_starts import start_in_the_base
+
 Kind = Literal["vllm", "transformers"]
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -22,8 +24,6 @@ _NOT_IN_VLLM = {
     "use_bdlora": "BD-LoRA",
     "use_qalora": "QALoRA",
 }
-# All others take what they start with out of the base. Source: peft, `tuners/lora/layer.py`.
-_STARTS_BESIDE_THE_BASE = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 
 
 def why_not(config: Mapping[str, Any], kind: Kind) -> str | None:
@@ -31,8 +31,7 @@ def why_not(config: Mapping[str, Any], kind: Kind) -> str | None:
     # peft writes these into the base itself, where they would change every other model's answers; vLLM takes
     # neither.
     found = ["biases"] if config.get("bias", "none") != "none" else []
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower() not in _STARTS_BESIDE_THE_BASE:
+    if (start := start_in_the_base(config)) is not None:
         found.append(f"init_lora_weights={start}")
     if kind == "vllm":
         found += [name for key, name in _NOT_IN_VLLM.items() if config.get(key)]

@@ -77,6 +77,11 @@ class Host:
             return "waiting for room to start the engine"
         return engine.progress(wanted.label)
 
+    def starting_s(self, wanted: Wanted) -> float:
+        """How long the start of its engine has taken so far; 0 where none is being started."""
+        engine = self._engines.get(wanted.base.location)
+        return engine.starting_s(self._clock()) if engine else 0
+
     def status(self) -> HostStatus:
         kind = self._factory.kind
         running = [engine.status(kind, self._clock()) for engine in self._engines.values()]
@@ -137,6 +142,7 @@ class Host:
             case records.Ready(engine):
                 engine.state = EngineState.STOPPING if engine.stop_requested.is_set() else EngineState.READY
                 engine.last_used = self._clock()
+                self._failures.resolve(engine.key)
             case records.Gone(engine, failure):
                 self._bury(engine, failure)
             case records.AdapterIn(engine, name, failure):

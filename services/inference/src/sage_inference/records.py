@@ -73,6 +73,7 @@ class Engine:
     base: BaseModel
     plan: Plan
     last_used: float
+    """Until it is ready, when its start began."""
     state: EngineState = EngineState.STARTING
     process: RunningEngine | None = None
     busy: int = 0
@@ -107,6 +108,10 @@ class Engine:
         if self.state is EngineState.STOPPING:
             return "waiting for the previous engine to stop"
         return f"loading {label}"
+
+    def starting_s(self, now: float) -> float:
+        """How long its start has taken so far; 0 once that is over."""
+        return now - self.last_used if self.state is EngineState.STARTING else 0
 
     def view(self) -> EngineView:
         slots = {

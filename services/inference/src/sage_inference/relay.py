@@ -166,13 +166,15 @@ class Answer(Response):
                 return acquiring.result()
             waited_s = time.monotonic() - started
             progress = self._merging or self._host.progress(self._wanted)
+            # Of who asks again, the engine may have been under way for longer than this request waits.
+            taken_s = waited_s if self._merging else max(waited_s, self._host.starting_s(self._wanted))
             if waited_s >= limit_s:
                 raise EngineStartingError(
-                    f"{self._wanted.label} is not ready after {waited_s:.0f} s: {progress}. Try again soon.",
+                    f"{self._wanted.label} is not ready after {taken_s:.0f} s: {progress}. Try again soon.",
                     retry_after_s=_RETRY_AFTER_S,
                 )
             if is_stream:  # a timer may wake a moment too early: an answer in one piece has no room for this
-                await reply.comment(f"{progress} {waited_s:.0f}s")
+                await reply.comment(f"{progress} {taken_s:.0f}s")
 
     async def _relay(self, grant: Grant, reply: ReplyWriter) -> None:
         client = grant.process.client

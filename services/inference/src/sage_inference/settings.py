@@ -27,9 +27,11 @@ class InferenceSettings(ServiceSettings):
     """An engine without requests for this long is stopped; 0 stops it when its last request ends."""
     max_engines: int = Field(2, ge=1)
     """Base models held at once. One more stops the idle engine that was used least recently."""
-    engine_start_deadline_s: float = 180
+    engine_start_deadline_s: float = 1800
+    engine_start_stall_s: float = 180
+    """A start in which an engine neither logs nor computes for this long is over before its deadline."""
     engine_download_deadline_s: float = 3600
-    """The same for a base model that may have to be fetched from a hub first."""
+    """In place of both where the base model may have to be fetched from a hub first: it may look stalled."""
     engine_stop_grace_s: float = 10
     """From SIGTERM to SIGKILL."""
     request_start_timeout_s: float = 150

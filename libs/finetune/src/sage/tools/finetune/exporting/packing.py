@@ -13,6 +13,15 @@ from sage.tools.finetune.base_models import hub_name, hub_revision
 from sage.tools.finetune.storage import write_json
 from sage_contracts.errors import InvalidRequestError, SageError, ServiceUnavailableError
 
+# Left from a push of another kind they would be loaded in place of what is pushed now, or beside it.
+_LOADED = (
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+)
 _COMPRESSED = {".json", ".txt", ".md", ".jinja", ".model", ".py"}
 
 
@@ -76,8 +85,9 @@ def require_private(repo: str, *, token: str | None = None, endpoint: str | None
             return
     if not info.private:
         raise InvalidRequestError(
-            f"Everybody may read {repo} on the Hub, and files in it would be replaced. Name another one,"
-            " which is made private, or say that this one is meant: --allow-public (`allow_public`).",
+            f"Everybody may read {repo} on the Hub, and files in it would be replaced or removed. Name"
+            " another one, which is made private, or say that this one is meant: --allow-public"
+            " (`allow_public`).",
             param="repo",
         )
 
@@ -92,6 +102,7 @@ def push_to_hub(
 ) -> str:
     """Create a private repository if need be, upload, and return its address.
 
+    Weights and adapters that were there before and have no file of their name now are removed.
     Without `token` and `endpoint` huggingface_hub's own environment and login hold (HF_TOKEN, HF_ENDPOINT).
     Raises: InvalidRequestError without a token or right, and for a public repository that is not allowed;
     ServiceUnavailableError.
@@ -105,7 +116,12 @@ def push_to_hub(
         if not allow_public:
             # Only now: one that was there before stays what it was.
             require_private(repo, token=token, endpoint=endpoint)
-        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload a model tuned with SAGE")
+        api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            commit_message="Upload a model tuned with SAGE",
+            delete_patterns=list(_LOADED),
+        )
     return str(address)
 
 

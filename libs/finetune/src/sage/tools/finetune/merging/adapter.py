@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sage.tools.finetune.merging.tensor_files import StoredTensor, stored_tensors
+from sage_contracts.adapter_starts import start_in_the_base
 from sage_contracts.errors import InvalidRequestError, ModelNotFoundError
 
 Rows = Callable[[Any, int], Any]
@@ -30,8 +31,6 @@ _NOT_MERGED = (
     "use_bdlora",
     "use_qalora",
 )
-# Other initialisations take a part of W away into A and B, so that the plain base is not what was trained on.
-_PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def _config_of(stored: dict[str, Any], folder: Path) -> AdapterConfig:
         raise InvalidRequestError(
             f"{folder} is a LoRA adapter with {', '.join(unusual)}, which cannot be merged."
         )
-    if (start := stored.get("init_lora_weights", True)) not in _PLAIN_STARTS:
+    if (start := start_in_the_base(stored)) is not None:
         raise InvalidRequestError(
             f"{folder} was started with init_lora_weights={start!r}, which changes the base. Convert it with "
             "peft's path_initial_model_for_weight_conversion, then merge."
