@@ -12,12 +12,13 @@ from typing import Any
 from sage_contracts.chat import Passage
 from sage_contracts.home import sync_path
 from sage_retrieval.splitting import Piece
-from sage_retrieval.tokens import terms
+from sage_retrieval.tokens import passage_terms, question_terms
 
 # Below this share of the best score a passage shares a common word with the question and no more.
 _RELATIVE_CUTOFF = 0.3
 _PIECES = "passages.jsonl"
-_SCORES = "bm25"
+# Another name whenever passage_terms gives other terms: what was built of the old ones is then built again.
+_SCORES = "bm25-2"
 
 
 @dataclass(slots=True)
@@ -31,13 +32,13 @@ class Index:
     def build(cls, pieces: Sequence[Piece]) -> Index:
         """Index passages; file names and headings count as text. Needs at least one."""
         scores = _bm25s().BM25(method="lucene", backend="numpy")
-        corpus = [terms(f"{piece.title}\n{piece.source}\n{piece.text}") or [""] for piece in pieces]
+        corpus = [passage_terms(f"{piece.title}\n{piece.source}\n{piece.text}") or [""] for piece in pieces]
         scores.index(corpus, show_progress=False, create_empty_token=False)
         return cls(list(pieces), scores)
 
     def search(self, question: str, limit: int = 4) -> list[Passage]:
         """The best passages, best first, numbered from 1; [] when no term of the question occurs."""
-        known = [term for term in dict.fromkeys(terms(question)) if term in self._scores.vocab_dict]
+        known = question_terms(question, self._scores.vocab_dict)
         if not known:
             return []
         scored = self._scores.get_scores(known)
@@ -66,6 +67,8 @@ class Index:
     @classmethod
     def load(cls, folder: Path) -> Index:
         """Raises: OSError, ValueError, TypeError, EOFError when the folder is not what `save` wrote."""
+        if not (folder / _SCORES).is_dir():
+            raise ValueError("its terms are those of another version")
         # Not splitlines(): passages may hold U+2028 and its like, which end no line of JSON.
         lines = (folder / _PIECES).read_text(encoding="utf-8").split("\n")
         pieces = [Piece(**json.loads(line)) for line in lines if line]

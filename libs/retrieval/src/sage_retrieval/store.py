@@ -103,7 +103,7 @@ class IndexStore:
             try:
                 index = Index.load(self.folder / name / card.generation)
             except (OSError, ValueError, TypeError, EOFError) as error:
-                logger.warning("index %s is damaged (%s): building it again", name, error)
+                logger.warning("index %s cannot be used (%s): building it again", name, error)
                 return self._rebuild(name, card.generation)
             self._loaded[name] = (card.generation, index)
         return index
@@ -118,8 +118,8 @@ class IndexStore:
                 sent = PutIndexRequest.model_validate_json(kept).documents
             except (OSError, ValidationError) as error:
                 raise ConflictError(
-                    f"The index {name!r} is damaged, and so are the documents that it was made of: add them "
-                    "again, or remove it.",
+                    f"The index {name!r} is damaged or of another version, and the documents it was made "
+                    "of cannot be read: add them again, or remove it.",
                     param="index",
                     source="retrieval",
                 ) from error
