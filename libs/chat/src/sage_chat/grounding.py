@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sage_chat.control_tokens import without_control_tokens
 from sage_contracts.chat import Passage
 
 CITATIONS_HEADER = "X-Sage-Citations"
@@ -80,7 +81,7 @@ def sources_text(passages: Sequence[Passage]) -> str:
     if not passages:
         return _NOTHING
     listed = "\n\n".join(f"[{passage.id}] {passage.source}\n{passage.text}" for passage in passages)
-    return f"{_INSTRUCTION}\n\n{listed}"
+    return f"{_INSTRUCTION}\n\n{without_control_tokens(listed)}"
 
 
 def citations_header(passages: Sequence[Passage]) -> str:
