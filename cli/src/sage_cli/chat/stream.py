@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 
 from sage_cli import render
 from sage_cli.client import Client
@@ -103,4 +104,5 @@ def _show_notes(reason: str | None, citations: list[dict[str, Any]], answer: str
         console.print("(cut off at the longest allowed answer)", style="dim")
     missing = [item for item in citations if str(item.get("source", "")) not in answer]
     for item in missing:
-        console.print(f"\\[{item.get('id')}] {item.get('source')}", style="dim", soft_wrap=True)
+        # As Text: brackets in the name of a file are no markup.
+        console.print(Text(f"[{item.get('id')}] {item.get('source')}", "dim"), soft_wrap=True)
