@@ -44,6 +44,7 @@ class Printer:
         sys.stdout.flush()
 
     def waiting(self, text: str) -> None:
+        text = render.without_controls(text)
         if self._status is not None:
             self._status.update(text)
             return
@@ -55,6 +56,9 @@ class Printer:
 
     def piece(self, text: str) -> None:
         self._end_status()
+        # Whoever reads a pipe or a file is given the answer as it is.
+        if sys.stdout.isatty():
+            text = render.without_controls(text)
         sys.stdout.write(text)
         sys.stdout.flush()
         self._ends_line = text.endswith("\n")
@@ -105,4 +109,5 @@ def _show_notes(reason: str | None, citations: list[dict[str, Any]], answer: str
     missing = [item for item in citations if str(item.get("source", "")) not in answer]
     for item in missing:
         # As Text: brackets in the name of a file are no markup.
-        console.print(Text(f"[{item.get('id')}] {item.get('source')}", "dim"), soft_wrap=True)
+        note = render.without_controls(f"[{item.get('id')}] {item.get('source')}")
+        console.print(Text(note, "dim"), soft_wrap=True)
