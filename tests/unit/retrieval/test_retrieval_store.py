@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tracemalloc
 import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import pytest
 
 from sage_contracts.errors import ConflictError, InvalidRequestError, NotFoundError
 from sage_contracts.indexes import IndexDocument
+from sage_retrieval.build import DOCUMENTS, build
 from sage_retrieval.store import DOCS_INDEX, IndexStore
 
 FILLER = "It is explained here at some length, so that the passage may stand alone in the index. " * 3
@@ -298,6 +300,28 @@ def test_an_index_of_another_version_is_built_again_and_says_so(
     again = IndexStore(store.folder)
     assert again.search("zh", "狗呢？") == expected
     assert "its terms are those of another version" in caplog.text
+
+
+def test_a_large_index_takes_no_memory_of_the_process_that_answers(store: IndexStore) -> None:
+    paragraphs = [f"Topic{number} is near topic{number % 997}. {FILLER}\n\n" for number in range(8000)]
+    text = "".join(paragraphs)
+    store.put("small", ZEPPELINS)
+    assert store.search("small", "zeppelin")  # what is imported at first use is not counted
+    tracemalloc.start()
+    try:
+        store.put("large", [IndexDocument(path="large.md", text=text)])
+        built = tracemalloc.get_traced_memory()[1]
+        assert "Topic7777 " in store.search("large", "topic7777")[0].text
+        kept = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert built < 4 * len(text) and kept < len(text) / 4
+
+
+def test_a_build_that_is_lost_says_so(tmp_path: Path) -> None:
+    (tmp_path / DOCUMENTS).write_text("{" * 300_000)
+    with pytest.raises(InvalidRequestError, match="ended with 1, perhaps for want of memory"):
+        build(tmp_path)
 
 
 def test_an_index_that_is_lost_with_its_documents_says_what_to_do(store: IndexStore) -> None:
