@@ -97,6 +97,18 @@ def test_chinese_words_of_one_sign_are_found(store: IndexStore, question: str, s
     assert source in sources if source else sources == []
 
 
+def test_copies_of_a_passage_count_once(store: IndexStore) -> None:
+    copy = f"Return an item with the receipt. The receipt of the item is needed for a return. {FILLER}"
+    policy = f"A receipt is not needed for an item when you have an account. {FILLER}"
+    copies = [IndexDocument(path=f"copy{number}/README.md", text=copy) for number in range(6)]
+    others = [
+        IndexDocument(path=f"{number}.md", text=f"Other matters. {FILLER}{number}") for number in range(20)
+    ]
+    store.put("mine", [*copies, *others, IndexDocument(path="policy.md", text=policy)])
+    found = store.search("mine", "How do I return an item without the receipt?")
+    assert [(it.id, it.source) for it in found] == [(1, "copy0/README.md"), (2, "policy.md")]
+
+
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_the_encoding_of_accents_and_widths_does_not_matter(
     store: IndexStore, form: Literal["NFC", "NFD"]

@@ -98,19 +98,27 @@ class Index:
         return cls(lines, starts, hashes, ids, scores)
 
     def search(self, question: str, limit: int = 4) -> list[Passage]:
-        """The best passages, best first, numbered from 1; [] when no term of the question occurs."""
+        """The best passages, best first, numbered from 1; [] when no term of the question occurs.
+
+        Of those with the same text only the best.
+        """
         known = [self._hashes.searchsorted(_hash(term)) for term in question_terms(question, self)]
         if not known:
             return []
         scored = self._scores.get_scores_from_ids(self._ids[known])
-        best = (-scored).argsort(kind="stable")[:limit]
-        cutoff = max(float(scored[best[0]]) * _RELATIVE_CUTOFF, 0.0)
-        return [
-            Passage(id=rank, source=piece.source, text=piece.text, score=float(scored[number]))
-            for rank, number in enumerate(best, start=1)
-            if scored[number] > cutoff
-            for piece in [self._piece(int(number))]
-        ]
+        cutoff = max(float(scored.max()) * _RELATIVE_CUTOFF, 0.0)
+        best: dict[str, Passage] = {}
+        for number in (-scored).argsort(kind="stable"):
+            if len(best) == limit or scored[number] <= cutoff:
+                break
+            piece = self._piece(int(number))
+            # Copies, as of a licence in every folder, would leave no place for what else there is.
+            if piece.text not in best:
+                score = float(scored[number])
+                best[piece.text] = Passage(
+                    id=len(best) + 1, source=piece.source, text=piece.text, score=score
+                )
+        return list(best.values())
 
     def __contains__(self, term: object) -> bool:
         """Whether some passage has this term."""
