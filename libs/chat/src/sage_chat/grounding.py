@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sage_chat.control_tokens import without_control_tokens
@@ -24,10 +24,14 @@ _NOTHING = "No passage of the index matches the question. Say so if you answer f
 
 def question_of(messages: Sequence[Mapping[str, Any]]) -> str:
     """The last thing the user said, as text."""
-    for message in reversed(messages):
-        if message.get("role") == "user":
-            return text_of(message.get("content"))
-    return ""
+    return next(questions_of(messages), "")
+
+
+def questions_of(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What the user said, as text, the last first."""
+    return (
+        text_of(message.get("content")) for message in reversed(messages) if message.get("role") == "user"
+    )
 
 
 def text_of(content: Any) -> str:

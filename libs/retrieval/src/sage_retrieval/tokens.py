@@ -15,6 +15,7 @@ _STOP_WORDS = """
 a an and are as at be but by can could did do does for from had has have he her his how i if in into is it
 its me my no not of on or our she should so than that the their them then there these they this to up us was
 we were what when where which who whom why will with would you your am been any all about tell please exist
+more else
 什么 怎么 怎样 如何 哪些 哪个 是什 可以 请问 我们 你们
 一个 这个 那个 没有 为什 的是 有哪
 """
@@ -61,6 +62,13 @@ def question_terms(question: str, known: Container[str]) -> list[str]:
                 found[pair] = None
         found.update((sign, None) for sign, paired in zip(run, is_paired, strict=True) if not paired)
     return [term for term in found if term not in _STOP and term in known]
+
+
+def says_something(question: str) -> bool:
+    """Whether it has a word that says something on its own, as "And why is that?" has none."""
+    return any(
+        not _STOP.issuperset(run) if _IS_CJK.match(run) else run not in _STOP for run in _runs(question)
+    )
 
 
 def _runs(text: str) -> Iterator[str]:
