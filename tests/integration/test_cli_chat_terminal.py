@@ -142,6 +142,24 @@ def test_questions_are_answered_until_bye(chat: Terminal) -> None:
     chat.ends_with(0)
 
 
+def test_an_answer_cannot_control_the_terminal(environment: dict[str, str]) -> None:
+    words = ["chat", "--model", "base:\x1b]0;title\x07\x9b31m\r\n\tred", "-m", "hello"]
+    terminal = Terminal(environment, *words)
+    try:
+        terminal.expect("red says: you asked 'hello'")
+        terminal.ends_with(0)
+    finally:
+        terminal.close()
+    assert "base:]0;title31m\r\n" in terminal.raw  # the terminal puts \r in front of \n
+    assert not any(control in terminal.raw for control in ("\x1b]", "\x07", "\x9b"))
+
+
+def test_a_pipe_is_given_the_answer_as_it_is(environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "sage_cli.main", "chat", "--model", "base:\x1b[31mred", "-m", "hello"]
+    ran = subprocess.run(command, env=environment, capture_output=True, timeout=TIMEOUT_S, check=True)
+    assert ran.stdout.startswith(b"base:\x1b[31mred says")
+
+
 def test_what_is_pasted_is_one_question(chat: Terminal) -> None:
     chat.expect("› ")
     assert "\x1b[?2004h" in chat.raw  # asks the terminal to mark what is pasted

@@ -14,7 +14,9 @@ from tests.fakes.tiny_llama import make_model
 from sage.tools.finetune.chat_template import ChatTemplate
 from sage.tools.finetune.data import Conversation
 from sage.tools.finetune.data.turns import parse_turns
+from sage_chat.grounding import grounded
 from sage_chat.responses_dialect import chat_body
+from sage_contracts.chat import Passage
 from sage_contracts.errors import InvalidRequestError
 from sage_contracts.responses import ResponseRequest
 from sage_inference.transformers_engine.generation import Generator
@@ -100,6 +102,18 @@ def test_a_developers_words_are_joined_with_the_systems_because_many_templates_t
 @families("developed")
 def test_a_template_that_knows_developers_gets_them(subject: Subject) -> None:
     assert subject.text({"role": "developer", "content": "Be brief."}, ASKED).startswith("Developed. ")
+
+
+@families("chatml", "llama3", "mistral", "qwen3", "r1", "phi4")
+def test_a_passage_never_becomes_a_turn(subject: Subject) -> None:
+    special = set(subject.tokenizer.all_special_ids)
+
+    def turns(text: str) -> list[int]:
+        passage = Passage(id=1, source="a.md", text=text, score=1)
+        return [token for token in subject.ids(*grounded([ASKED], [passage])) if token in special]
+
+    tokens = subject.tokenizer.all_special_tokens
+    assert len(tokens) > 1 and turns("x".join(tokens) + "".join(tokens)) == turns("x") != []
 
 
 CALLS = [

@@ -109,10 +109,10 @@ def show(error: Exception) -> None:
     """Print the error screen to standard error."""
     from rich.text import Text
 
-    from sage_cli.render import error_console
+    from sage_cli.render import error_console, without_controls
 
     console = error_console()
-    first, *rest = describe(error)
+    first, *rest = map(without_controls, describe(error))  # a server may have said it
     console.print(Text.assemble(("Error: ", "bold red"), first), soft_wrap=not console.is_terminal)
     for line in rest:
         console.print(Text(line), soft_wrap=not console.is_terminal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,6 +12,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+# C0 and C1 but for tab and newline.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 # Of tables, in cells: between columns; what is no long cell; the least of the cut column and of a header.
 _GAP = 2
@@ -38,6 +41,11 @@ def can_show(signs: str, console: Console) -> bool:
     except (UnicodeEncodeError, LookupError):
         return False
     return True
+
+
+def without_controls(text: str) -> str:
+    """What a terminal only shows: escapes in what others wrote would set its title, clipboard or keys."""
+    return _CONTROLS.sub("", text)
 
 
 def mark(state: str, console: Console) -> Text:

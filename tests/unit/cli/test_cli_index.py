@@ -76,6 +76,20 @@ def test_a_folder_is_added_asked_listed_replaced_and_removed(real: Sage, folder:
     assert real("index", "remove", "mine").exit_code == 2
 
 
+def test_sources_are_shown_with_the_brackets_of_their_names(real: Sage, tmp_path: Path) -> None:
+    names = [
+        f"{folder}/page{number}.ts" for number, folder in enumerate(("[slug]", "[bold]", "[/b]", "[[id]]"))
+    ]
+    for number, name in enumerate(names):
+        path = tmp_path / "site" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(f"// Orders are listed here. {'word ' * 60} {number}")
+    assert real("index", "add", "mine", str(tmp_path / "site")).exit_code == 0
+    ran = ask(real, "Where are orders listed?")
+    assert (ran.exit_code, "\n[4] " in f"\n{ran.stderr}") == (0, True)  # the answer names three
+    assert [name for name in names if name not in ran.output] == []
+
+
 def test_files_that_are_left_out_are_named_with_the_reason(real: Sage, folder: Path) -> None:
     for path in ("node_modules/a.md", "env/pyvenv.cfg", "env/b.md", ".git/c.md", "guide/.d.md"):
         (folder / path).parent.mkdir(exist_ok=True)

@@ -84,6 +84,29 @@ async def test_a_question_that_the_index_cannot_answer(gateway: httpx.AsyncClien
     assert response.headers["x-sage-citations"] == "[]"
 
 
+@pytest.mark.parametrize(
+    ("last", "is_found"),
+    [
+        ("And why is that?", True),
+        ("Tell me more about that", True),
+        ("为什么呢？", True),
+        ("Weather on Mars?", False),
+        ("火星呢？", False),
+    ],
+)
+async def test_a_question_about_what_was_said_is_answered_from_its_passages(
+    gateway: httpx.AsyncClient, last: str, is_found: bool
+) -> None:
+    answer = {"role": "assistant", "content": "8 bits [1]."}
+    asked = [*QUESTION["messages"], answer, {"role": "user", "content": "And?"}, answer]
+    messages = [*asked, {"role": "user", "content": last}]
+    response = await gateway.post(
+        "/v1/chat/completions", json=QUESTION | {"messages": messages, "index": "docs-public"}
+    )
+    sources = [citation["source"] for citation in json.loads(response.headers["x-sage-citations"])]
+    assert sources == (["memory.md#quantisation"] if is_found else [])
+
+
 async def test_a_response_is_counted_as_the_chat_that_it_is(gateway: httpx.AsyncClient) -> None:
     response = await gateway.post("/v1/responses", json={"input": "Which quantisation?"})
     assert (response.json()["model"], response.headers["x-sage-backend"]) == ("mock", "mock")

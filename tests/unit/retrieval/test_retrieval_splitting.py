@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage_retrieval.splitting import MAX_CHARS, MIN_CHARS, slug, split
-from sage_retrieval.tokens import terms
+from sage_retrieval.tokens import passage_terms, question_terms
 
 FILLER = "Words that fill a paragraph so that it is long enough to stand alone. " * 4
 
@@ -78,7 +78,13 @@ def test_slugs_are_those_of_rendered_pages() -> None:
 
 
 def test_terms_of_identifiers_plurals_and_chinese() -> None:
-    assert terms("The presets: RTX_3060!") == ["preset", "rtx_3060", "rtx", "3060"]
-    assert terms("显存不足 OOM") == ["显存", "存不", "不足", "oom"]
-    assert terms("量") == ["量"]
-    assert terms("what is the 什么") == []
+    assert passage_terms("The presets: RTX_3060!") == ["preset", "rtx_3060", "rtx", "3060"]
+    assert passage_terms("显存不足 OOM 存") == ["显存", "存不", "不足", "oom", "存", "显", "足"]
+    assert passage_terms("what is the 什么") == []
+
+
+def test_signs_of_a_question_count_alone_where_no_pair_is_known() -> None:
+    known = {"显存", "存", "显", "养", "猫", "注意", "注", "preset"}
+    assert question_terms("显存，存？", known) == ["显存", "存"]
+    assert question_terms("显存的预设 presets presets", known) == ["显存", "preset"]
+    assert question_terms("养猫要注意什么", known) == ["注意", "养", "猫"]

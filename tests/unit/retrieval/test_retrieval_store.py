@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import tracemalloc
+import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from sage_contracts.errors import ConflictError, InvalidRequestError, NotFoundError
 from sage_contracts.indexes import IndexDocument
+from sage_retrieval.build import DOCUMENTS, build
 from sage_retrieval.store import DOCS_INDEX, IndexStore
 
 FILLER = "It is explained here at some length, so that the passage may stand alone in the index. " * 3
@@ -64,6 +68,60 @@ def test_only_readmes_and_docs_count_as_documentation(store: IndexStore) -> None
 
 def test_chinese_questions_find_chinese_passages(store: IndexStore) -> None:
     assert store.search(DOCS_INDEX, "显存不足怎么办？")[0].source == "docs/zh/memory.md#显存不足"
+
+
+CHORES = [
+    IndexDocument(path="cat.md", text="家猫需要高蛋白的食物，猫粮要选择正规的品牌。给猫喂食应当定时定量。"),
+    IndexDocument(path="dog.md", text="狗需要每天散步两次，注意牵好绳子，天热时多喝水，不要喂巧克力。"),
+    IndexDocument(path="tax.md", text="个人所得税应在次年三月至六月申报，增值税按月申报，逾期加收滞纳金。"),
+    IndexDocument(path="tea.md", text="绿茶富含茶多酚，用八十度的水冲泡，红茶则用沸水。"),
+]
+
+
+@pytest.mark.parametrize(
+    ("question", "source"),
+    [
+        ("猫", "cat.md"),
+        ("猫吃什么？", "cat.md"),
+        ("养猫要注意什么", "cat.md"),
+        ("狗呢？", "dog.md"),
+        ("税怎么交", "tax.md"),
+        ("茶", "tea.md"),
+        ("牛呢？", None),
+        ("你是什么", None),
+    ],
+)
+def test_chinese_words_of_one_sign_are_found(store: IndexStore, question: str, source: str | None) -> None:
+    store.put("zh", CHORES)
+    sources = [passage.source for passage in store.search("zh", question)]
+    assert source in sources if source else sources == []
+
+
+def test_copies_of_a_passage_count_once(store: IndexStore) -> None:
+    copy = f"Return an item with the receipt. The receipt of the item is needed for a return. {FILLER}"
+    policy = f"A receipt is not needed for an item when you have an account. {FILLER}"
+    copies = [IndexDocument(path=f"copy{number}/README.md", text=copy) for number in range(6)]
+    others = [
+        IndexDocument(path=f"{number}.md", text=f"Other matters. {FILLER}{number}") for number in range(20)
+    ]
+    store.put("mine", [*copies, *others, IndexDocument(path="policy.md", text=policy)])
+    found = store.search("mine", "How do I return an item without the receipt?")
+    assert [(it.id, it.source) for it in found] == [(1, "copy0/README.md"), (2, "policy.md")]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_the_encoding_of_accents_and_widths_does_not_matter(
+    store: IndexStore, form: Literal["NFC", "NFD"]
+) -> None:
+    documents = [
+        IndexDocument(path="café.md", text=unicodedata.normalize(form, f"Le déjeuner est servi. {FILLER}")),
+        IndexDocument(path="card.md", text=f"ＲＴＸ３０９０ の ﾒﾓﾘ. {FILLER}"),
+    ]
+    store.put("mine", documents)
+    for question in ("déjeuner", unicodedata.normalize("NFD", "déjeuner"), "CAFÉ"):
+        assert [passage.source for passage in store.search("mine", question)] == ["café.md"]
+    for question in ("RTX3090", "ｒｔｘ３０９０", "メモリ"):
+        assert [passage.source for passage in store.search("mine", question)] == ["card.md"]
 
 
 @pytest.mark.parametrize("question", ["What is the weather on Mars?", "", "???", "火星"])
@@ -240,8 +298,42 @@ def test_sent_documents_are_kept_to_build_a_damaged_index_again(store: IndexStor
     store.put("mine", MEMORY)
     expected = store.search("mine", "quantisation")
     for _ in range(2):
-        shutil.rmtree(store.folder / "mine" / store.cards()[0].generation / "bm25")
+        shutil.rmtree(store.folder / "mine" / store.cards()[0].generation / "bm25-2")
         assert IndexStore(store.folder).search("mine", "quantisation") == expected
+
+
+def test_an_index_of_another_version_is_built_again_and_says_so(
+    store: IndexStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.put("zh", CHORES)
+    expected = store.search("zh", "狗呢？")
+    scores = store.folder / "zh" / store.cards()[0].generation / "bm25-2"
+    scores.rename(scores.with_name("bm25"))
+    again = IndexStore(store.folder)
+    assert again.search("zh", "狗呢？") == expected
+    assert "its terms are those of another version" in caplog.text
+
+
+def test_a_large_index_takes_no_memory_of_the_process_that_answers(store: IndexStore) -> None:
+    paragraphs = [f"Topic{number} is near topic{number % 997}. {FILLER}\n\n" for number in range(8000)]
+    text = "".join(paragraphs)
+    store.put("small", ZEPPELINS)
+    assert store.search("small", "zeppelin")  # what is imported at first use is not counted
+    tracemalloc.start()
+    try:
+        store.put("large", [IndexDocument(path="large.md", text=text)])
+        built = tracemalloc.get_traced_memory()[1]
+        assert "Topic7777 " in store.search("large", "topic7777")[0].text
+        kept = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert built < 4 * len(text) and kept < len(text) / 4
+
+
+def test_a_build_that_is_lost_says_so(tmp_path: Path) -> None:
+    (tmp_path / DOCUMENTS).write_text("{" * 300_000)
+    with pytest.raises(InvalidRequestError, match="ended with 1, perhaps for want of memory"):
+        build(tmp_path)
 
 
 def test_an_index_that_is_lost_with_its_documents_says_what_to_do(store: IndexStore) -> None:

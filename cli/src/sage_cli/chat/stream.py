@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 
 from sage_cli import render
 from sage_cli.client import Client
@@ -43,6 +44,7 @@ class Printer:
         sys.stdout.flush()
 
     def waiting(self, text: str) -> None:
+        text = render.without_controls(text)
         if self._status is not None:
             self._status.update(text)
             return
@@ -54,6 +56,9 @@ class Printer:
 
     def piece(self, text: str) -> None:
         self._end_status()
+        # Whoever reads a pipe or a file is given the answer as it is.
+        if sys.stdout.isatty():
+            text = render.without_controls(text)
         sys.stdout.write(text)
         sys.stdout.flush()
         self._ends_line = text.endswith("\n")
@@ -103,4 +108,6 @@ def _show_notes(reason: str | None, citations: list[dict[str, Any]], answer: str
         console.print("(cut off at the longest allowed answer)", style="dim")
     missing = [item for item in citations if str(item.get("source", "")) not in answer]
     for item in missing:
-        console.print(f"\\[{item.get('id')}] {item.get('source')}", style="dim", soft_wrap=True)
+        # As Text: brackets in the name of a file are no markup.
+        note = render.without_controls(f"[{item.get('id')}] {item.get('source')}")
+        console.print(Text(note, "dim"), soft_wrap=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from sage_chat.control_tokens import without_control_tokens
 from sage_contracts.chat import Passage
 
 CITATIONS_HEADER = "X-Sage-Citations"
@@ -23,10 +24,14 @@ _NOTHING = "No passage of the index matches the question. Say so if you answer f
 
 def question_of(messages: Sequence[Mapping[str, Any]]) -> str:
     """The last thing the user said, as text."""
-    for message in reversed(messages):
-        if message.get("role") == "user":
-            return text_of(message.get("content"))
-    return ""
+    return next(questions_of(messages), "")
+
+
+def questions_of(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What the user said, as text, the last first."""
+    return (
+        text_of(message.get("content")) for message in reversed(messages) if message.get("role") == "user"
+    )
 
 
 def text_of(content: Any) -> str:
@@ -80,7 +85,7 @@ def sources_text(passages: Sequence[Passage]) -> str:
     if not passages:
         return _NOTHING
     listed = "\n\n".join(f"[{passage.id}] {passage.source}\n{passage.text}" for passage in passages)
-    return f"{_INSTRUCTION}\n\n{listed}"
+    return f"{_INSTRUCTION}\n\n{without_control_tokens(listed)}"
 
 
 def citations_header(passages: Sequence[Passage]) -> str:

@@ -28,14 +28,13 @@ from sage_contracts.indexes import (
     require_index_name,
 )
 from sage_retrieval import documents
+from sage_retrieval.build import DOCUMENTS, build
 from sage_retrieval.index import Index
-from sage_retrieval.splitting import split
 
 logger = logging.getLogger(__name__)
 
 DOCS_INDEX = "docs-public"
 _MANIFEST = "index.json"
-_SENT = "documents.json"
 # Where a generation is written before it is complete; no index can have these names.
 _INCOMING = ".incoming"
 _REBUILT = ".rebuilt"
@@ -103,28 +102,27 @@ class IndexStore:
             try:
                 index = Index.load(self.folder / name / card.generation)
             except (OSError, ValueError, TypeError, EOFError) as error:
-                logger.warning("index %s is damaged (%s): building it again", name, error)
-                return self._rebuild(name, card.generation)
+                logger.warning("index %s cannot be used (%s): building it again", name, error)
+                card = self._rebuild(name, card.generation)
+                index = Index.load(self.folder / name / card.generation)
             self._loaded[name] = (card.generation, index)
         return index
 
-    def _rebuild(self, name: str, generation: str) -> Index:
+    def _rebuild(self, name: str, generation: str) -> IndexCard:
         if name == DOCS_INDEX:
             root = documents.docs_root(self.docs_dir)
-            self._write_docs(root, documents.docs_files(root))
-        else:
-            try:
-                kept = (self.folder / name / generation / _SENT).read_bytes()
-                sent = PutIndexRequest.model_validate_json(kept).documents
-            except (OSError, ValidationError) as error:
-                raise ConflictError(
-                    f"The index {name!r} is damaged, and so are the documents that it was made of: add them "
-                    "again, or remove it.",
-                    param="index",
-                    source="retrieval",
-                ) from error
-            self._write(name, sent, self.folder / _REBUILT)
-        return self._loaded[name][1]
+            return self._write_docs(root, documents.docs_files(root))
+        try:
+            kept = (self.folder / name / generation / DOCUMENTS).read_bytes()
+            sent = PutIndexRequest.model_validate_json(kept).documents
+        except (OSError, ValidationError) as error:
+            raise ConflictError(
+                f"The index {name!r} is damaged or of another version, and the documents it was made of "
+                "cannot be read: add them again, or remove it.",
+                param="index",
+                source="retrieval",
+            ) from error
+        return self._write(name, sent, self.folder / _REBUILT)
 
     def _refresh_docs(self) -> IndexCard:
         """Build docs-public unless what is on disk was made from these very files."""
@@ -157,29 +155,26 @@ class IndexStore:
         source: str = "",
         fingerprint: str = "",
     ) -> IndexCard:
-        pieces = [piece for document in read for piece in split(document.path, document.text)]
-        if not pieces:
-            where = f"{source} has" if source else "The documents have"
-            raise InvalidRequestError(
-                f"{where} no text to index: looked for {', '.join(patterns())}.", param="documents"
-            )
-        card = IndexCard(
-            id=name,
-            created_at=int(time.time()),
-            files=len(read),
-            passages=len(pieces),
-            source=source,
-            generation=f"g-{secrets.token_hex(6)}",
-            fingerprint=fingerprint,
-        )
-        index = Index.build(pieces)
         shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
         try:
-            if not source:
-                # There is no folder to read again when the scores are damaged.
-                write_whole(unfinished / _SENT, PutIndexRequest(documents=list(read)).model_dump_json())
-            index.save(unfinished)
-            self._switch(card, index, unfinished)
+            # Kept: where they were sent, there is no folder to read again when the scores are damaged.
+            write_whole(unfinished / DOCUMENTS, PutIndexRequest(documents=list(read)).model_dump_json())
+            passages = build(unfinished)
+            if not passages:
+                where = f"{source} has" if source else "The documents have"
+                raise InvalidRequestError(
+                    f"{where} no text to index: looked for {', '.join(patterns())}.", param="documents"
+                )
+            card = IndexCard(
+                id=name,
+                created_at=int(time.time()),
+                files=len(read),
+                passages=passages,
+                source=source,
+                generation=f"g-{secrets.token_hex(6)}",
+                fingerprint=fingerprint,
+            )
+            self._switch(card, unfinished)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StorageFullError(f"There is no room for the index {name!r}: {error}") from error
@@ -188,7 +183,7 @@ class IndexStore:
             shutil.rmtree(unfinished, ignore_errors=True)
         return card
 
-    def _switch(self, card: IndexCard, index: Index, complete: Path) -> None:
+    def _switch(self, card: IndexCard, complete: Path) -> None:
         home = self.folder / card.id
         with self._lock:
             home.mkdir(exist_ok=True)
@@ -199,7 +194,7 @@ class IndexStore:
             for old in home.glob("g-*"):
                 if old.name != card.generation:
                     shutil.rmtree(old, ignore_errors=True)
-            self._loaded[card.id] = (card.generation, index)
+            self._loaded.pop(card.id, None)
 
     def _card(self, name: str) -> IndexCard | None:
         if not is_index_name(name):

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from sage_chat.backend import Backend, BackendName, ChatCall, Reply
-from sage_chat.grounding import CITATIONS_HEADER, citations_header, fitting, grounded, question_of
+from sage_chat.grounding import CITATIONS_HEADER, citations_header, fitting, grounded, questions_of
 from sage_chat.responses import response_reply
 from sage_chat.responses_dialect import called_here, chat_body
 from sage_chat.routing import Route
@@ -27,6 +27,7 @@ from sage_gateway.directory import ModelDirectory
 from sage_gateway.measures import ChatMeasures
 from sage_gateway.relay import CLIENT_LEFT_STATUS, RelayResponse
 from sage_retrieval.store import IndexStore
+from sage_retrieval.tokens import says_something
 from sage_servicekit.bodies import whole_body
 from sage_servicekit.connection import ClientLeftError, unless_client_leaves
 from sage_servicekit.errors import status_of
@@ -83,9 +84,7 @@ class Chat:
         route = await self.directory.route(asked.model)
         passages: list[Passage] = []
         if asked.index:
-            question = question_of(body["messages"])
-            found = await asyncio.to_thread(self.indexes.search, asked.index, question, self.passages)
-            passages = fitting(found, self.passages_max_bytes)
+            passages = await asyncio.to_thread(self._retrieve, asked.index, body["messages"])
             body["messages"] = grounded(body["messages"], passages)
         headers = {CITATIONS_HEADER: citations_header(passages)} if asked.index else {}
         call = ChatCall(route.model, body, tuple(passages), _own_headers(request))
@@ -94,6 +93,11 @@ class Chat:
             return await translate(await self.backends[route.backend].stream(call))
 
         return await self._relay(request, started, route, ask, call, headers)
+
+    def _retrieve(self, index: str, messages: list[dict[str, Any]]) -> list[Passage]:
+        # "And why is that?" is about what was asked before.
+        question = next(filter(says_something, questions_of(messages)), "")
+        return fitting(self.indexes.search(index, question, self.passages), self.passages_max_bytes)
 
     async def pass_on(self, request: Request, about: str, way: Callable[[Backend], Ask]) -> Response:
         """What is no conversation: a bare prompt, or texts to embed, in the body's field `about`."""
