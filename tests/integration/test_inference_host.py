@@ -263,6 +263,14 @@ def test_an_adapter_that_was_loaded_after_nobody_waited_any_more_is_used(tmp_pat
         assert rig.engines()[0].adapters == ["code@1"]
 
 
+def test_an_engine_that_is_silent_for_too_long_is_not_asked_again(tmp_path: Path) -> None:
+    with running(tmp_path, "--token-s", "60", upstream_silence_s=1) as rig:
+        late = rig.ask("code")
+        assert late.status_code == 504, late.text
+        error = late.json()["error"]
+        assert error["code"] == "upstream_timeout" and "sent nothing for too long" in error["message"]
+
+
 def test_an_adapter_of_a_larger_rank_restarts_the_engine(tmp_path: Path) -> None:
     log = tmp_path / "starts"
     with running(tmp_path, "--starts", log) as rig:

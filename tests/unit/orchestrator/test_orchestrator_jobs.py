@@ -217,6 +217,19 @@ def test_a_stored_job_that_cannot_be_read_is_not_trained_as_something_else(rig: 
     assert rig.sweep() == []
 
 
+def test_who_waits_behind_a_stored_job_that_cannot_be_read_is_rung_for(rig: Rig) -> None:
+    first, unreadable, waiting = (rig.create_job()["id"] for _ in range(3))
+    rig.claim(first)
+    rig.sweep()
+    for job_id in (unreadable, waiting):
+        rig.claim(job_id, status=409)
+    store_config(rig, unreadable, removed_setting=1)
+    rig.finish(first)
+    assert rig.sweep() == [unreadable]
+    rig.claim(unreadable, status=409)
+    assert rig.sweep() == [waiting]
+
+
 def test_a_job_whose_settings_are_unknown_after_an_update_still_ends(rig: Rig) -> None:
     job_id = rig.create_job(sage={"task": "code", "config": {"lora": {"r": 24}}})["id"]
     rig.claim(job_id)

@@ -23,6 +23,8 @@ DOCUMENTS = "documents.json"
 _HARMLESS_BYTES = 256 << 10
 """Read in this process: starting another takes longer."""
 _NICENESS = 5
+_DEADLINE_S = 600.0
+"""The largest that may be sent take half a minute."""
 
 
 def build(folder: Path) -> int:
@@ -36,6 +38,10 @@ def build(folder: Path) -> int:
     # Its standard input says nothing, and ends with this process, however that ends.
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
+        try:
+            child.wait(_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
         answer = child.stdout.read()
     if child.returncode != 0 or not answer:
         raise InvalidRequestError(

@@ -22,6 +22,7 @@ from sage_contracts.errors import (
     InvalidRequestError,
     SageError,
     UpstreamError,
+    UpstreamTimeoutError,
 )
 from sage_inference.finder import Finder
 from sage_inference.host import Host
@@ -220,8 +221,11 @@ class Answer(Response):
             async with asyncio.timeout(_EXIT_NOTICE_S):
                 await grant.process.exited.wait()
         except TimeoutError:
-            what = "sent nothing for too long" if isinstance(error, httpx.TimeoutException) else "broke off"
-            return UpstreamError(f"The engine for {self._wanted.label} {what}: {error!r}", source="engine")
+            is_late = isinstance(error, httpx.TimeoutException)
+            what = "sent nothing for too long" if is_late else "broke off"
+            # Late work may be under way still, and asked for again it would be done again.
+            kind = UpstreamTimeoutError if is_late else UpstreamError
+            return kind(f"The engine for {self._wanted.label} {what}: {error!r}", source="engine")
         return grant.process.failure("died while it answered")
 
 

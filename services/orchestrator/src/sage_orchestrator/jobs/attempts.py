@@ -285,6 +285,7 @@ class AttemptService:
         error = {"code": InvalidRequestError.code, "message": fault, "param": None}
         values = {**ended_values(now), "error": error}
         jobs.transition(session, row.id, JobStatus.FAILED, values, sources=[JobStatus.QUEUED])
+        jobs.wake_same_name(session, row.name, now)
         jobs.add_event(session, row.id, now, fault, level=EventLevel.ERROR)
         return NotYoursError(f"{row.id} cannot be trained as it was stored. {fault}")
 
