@@ -115,7 +115,8 @@ ENGINES = ["fake", "transformers", pytest.param("vllm", marks=pytest.mark.vllm)]
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=ENGINES)
 async def subject(request: pytest.FixtureRequest, models: Path) -> AsyncIterator[Subject]:
     kind, settings = settings_of(request.param, models)
-    factory = EngineFactory(settings, kind, Device("cpu", total_memory_bytes()))
+    # In halves, logits of a random model are often equal: which one is chosen is a matter of chance then.
+    factory = EngineFactory(settings, kind, Device("cpu", total_memory_bytes()), has_bf16=False)
 
     def find(name: str, folder: str) -> Adapter:
         resolved = ResolvedModel(id=name, base_model="base_models/tiny", adapter_path=f"adapters/{folder}")
@@ -166,7 +167,8 @@ async def test_greedy_answers_repeat_and_streams_say_the_same(subject: Subject) 
 
 
 async def test_next_to_no_temperature_is_none(subject: Subject) -> None:
-    assert await subject.text(temperature=1e-40) == await subject.text()
+    # vLLM takes 0.01 for whatever is less, and later on in this answer two tokens are almost as likely.
+    assert await subject.text(temperature=1e-40, max_tokens=8) == await subject.text(max_tokens=8)
 
 
 async def test_a_stream_has_usage_only_when_asked(subject: Subject) -> None:

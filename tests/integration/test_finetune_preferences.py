@@ -135,7 +135,7 @@ def test_single_rated_answers_are_for_kto_alone(tiny_base: Path, tmp_path: Path)
     assert result.metrics["reward_accuracy"] is not None
     assert result.metrics["reward_accuracy"] > 0.9
 
-    with pytest.raises(InvalidDataError, match=r"row 1.*use method=kto"):
+    with pytest.raises(InvalidDataError, match=r"rows 1, .*use method=kto"):
         LoRATrainer(config.model_copy(update={"method": "dpo"}), ()).train()
     only_wanted = tmp_path / "wanted.jsonl"
     only_wanted.write_text("\n".join(json.dumps({**row, "label": True}) for row in rows))

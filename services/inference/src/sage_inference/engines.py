@@ -53,12 +53,15 @@ def choose_kind(settings: InferenceSettings) -> Kind:
 class EngineFactory:
     """Plans and starts engines of one kind on one device."""
 
-    def __init__(self, settings: InferenceSettings, kind: Kind, device: Device) -> None:
+    def __init__(
+        self, settings: InferenceSettings, kind: Kind, device: Device, *, has_bf16: bool | None = None
+    ) -> None:
+        """`has_bf16`: whether the device computes in it as fast; None: as it is found to."""
         self.kind = kind
         self.device = device
         self._settings = settings
         self._home: Home = settings.home
-        self._bf16 = device.is_cuda or hardware.has_bf16_units()
+        self._bf16 = (device.is_cuda or hardware.has_bf16_units()) if has_bf16 is None else has_bf16
 
     def plan(self, base: BaseModel, rank: int) -> Plan:
         """Decide everything but the port. `rank` is the largest that a waiting adapter needs."""
