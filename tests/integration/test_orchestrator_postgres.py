@@ -203,7 +203,7 @@ def test_the_end_of_a_run_wakes_the_next_while_the_one_between_is_being_cancelle
     assert rig.job(between)["status"] == "cancelled"
     assert rig.job(running)["status"] in ("succeeded", "paused")
     with database.read() as session:
-        assert [job.id for job in jobs.due(session, rig.clock())] == [last]
+        assert [job.id for job in jobs.to_ring(session, rig.clock(), most=9)] == [last]
 
 
 def until_waiting(database: Database, number: int) -> None:
