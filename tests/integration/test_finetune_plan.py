@@ -19,6 +19,7 @@ from sage.tools.finetune.ladder import token_budget
 from sage.tools.finetune.modeling import save_weights
 from sage.tools.finetune.plan_types import Plan
 from sage.tools.finetune.planning import plan
+from sage.tools.finetune.preferences.trial import measure_preferences
 from sage.tools.finetune.rendering import Sample
 from sage.tools.finetune.run_parts import RunParts
 from sage.tools.finetune.trial_step import Trial, TrialSpec, folder_bytes, measure
@@ -244,6 +245,20 @@ def test_a_trial_counts_and_sizes_what_a_run_of_it_writes(
     assert (two.trainable_parameters == two.total_parameters) == (tuning == "full")
     assert two.trainable_parameters == weights
     assert two.checkpoint_bytes > 3 * 4 * weights  # the weights and Adam's two moments, in fp32
+
+
+def test_steps_on_preferences_are_measured_whole_on_a_machine_that_takes_long_for_each(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    pairs = [{"prompt": f"Number {n}?", "chosen": "Yes.", "rejected": "no NO no"} for n in range(9)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    config = settings(
+        tiny_base, tmp_path / "pairs.jsonl", method="dpo", max_length=90, per_device_train_batch_size=1,
+        gradient_accumulation_steps=4,
+    )  # fmt: skip
+    planned = plan(config, home=tmp_path, measure=lambda spec: measure_preferences(spec, timing_s=0))
+    assert planned.problem is None
+    assert planned.step_s is not None and planned.step_s > 0
 
 
 @pytest.mark.parametrize("method", ["dpo", "orpo", "kto"])

@@ -79,7 +79,13 @@ class Progress(Generic[StateT]):
         """A micro-batch is about to be run. Raises: RunStopped."""
         if wish := self._callbacks.should_stop():
             raise RunStopped(wish)
-        self._tokens += sum(int(batch[name].sum()) for name in _MASKS if name in batch)
+        self._count(batch)
+
+    def _count(self, batch: Mapping[str, Any]) -> int:
+        """Take in its tokens, without padding; returns how many they are."""
+        tokens = sum(int(batch[name].sum()) for name in _MASKS if name in batch)
+        self._tokens += tokens
+        return tokens
 
     def step_logged(self, step: int, logs: Mapping[str, float]) -> None:
         """An optimiser step is done and its loss known. Raises: StepFailed."""

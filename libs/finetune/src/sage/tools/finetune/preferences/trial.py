@@ -22,17 +22,20 @@ from sage.tools.finetune.trial_step import TIMING_S, Trial, TrialNotes, TrialSpe
 _MOST_TIMED_STEPS = 8
 
 
-def measure_preferences(spec: TrialSpec) -> Trial:
-    """Two steps on the longest rows, the second with the optimiser's state in memory; then typical ones."""
+def measure_preferences(spec: TrialSpec, timing_s: float = TIMING_S) -> Trial:
+    """Two steps on the longest rows, the second with the optimiser's state in memory; then typical ones.
+
+    Of each kind one at least, and none is begun after `timing_s`.
+    """
     began = time.monotonic()
     tell = TrialNotes()
     parts = RunParts(spec.config, Path(spec.base), tell, spec.rungs)
     load_s = time.monotonic() - began
     with temporary_folder("sage-trial-") as folder:
         result, longest, typical = (folder / name for name in ("result", "longest", "typical"))
-        hardest = _steps(spec, parts, spec.longest_judged, 2, longest)
+        hardest = _steps(spec, parts, spec.longest_judged, 2, longest, timing_s)
         # Every step of a run is as these: its update is in their time.
-        timed = _steps(spec, parts, spec.typical_judged, _MOST_TIMED_STEPS, typical)
+        timed = _steps(spec, parts, spec.typical_judged, _MOST_TIMED_STEPS, typical, timing_s)
         save_weights(parts.model, result)
         parts.tokenizer.save_pretrained(str(result))
         adapter_bytes, checkpoint_bytes = folder_bytes(result), folder_bytes(longest)
@@ -54,11 +57,13 @@ def measure_preferences(spec: TrialSpec) -> Trial:
     )
 
 
-def _steps(spec: TrialSpec, parts: RunParts, rows: Sequence[Judged], steps: int, folder: Path) -> _Watched:
+def _steps(
+    spec: TrialSpec, parts: RunParts, rows: Sequence[Judged], steps: int, folder: Path, timing_s: float
+) -> _Watched:
     """As many steps as there is time for; the last one leaves a checkpoint in the folder."""
     config = spec.config.model_copy(update={"save_steps": NEVER})
     schedule = Schedule(len(rows), config.effective_batch_size, 1, max_steps=steps, seed=config.seed)
-    watched = _Watched(config, schedule, RunState(), Checkpoints(folder, {}), _InTime(), parts.device)
+    watched = _Watched(config, schedule, RunState(), Checkpoints(folder, {}), _InTime(timing_s), parts.device)
     make_trainer(config, parts, list(rows), schedule, folder, watched).train()  # type: ignore[arg-type]
     return watched
 
@@ -69,9 +74,8 @@ class _Watched(Progress[RunState]):
     most_tokens = 0
 
     def forward(self, batch: Mapping[str, Any]) -> None:
-        before = self._tokens
-        super().forward(batch)
-        self.most_tokens = max(self.most_tokens, self._tokens - before)
+        # No wish is asked for within a step: half of one says nothing of the time that a step takes.
+        self.most_tokens = max(self.most_tokens, self._count(batch))
 
     @property
     def passes(self) -> list[tuple[int, float]]:
@@ -81,8 +85,8 @@ class _Watched(Progress[RunState]):
 class _InTime(TrainingCallback):
     """Wants no further step once there were enough seconds of them."""
 
-    def __init__(self) -> None:
-        self._deadline = time.monotonic() + TIMING_S
+    def __init__(self, timing_s: float) -> None:
+        self._deadline = time.monotonic() + timing_s
 
     def should_stop(self) -> StopMode | None:
         return "save_and_stop" if time.monotonic() > self._deadline else None
