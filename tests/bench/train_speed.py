@@ -230,13 +230,15 @@ def run_ours(
         )
     assert process.stdout is not None and process.stdin is not None
     steps: list[dict[str, Any]] = []
-    steady_since = 0.0
+    steady_since = before_s = 0.0
     for line in process.stdout:
         said = json.loads(line)
         if said["kind"] == "ready":
             began = time.time()
             process.stdin.write(json.dumps({"spec": str(spec), "log": str(log)}) + "\n")
             process.stdin.flush()
+        elif said["kind"] == "phase" and said["name"] == "training" and not steps:
+            before_s = time.time() - began
         elif said["kind"] == "step":
             steps.append({"at": time.time(), "tokens": said["trained_tokens"]})
         if len(steps) == 1:
@@ -247,6 +249,7 @@ def run_ours(
         "tokens_per_s": rate,
         "peak_bytes": peak,
         "first_step_s": steps[0]["at"] - began,
+        "before_s": before_s,
         "labels": setting["labels"],
         "adapter": str(home / "finetune_output" / "bench" / "lora_weights"),
     }
@@ -274,10 +277,7 @@ def flops_per_token(setting: dict[str, Any], computed: float = 1.0) -> float:
 def summary(results: dict[str, list[dict[str, Any]]], held: dict[str, float]) -> dict[str, dict[str, float]]:
     found = {}
     for name, runs in results.items():
-        middle = {
-            key: statistics.median(run[key] for run in runs)
-            for key in ("tokens_per_s", "peak_bytes", "first_step_s", "labels")
-        }
+        middle = {key: statistics.median(run[key] for run in runs) for key in runs[0].keys() - {"adapter"}}
         found[name] = middle | {"held_out_loss": held[name]}
     return found
 
@@ -302,6 +302,8 @@ def print_table(table: dict[str, dict[str, float]], setting: dict[str, Any], hel
                 f"  first step x{ours['first_step_s'] / row['first_step_s']:.2f}"
             )
         print(line)
+    if ours:
+        print(f"of ours {ours['before_s']:.2f} s are over when the first step begins")
 
 
 def main() -> None:

@@ -53,7 +53,7 @@ def test_a_trial_that_hangs_is_ended() -> None:
 # The thread that watches ends only where standard input does, and the process with it.
 WATCHED = """
 import threading
-from sage.tools.finetune.lifeline import end_with_parent
+from sage_contracts.lifeline import end_with_parent
 end_with_parent()
 for thread in threading.enumerate():
     if thread.name == "lifeline":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import sys
 import tarfile
 import zipfile
@@ -14,14 +13,13 @@ from urllib.parse import quote
 
 import pytest
 import zstandard
-from tests.fakes.orchestrator_rig import Rig, open_rig, rows
+from tests.fakes.orchestrator_rig import Rig, rows
 
 from sage_contracts.config import Task
 from sage_contracts.errors import (
     InvalidDataError,
 )
 from sage_contracts.home import Home
-from sage_orchestrator.jobs import repository as jobs
 from sage_orchestrator.jobs.datafile import check_data
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -179,65 +177,6 @@ def test_the_validation_file_is_checked_too(rig: Rig) -> None:
     assert rig.post(JOBS, body, status=400)["error"]["param"] == "validation_file"
 
 
-def store_config(rig: Rig, job_id: str, **changes: Any) -> None:
-    """As another version of the orchestrator, or one with other plug-ins, might have stored the job."""
-    with rig.parts.database.write() as session:
-        row = jobs.get(session, job_id)
-        row.config = {**row.config, **changes}
-        row.task = row.config["task"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"removed_setting": 1}, "sage.config.removed_setting: Extra inputs"),
-        ({"task": "sums"}, "sage.config.task: Input should be"),
-        ({"load_in_8bit": True, "load_in_4bit": True}, "exclude each other"),
-    ],
-)
-def test_a_stored_job_that_cannot_be_read_is_shown_as_such_beside_the_others(
-    rig: Rig, changes: dict[str, Any], said: str
-) -> None:
-    good, bad = rig.create_job(), rig.create_job(sage={"task": "code", "config": {"max_steps": 3}})
-    store_config(rig, bad["id"], **changes)
-    first, second = rig.get(JOBS)["data"]
-    assert (first["id"], second) == (bad["id"], good)
-    assert said in first["sage"]["unreadable"] and "create the job anew" in first["sage"]["unreadable"]
-    assert rig.job(bad["id"]) == first
-    assert rig.get(f"{JOBS}/{bad['id']}/events")["data"]
-
-
-def test_a_stored_job_that_cannot_be_read_is_not_trained_as_something_else(rig: Rig) -> None:
-    job_id = rig.create_job()["id"]
-    store_config(rig, job_id, removed_setting=1)
-    rig.claim(job_id, status=409)
-    job = rig.job(job_id)
-    assert job["status"] == "failed" and "removed_setting" in job["error"]["message"]
-    assert job["sage"]["attempt"] == 0 and job["finished_at"] is not None
-    assert rig.sweep() == []
-
-
-def test_who_waits_behind_a_stored_job_that_cannot_be_read_is_rung_for(rig: Rig) -> None:
-    first, unreadable, waiting = (rig.create_job()["id"] for _ in range(3))
-    rig.claim(first)
-    rig.sweep()
-    for job_id in (unreadable, waiting):
-        rig.claim(job_id, status=409)
-    store_config(rig, unreadable, removed_setting=1)
-    rig.finish(first)
-    assert rig.sweep() == [unreadable]
-    rig.claim(unreadable, status=409)
-    assert rig.sweep() == [waiting]
-
-
-def test_a_job_whose_settings_are_unknown_after_an_update_still_ends(rig: Rig) -> None:
-    job_id = rig.create_job(sage={"task": "code", "config": {"lora": {"r": 24}}})["id"]
-    rig.claim(job_id)
-    store_config(rig, job_id, removed_setting=1)
-    assert rig.finish(job_id)["fine_tuned_model"] == "code@1"
-    assert rig.get("/internal/models/resolve", name="code")["max_lora_rank"] == 24
-
-
 def test_an_integration_says_where_the_figures_go(rig: Rig) -> None:
     wandb = {"project": "support", "name": "first try", "tags": ["small"]}
     job = rig.create_job(integrations=[{"type": "wandb", "wandb": wandb}])
@@ -361,25 +300,9 @@ def test_what_is_kept_of_a_request_is_bounded(
     assert rig.get(JOBS)["data"] == []
 
 
-def test_a_job_that_was_stored_with_more_can_still_be_read(rig: Rig) -> None:
-    job_id = rig.create_job()["id"]
-    with rig.parts.database.write() as session:
-        row = jobs.get(session, job_id)
-        row.config = {**row.config, "sample_prompts": ["a"] * 100}
-    assert len(rig.get(JOBS)["data"][0]["sage"]["config"]["sample_prompts"]) == 100
-
-
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
 def test_a_seed_that_every_generator_takes_is_kept(rig: Rig, seed: int) -> None:
     assert rig.job(rig.create_job(seed=seed)["id"])["seed"] == seed
-
-
-def test_a_job_that_was_stored_with_a_negative_seed_can_still_be_read(rig: Rig) -> None:
-    job_id = rig.create_job()["id"]
-    with rig.parts.database.write() as session:
-        row = jobs.get(session, job_id)
-        row.config = {**row.config, "seed": -1}
-    assert rig.job(job_id)["seed"] == -1 == rig.get(JOBS)["data"][0]["seed"]
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "x/" * 300, "a\0b", "~nobody/x", "~no-such-user/x"])
@@ -578,13 +501,6 @@ def test_unknown_jobs_are_not_found(rig: Rig) -> None:
         assert rig.get(f"{JOBS}/ftjob-no{path}", status=404)["error"]["code"] == "not_found"
     for verb in ("cancel", "pause", "resume"):
         rig.post(f"{JOBS}/ftjob-no/{verb}", status=404)
-
-
-def test_the_stored_configuration_survives_a_restart(home: Path) -> None:
-    with open_rig(home) as rig:
-        job = rig.create_job(suffix="kept")
-    with open_rig(home) as rig:
-        assert json.dumps(rig.job(job["id"])) == json.dumps(job)
 
 
 def test_a_preset_that_was_chosen_is_explained(rig: Rig) -> None:

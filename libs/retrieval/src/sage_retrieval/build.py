@@ -10,12 +10,11 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from contextlib import suppress
 from pathlib import Path
 
 from sage_contracts.errors import InvalidRequestError
 from sage_contracts.indexes import PutIndexRequest
+from sage_contracts.lifeline import die_first, end_with_parent
 from sage_retrieval.index import write_index
 from sage_retrieval.splitting import split
 
@@ -60,23 +59,9 @@ def _build(folder: Path) -> int:
     return write_index((piece for it in documents for piece in split(it.path, it.text)), folder)
 
 
-def _end_with_parent() -> None:
-    def watch() -> None:
-        while os.read(0, 1):  # not through sys.stdin, which an ending program waits for
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _die_first() -> None:
-    with suppress(OSError):  # on other systems there is no such file
-        Path("/proc/self/oom_score_adj").write_text("1000")
-
-
 def main() -> None:
-    _end_with_parent()
-    _die_first()
+    end_with_parent()
+    die_first()
     os.nice(_NICENESS)
     try:
         told: dict[str, object] = {"passages": _build(Path(sys.argv[1]))}

@@ -6,24 +6,23 @@ fork and exec, which may deadlock in a process that has threads.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import signal
 import sys
-from pathlib import Path
+
+from sage_contracts.lifeline import die_first
 
 _PR_SET_PDEATHSIG = 1
 # The engine is the largest process around and the one that can be restarted: let the kernel choose it first.
-_OOM_SCORE = "600"
+_OOM_SCORE = 600
 
 
 def main() -> None:
     parent = int(os.environ.pop("SAGE_ENGINE_PARENT", "0"))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
-        with contextlib.suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
+    die_first(_OOM_SCORE)
     if parent and os.getppid() != parent:
         sys.exit("the agent that asked for this engine is gone")
     try:

@@ -18,11 +18,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, TYPE_CHECKING
 
-from sage.tools.finetune.lifeline import die_first
 from sage.tools.finetune.storage import storage_errors
 from sage_contracts.errors import InvalidRequestError, ModelNotFoundError, SageError, TrainingFailedError
 from sage_contracts.home import Home
 from sage_contracts.jobs import JobMetrics
+from sage_contracts.lifeline import die_first
 from sage_servicekit.children import append_output_to, end_with_parent, take_stdout
 from sage_trainer.ending import LastWords
 from sage_trainer.folders import (

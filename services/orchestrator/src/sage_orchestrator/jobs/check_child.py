@@ -9,8 +9,8 @@ import resource
 import signal
 import sys
 
-from sage.tools.finetune.lifeline import die_first
 from sage_contracts.errors import SageError
+from sage_contracts.lifeline import die_first
 from sage_orchestrator.jobs.checking import DataFile, Verdict, out_of_memory
 from sage_servicekit.children import end_with_parent, take_stdout
 

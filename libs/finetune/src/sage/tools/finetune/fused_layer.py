@@ -17,8 +17,16 @@ from sage.tools.finetune.prefix_tree import Segment
 from sage.tools.finetune.projections import NotFusableError, Projections
 from sage.tools.finetune.step_kernels import kernels_for
 
-_FAMILY = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
-"""Layers that compute exactly this; whoever fuses proves it once more on rows of the run."""
+FAMILY = {
+    "llama": "LlamaDecoderLayer",
+    "mistral": "MistralDecoderLayer",
+    "qwen2": "Qwen2DecoderLayer",
+    "qwen3": "Qwen3DecoderLayer",
+}
+"""What config.json calls models, and their layers, which compute exactly this.
+
+Whoever fuses proves it once more on rows of the run.
+"""
 
 
 def fuse_layers(decoder: Any) -> None:
@@ -121,7 +129,7 @@ class FusedLayer:
 
 def _require_plain(layer: Any) -> None:
     """Raises: NotFusableError."""
-    if type(layer).__name__ in _FAMILY:
+    if type(layer).__name__ in FAMILY.values():
         attention = layer.self_attn
         # Where the layer does not say, transformers takes the model's window for every layer.
         window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))

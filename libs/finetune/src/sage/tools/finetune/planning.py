@@ -28,7 +28,6 @@ from sage.tools.finetune.hardware import (
     unused_card,
     wait_politely,
 )
-from sage.tools.finetune.lifeline import end_with_parent
 from sage.tools.finetune.model_size import parameters_of
 from sage.tools.finetune.plan_rows import Report, count_rows
 from sage.tools.finetune.plan_trials import Trials, what_would_fit
@@ -42,6 +41,7 @@ from sage.tools.finetune.trial_step import Trial, TrialSpec, folder_bytes, try_s
 from sage_contracts.auto import choose_preset
 from sage_contracts.config import PresetName, TrainingConfig, overlay, preset_fields
 from sage_contracts.errors import InvalidRequestError, SageError
+from sage_contracts.lifeline import end_with_parent
 
 _TIME_MARGIN = 0.15
 """Of the time: rows that are yet to come differ from those that were timed."""

@@ -24,12 +24,12 @@ from sage.tools.finetune.hardware import (
     peak_memory_bytes,
     wait_politely,
 )
-from sage.tools.finetune.lifeline import die_first, end_with_parent
 from sage.tools.finetune.preferences.samples import PairSample, RatedSample
 from sage.tools.finetune.rendering import Sample
 from sage.tools.finetune.storage import temporary_folder, temporary_folder_errors
 from sage_contracts.config import OomRung, TrainingConfig
 from sage_contracts.errors import OutOfMemoryError, SageError, StorageFullError, TrainingFailedError
+from sage_contracts.lifeline import die_first, end_with_parent
 
 if TYPE_CHECKING:
     from sage.tools.finetune.losses import LossFunction

@@ -9,21 +9,22 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sage.tools.finetune.fused_layer import read_together, require_fusable
+from sage.tools.finetune.fused_layer import FAMILY, read_together, require_fusable
 from sage.tools.finetune.merging.tensor_files import stored_tensors
 from sage.tools.finetune.projections import NotFusableError, put_in_line
 from sage_contracts.errors import ModelNotFoundError
 
-_FAMILY = {"llama", "mistral", "qwen2", "qwen3"}
-"""What config.json calls models whose layers may be fused. They are the same whichever format they are built
-in: Gemma is not, which rounds the factor that it scales embeddings by."""
 _HALVES = {"BF16": "bfloat16", "F16": "float16"}
 
 
 def is_laid_out(base: Path) -> bool:
-    """Whether the model of this folder is one for `lay_out`, once it is loaded, and `stored_half`."""
+    """Whether the model of this folder is one for `lay_out`, once it is loaded, and `stored_half`.
+
+    These families are the same whichever format they are built in. Gemma is not, which rounds the factor that
+    it scales embeddings by.
+    """
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return json.loads((base / "config.json").read_text(encoding="utf-8"))["model_type"] in _FAMILY
+        return json.loads((base / "config.json").read_text(encoding="utf-8"))["model_type"] in FAMILY
     return False
 
 
