@@ -16,8 +16,11 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 RANK, ALPHA = 8, 16
 
 
-def counting(trainer_class: Any) -> tuple[list[dict[str, float]], Any]:
-    """(a list that grows by one entry a step, a callback for a transformers Trainer that fills it)."""
+def counting(trainer_class: Any, setting: dict[str, Any]) -> tuple[list[dict[str, float]], Any]:
+    """(a list that grows by one entry a step, a callback for a transformers Trainer that fills it).
+
+    Training ends with SystemExit where fp32 is asked for and the weights are in another format.
+    """
     from transformers import TrainerCallback
 
     steps: list[dict[str, float]] = []
@@ -32,6 +35,11 @@ def counting(trainer_class: Any) -> tuple[list[dict[str, float]], Any]:
     trainer_class.training_step = training_step
 
     class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **named: Any) -> None:
+            formats = {str(weights.dtype) for weights in model.parameters()}
+            if setting["precision"] == "fp32" and formats != {"torch.float32"}:
+                raise SystemExit(f"asked for fp32, but weights are in {formats}")
+
         def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
             steps.append({"at": time.time(), **seen})
 
@@ -80,7 +88,7 @@ def trl(folder: Path, setting: dict[str, Any], *, packed: bool) -> list[dict[str
             for row in rows
         ]
     )
-    steps, clock = counting(Trainer)
+    steps, clock = counting(Trainer, setting)
     options: dict[str, Any] = {"per_device_train_batch_size": setting["batch"]}
     if packed:
         options = {
@@ -118,14 +126,14 @@ def llama_factory(folder: Path, setting: dict[str, Any], *, packed: bool) -> lis
     from llamafactory.train.tuner import run_exp
     from transformers import Trainer
 
-    steps, clock = counting(Trainer)
+    steps, clock = counting(Trainer, setting)
     name = "lf_packed" if packed else "lf_defaults"
     arguments = {
         **common(setting, folder / name),
         "stage": "sft",
         "do_train": True,
         "finetuning_type": "lora",
-        "model_name_or_path": setting["base"],
+        "model_name_or_path": setting["base_in_format"],
         "dataset_dir": str(folder),
         "dataset": "rows",
         "lora_rank": RANK,

@@ -87,6 +87,7 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     tokens = [len(sample.ids) for _, sample in train]
     setting = {
         "base": str(Path(arguments.base).resolve()),
+        "base_in_format": str(base_in_format(folder, arguments)),
         "steps": arguments.steps,
         "batch": arguments.batch,
         "learning_rate": 1e-3,
@@ -105,6 +106,23 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     }
     (folder / "setting.json").write_text(json.dumps(setting))
     return setting
+
+
+def base_in_format(folder: Path, arguments: argparse.Namespace) -> Path:
+    """The base by which LLaMA-Factory trains in the format of the run: it has no setting for fp32, and loads weights
+    in the format that their config.json names."""
+    base = Path(arguments.base).resolve()
+    if arguments.precision == "auto":
+        return base
+    view = folder / "base"
+    view.mkdir()
+    for file in base.iterdir():
+        if file.name != "config.json":
+            (view / file.name).symlink_to(file)
+    config = json.loads((base / "config.json").read_text())
+    dtype = {"fp32": "float32", "bf16": "bfloat16"}[arguments.precision]
+    (view / "config.json").write_text(json.dumps(config | {"dtype": dtype, "torch_dtype": dtype}))
+    return view
 
 
 def system_prompt(tokenizer: Any, tokens: int) -> list[dict[str, str]]:
