@@ -1,13 +1,20 @@
-/* Products with frozen matrices. The matrix is read as it lies, once for a chunk of what comes out, and never copied:
-   only what it is multiplied with is turned, a SLAB of its width at a time. */
+/* Products with frozen matrices. What a matrix is multiplied with is turned, a SLAB of its width at a time; of the matrix
+   itself a block that fits into the second cache meets a whole run of rows before the next. */
 #include <string.h>
 
 #include "panels.h"
 
+#ifdef __AVX512F__
+enum { SUM_ROWS = 8, SUM_WIDE = 3 }; /* sums that stay in the 32 registers */
+#else
+enum { SUM_ROWS = 6, SUM_WIDE = 2 }; /* in 16 */
+#endif
 enum {
-  CHUNK = 96,  /* outputs that are found together */
-  AHEAD = 24,  /* inputs whose weights are fetched before they are needed */
-  SLAB = 4096, /* inputs that are turned at once: see sage_product */
+  STRIP = SUM_WIDE * LANES, /* rows that lie side by side: DEPTH numbers of each fit into the first cache */
+  RUN = 240,                /* rows that are done together, whole strips */
+  CHUNK = 96,               /* outputs that are found together */
+  AHEAD = 24,               /* inputs whose weights are fetched before they are needed */
+  SLAB = 4096,              /* inputs that are turned at once: see sage_product */
 };
 
 INLINE void store_sum(float *to, vec x, const float *added, long at) {
@@ -15,7 +22,7 @@ INLINE void store_sum(float *to, vec x, const float *added, long at) {
   store(to, x);
 }
 
-/* y (rows, outs) = the transpose of sums (outs, PANEL), + added */
+/* y (rows, outs) = the transpose of sums (outs, STRIP), + added */
 static void turn_back(const float *sums, int rows, int outs, const float *added, long added_stride, float *y, long y_stride) {
   int whole = outs / LANES * LANES;
   for (int first = 0; first < rows; first += LANES)
@@ -23,7 +30,7 @@ static void turn_back(const float *sums, int rows, int outs, const float *added,
       vec square[LANES];
       int lines = smaller(LANES, rows - first);
 #pragma GCC unroll 16
-      for (int d = 0; d < LANES; d++) square[d] = load(sums + (n + d) * PANEL + first);
+      for (int d = 0; d < LANES; d++) square[d] = load(sums + (n + d) * STRIP + first);
       transpose(square);
       float *to = y + first * y_stride + n;
       const float *more = added ? added + first * added_stride + n : 0;
@@ -36,26 +43,36 @@ static void turn_back(const float *sums, int rows, int outs, const float *added,
     }
   for (int i = 0; i < rows; i++)
     for (int n = whole; n < outs; n++)
-      y[i * y_stride + n] = sums[n * PANEL + i] + (added ? added[i * added_stride + n] : 0);
+      y[i * y_stride + n] = sums[n * STRIP + i] + (added ? added[i * added_stride + n] : 0);
 }
 
-/* y (rows, outs) = turned, one panel of x, times w, + added. */
+/* y (rows, outs) = turned, strips of x, times w, + added. */
 static void fill(const float *turned, int rows, int width, weights w, int outs, const float *added, long added_stride,
                  float *y, long y_stride) {
-  float sums[CHUNK * PANEL];
-  int filled = (rows + LANES - 1) / LANES * LANES;
+  float sums[RUN / STRIP][CHUNK * STRIP], block[DEPTH * CHUNK];
   memset(sums, 0, sizeof sums);
   for (int k = 0; k < width; k += DEPTH) {
     int depth = smaller(DEPTH, width - k);
     weights here = {w.at + k * w.column, w.row, w.column};
-    mix_by(TILE_ROWS, TILE_WIDE, AHEAD, sums, PANEL, outs, here, turned + k * PANEL, PANEL, depth, filled);
+    if (w.row == 1) {
+      /* Lines of memory that lie a whole matrix's width apart would push each other out of the caches. */
+      for (int n = 0; n < depth; n++) memcpy(block + n * CHUNK, here.at + n * w.column, outs * sizeof *block);
+      here = (weights){block, 1, CHUNK};
+    }
+    for (int first = 0; first < rows; first += STRIP) {
+      int filled = (smaller(STRIP, rows - first) + LANES - 1) / LANES * LANES;
+      mix_by(SUM_ROWS, SUM_WIDE, AHEAD, sums[first / STRIP], STRIP, outs, here, turned + first * width + k * STRIP, STRIP,
+             depth, filled);
+    }
   }
-  turn_back(sums, rows, outs, added, added_stride, y, y_stride);
+  for (int first = 0; first < rows; first += STRIP)
+    turn_back(sums[first / STRIP], smaller(STRIP, rows - first), outs, added ? added + first * added_stride : 0,
+              added_stride, y + first * y_stride, y_stride);
 }
 
 /* How many floats sage_product wants room for. */
 long sage_product_scratch(long rows, long width) {
-  return (rows + PANEL - 1) / PANEL * PANEL * (width < SLAB ? width : SLAB);
+  return (rows + STRIP - 1) / STRIP * STRIP * (width < SLAB ? width : SLAB);
 }
 
 /* y (rows, outs) = x (rows, width) times the transpose of a matrix (outs, width) whose elements lie `row` and `column`
@@ -63,23 +80,24 @@ long sage_product_scratch(long rows, long width) {
    turned, room of that size, stays small where they are a vocabulary. width is a multiple of 16. */
 void sage_product(const float *x, const float *matrix, long row, long column, const float *added, long added_stride,
                   float *y, float *turned, long rows, long width, long outs, int threads) {
-  int panels = (rows + PANEL - 1) / PANEL, chunks = (outs + CHUNK - 1) / CHUNK;
+  int strips = (rows + STRIP - 1) / STRIP, runs = (rows + RUN - 1) / RUN, chunks = (outs + CHUNK - 1) / CHUNK;
 #pragma omp parallel num_threads(threads)
   for (long k = 0; k < width; k += SLAB) {
     int deep = smaller(SLAB, width - k);
 #pragma omp for
-    for (int p = 0; p < panels; p++) {
-      long first = (long)p * PANEL;
-      turn_panel(x + first * width + k, width, smaller(PANEL, rows - first), deep, turned + first * deep);
+    for (int s = 0; s < strips; s++) {
+      long first = (long)s * STRIP;
+      int there = smaller(STRIP, rows - first);
+      turn_rows(x + first * width + k, width, there, there, deep, turned + first * deep, STRIP);
     }
 #pragma omp for collapse(2) schedule(dynamic)
     for (int c = 0; c < chunks; c++)
-      for (int p = 0; p < panels; p++) {
-        long first = (long)p * PANEL, out = (long)c * CHUNK;
+      for (int r = 0; r < runs; r++) {
+        long first = (long)r * RUN, out = (long)c * CHUNK;
         weights w = {matrix + out * row + k * column, row, column};
         float *to = y + first * outs + out;
         const float *from = k ? to : added ? added + first * added_stride + out : 0;
-        fill(turned + first * deep, smaller(PANEL, rows - first), deep, w, smaller(CHUNK, outs - out), from,
+        fill(turned + first * deep, smaller(RUN, rows - first), deep, w, smaller(CHUNK, outs - out), from,
              k ? outs : added_stride, to, outs);
       }
   }
