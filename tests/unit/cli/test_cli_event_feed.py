@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from tests.fakes.asgi_server import serving
 from tests.fakes.orchestrator_rig import Rig, open_rig
 
 from sage_cli.client import Client
-from sage_cli.jobs.follow import EventFeed
-from sage_contracts.jobs import JobEvent
+from sage_cli.jobs.follow import EventFeed, Pace, follow
+from sage_contracts.jobs import FineTuningJob, JobEvent, JobStatus
 from sage_contracts.paging import ListPage
 
 STEPS = 1500
@@ -82,3 +83,60 @@ def test_who_wants_messages_alone_reads_no_steps(client: Counting, job_id: str, 
     assert texts(feed) == ["Saved"]
     assert texts(feed) == []
     assert client.pages == 3
+
+
+@dataclass
+class Screen:
+    """Keeps what it is told, in order; of the same figures the first."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def event(self, event: JobEvent) -> None:
+        self.lines.append(event.message)
+
+    def progress(self, job: FineTuningJob) -> None:
+        line = f"step {job.sage.metrics.step}"
+        if job.sage.metrics.step and line not in self.lines:
+            self.lines.append(line)
+
+
+def trainer_at_work(rig: Rig, job_id: str, pauses: list[float]) -> Callable[[float], None]:
+    """While the watcher pauses, the next thing happens: steps, silence, the end of training, the end."""
+
+    def figures(phase: str, step: int) -> dict[str, Any]:
+        return {"phase": phase, "step": step, "total_steps": 2}
+
+    happens = iter(
+        [
+            lambda: rig.report(
+                job_id, events=[event("message", "Training: 2 steps")], metrics=figures("training", 1)
+            ),
+            lambda: rig.report(job_id, metrics=figures("training", 1)),
+            lambda: rig.report(job_id, metrics=figures("training", 1)),
+            lambda: rig.report(job_id, metrics=figures("training", 2)),
+            lambda: rig.report(
+                job_id, events=[event("message", "Saving the weights")], metrics=figures("saving", 3)
+            ),
+            lambda: rig.finish(job_id),
+        ]
+    )
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        next(happens)()
+
+    return pause
+
+
+def test_a_run_is_watched_closely_while_it_steps_and_told_in_the_order_of_what_happened(
+    client: Counting, rig: Rig
+) -> None:
+    rig.reset()
+    job_id: str = rig.create_job()["id"]
+    rig.claim(job_id)
+    screen, pauses = Screen(), list[float]()
+    job = follow(client, job_id, screen, pace=Pace(trainer_at_work(rig, job_id, pauses)))
+    assert job.status is JobStatus.SUCCEEDED
+    told = [line for line in screen.lines if line.startswith(("step", "Training:", "Saving"))]
+    assert told == ["Training: 2 steps", "step 1", "step 2", "step 3", "Saving the weights"]
+    assert pauses == [0.3, 0.3, 0.6, 1.2, 0.3, 0.3]

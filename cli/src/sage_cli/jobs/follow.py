@@ -8,8 +8,9 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from sage_cli.client import Client
+from sage_cli.jobs.views import TRAINING
 from sage_contracts.errors import SageError
-from sage_contracts.jobs import EventType, FineTuningJob, JobEvent, JobStatus
+from sage_contracts.jobs import EventType, FineTuningJob, JobEvent, JobMetrics, JobStatus
 from sage_contracts.paging import ListPage
 
 Answer = TypeVar("Answer")
@@ -28,7 +29,9 @@ class JobView(Protocol):
 
     def event(self, event: JobEvent) -> None: ...
 
-    def progress(self, job: FineTuningJob) -> None: ...
+    def progress(self, job: FineTuningJob) -> None:
+        """May be told the same twice."""
+        ...
 
 
 class Pace:
@@ -66,17 +69,22 @@ class EventFeed:
         return self._client.events_page(self._job_id, after=self._last_id, limit=_PAGE, kind=self._kind)
 
 
-def follow(client: Client, job_id: str, view: JobView, *, with_metrics: bool = False) -> FineTuningJob:
+def follow(
+    client: Client, job_id: str, view: JobView, *, with_metrics: bool = False, pace: Pace | None = None
+) -> FineTuningJob:
     """Show the job until it ends or is paused. Raises: as `patiently`.
 
     A run may take days, so there is no deadline for the job itself; Ctrl-C leaves without stopping it.
     """
     feed = EventFeed(client, job_id, with_metrics=with_metrics)
-    pace = Pace()
+    pace = pace or Pace()
+    seen = JobMetrics()
     while True:
         # The state first: events that came before it ended are then surely in the list.
         job = patiently(partial(client.job, job_id))
-        has_news = False
+        has_news, seen = job.sage.metrics != seen, job.sage.metrics
+        if seen.phase != TRAINING:
+            view.progress(job)  # the last step came before the news of what follows training
         for event in feed.new():
             view.event(event)
             has_news = True

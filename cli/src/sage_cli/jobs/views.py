@@ -19,8 +19,9 @@ _WIDE = 72
 _PLAIN_EVERY_S = 5.0
 _PLAIN_SHARE = 0.1
 
-# The trainer's phases, for people; others are shown as they are.
-_TRAINING = "training"
+TRAINING = "training"
+"""The trainer's phase in which steps are made."""
+# The others, for people; what is not here is shown as it is.
 _PHASES = {
     "start": "starting",
     "data": "preparing the data",
@@ -106,7 +107,7 @@ class LiveView:
         metrics = job.sage.metrics
         if self._task is None:
             self._task = self._bar.add_task("", total=None)
-        is_training = job.status is JobStatus.RUNNING and metrics.phase == _TRAINING
+        is_training = job.status is JobStatus.RUNNING and metrics.phase == TRAINING
         is_stepping = is_training and metrics.step is not None and metrics.total_steps
         text = f"step {metrics.step}/{metrics.total_steps}" if is_stepping else phase_text(job)
         self._bar.update(
