@@ -109,8 +109,10 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def base_in_format(folder: Path, arguments: argparse.Namespace) -> Path:
-    """The base by which LLaMA-Factory trains in the format of the run: it has no setting for fp32, and loads weights
-    in the format that their config.json names."""
+    """The base by which LLaMA-Factory trains in the format of the run.
+
+    It has no setting for fp32, and loads weights in the format that their config.json names.
+    """
     base = Path(arguments.base).resolve()
     if arguments.precision == "auto":
         return base
