@@ -11,7 +11,7 @@ enum { SUM_ROWS = 6, SUM_WIDE = 2 }; /* in 16 */
 #endif
 enum {
   STRIP = SUM_WIDE * LANES, /* rows that lie side by side: DEPTH numbers of each fit into the first cache */
-  RUN = 240,                /* rows that are done together, whole strips */
+  RUN = 288,                /* the most rows that are done together, whole strips */
   CHUNK = 96,               /* outputs that are found together */
   AHEAD = 24,               /* inputs whose weights are fetched before they are needed */
   SLAB = 4096,              /* inputs that are turned at once: see sage_product */
@@ -80,7 +80,10 @@ long sage_product_scratch(long rows, long width) {
    turned, room of that size, stays small where they are a vocabulary. width is a multiple of 16. */
 void sage_product(const float *x, const float *matrix, long row, long column, const float *added, long added_stride,
                   float *y, float *turned, long rows, long width, long outs, int threads) {
-  int strips = (rows + STRIP - 1) / STRIP, runs = (rows + RUN - 1) / RUN, chunks = (outs + CHUNK - 1) / CHUNK;
+  if (!rows) return;
+  int strips = (rows + STRIP - 1) / STRIP, chunks = (outs + CHUNK - 1) / CHUNK, fewest = (rows + RUN - 1) / RUN;
+  int run = (strips + fewest - 1) / fewest * STRIP; /* of one length: a short one would not be worth its blocks */
+  int runs = (rows + run - 1) / run;
 #pragma omp parallel num_threads(threads)
   for (long k = 0; k < width; k += SLAB) {
     int deep = smaller(SLAB, width - k);
@@ -93,11 +96,11 @@ void sage_product(const float *x, const float *matrix, long row, long column, co
 #pragma omp for collapse(2) schedule(dynamic)
     for (int c = 0; c < chunks; c++)
       for (int r = 0; r < runs; r++) {
-        long first = (long)r * RUN, out = (long)c * CHUNK;
+        long first = (long)r * run, out = (long)c * CHUNK;
         weights w = {matrix + out * row + k * column, row, column};
         float *to = y + first * outs + out;
         const float *from = k ? to : added ? added + first * added_stride + out : 0;
-        fill(turned + first * deep, smaller(RUN, rows - first), deep, w, smaller(CHUNK, outs - out), from,
+        fill(turned + first * deep, smaller(run, rows - first), deep, w, smaller(CHUNK, outs - out), from,
              k ? outs : added_stride, to, outs);
       }
   }
