@@ -2,7 +2,20 @@
    end to the other, so that threads are woken once and what a panel needs stays in the fast caches. */
 #include <string.h>
 
-#include "panels.h"
+#include "mixing.h"
+#include "turning.h"
+
+#ifdef __AVX512F__
+enum { TILE_ROWS = 8, TILE_WIDE = 3 }; /* sums that stay in the 32 registers */
+#else
+enum { TILE_ROWS = 4, TILE_WIDE = 3 }; /* in 16: two tiles for the usual rank */
+#endif
+enum { PANEL = 48 }; /* rows that lie side by side */
+
+/* turned (width, PANEL) = x (rows, width), and zeros behind the last row. */
+static void turn_panel(const float *x, long stride, int rows, int width, float *turned) {
+  turn_rows(x, stride, rows, rows, width, turned, PANEL);
+}
 
 /* One of those that read the same x. What it trains is in floats, a (rank, width) and b (outs, rank), and so are the
    gradients. */

@@ -5,6 +5,7 @@
 #include "words.h"
 
 enum { MOST_ROWS = 8, MOST_WIDE = 4 }; /* of a tile */
+enum { DEPTH = 192 };                 /* of what is wider, so many numbers are summed over before the next */
 
 /* A matrix of weights, read as it lies or turned. */
 typedef struct { const word *at; long row, column; } weights;

@@ -2,7 +2,8 @@
    itself a block that fits into the second cache meets a whole run of rows before the next. */
 #include <string.h>
 
-#include "panels.h"
+#include "mixing.h"
+#include "turning.h"
 
 #ifdef __AVX512F__
 enum { SUM_ROWS = 8, SUM_WIDE = 3 }; /* sums that stay in the 32 registers */
