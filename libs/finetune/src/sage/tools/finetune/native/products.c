@@ -13,6 +13,7 @@ enum { SUM_ROWS = 6, SUM_WIDE = 2 }; /* in 16 */
 enum {
   STRIP = SUM_WIDE * LANES, /* rows that lie side by side: DEPTH numbers of each fit into the first cache */
   RUN = 288,                /* the most rows that are done together, whole strips */
+  SHARES = 4,               /* the fewest for a thread, so that nobody waits long for the last */
   CHUNK = 96,               /* outputs that are found together */
   AHEAD = 24,               /* inputs whose weights are fetched before they are needed */
   SLAB = 4096,              /* inputs that are turned at once: see sage_product */
@@ -82,7 +83,8 @@ long sage_product_scratch(long rows, long width) {
 void sage_product(const float *x, const float *matrix, long row, long column, const float *added, long added_stride,
                   float *y, float *turned, long rows, long width, long outs, int threads) {
   if (!rows) return;
-  int strips = (rows + STRIP - 1) / STRIP, chunks = (outs + CHUNK - 1) / CHUNK, fewest = (rows + RUN - 1) / RUN;
+  int strips = (rows + STRIP - 1) / STRIP, chunks = (outs + CHUNK - 1) / CHUNK;
+  int fit = (rows + RUN - 1) / RUN, shared = (SHARES * threads + chunks - 1) / chunks, fewest = fit > shared ? fit : shared;
   int run = (strips + fewest - 1) / fewest * STRIP; /* of one length: a short one would not be worth its blocks */
   int runs = (rows + run - 1) / run;
 #pragma omp parallel num_threads(threads)
