@@ -50,7 +50,7 @@ def config(base: Path, **fields: Any) -> TrainingConfig:
 
 def test_a_child_that_the_system_kills_is_followed_by_one_that_fits(short: Rig, tiny_base: Path) -> None:
     job = short.records.add_job("job-1", "sums", config=config(tiny_base), training_path="files/file-1")
-    short.start_worker(**{VARIABLE: "kill:150"})
+    short.start_worker(**{VARIABLE: "kill:120"})
     short.ring("job-1")
 
     (finish,) = short.records.wait_for(lambda: job.finishes, TRAINING_S)
