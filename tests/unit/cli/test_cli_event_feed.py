@@ -104,12 +104,12 @@ def trainer_at_work(rig: Rig, job_id: str, pauses: list[float]) -> Callable[[flo
     """While the watcher pauses, the next thing happens: steps, silence, the end of training, the end."""
 
     def figures(phase: str, step: int) -> dict[str, Any]:
-        return {"phase": phase, "step": step, "total_steps": 2}
+        return {"phase": phase, "step": step, "total_steps": 3}
 
     happens = iter(
         [
             lambda: rig.report(
-                job_id, events=[event("message", "Training: 2 steps")], metrics=figures("training", 1)
+                job_id, events=[event("message", "Training: 3 steps")], metrics=figures("training", 1)
             ),
             lambda: rig.report(job_id, metrics=figures("training", 1)),
             lambda: rig.report(job_id, metrics=figures("training", 1)),
@@ -138,5 +138,5 @@ def test_a_run_is_watched_closely_while_it_steps_and_told_in_the_order_of_what_h
     job = follow(client, job_id, screen, pace=Pace(trainer_at_work(rig, job_id, pauses)))
     assert job.status is JobStatus.SUCCEEDED
     told = [line for line in screen.lines if line.startswith(("step", "Training:", "Saving"))]
-    assert told == ["Training: 2 steps", "step 1", "step 2", "step 3", "Saving the weights"]
+    assert told == ["Training: 3 steps", "step 1", "step 2", "step 3", "Saving the weights"]
     assert pauses == [0.3, 0.3, 0.6, 1.2, 0.3, 0.3]
