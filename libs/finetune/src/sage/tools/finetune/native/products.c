@@ -1,5 +1,6 @@
 /* Products with frozen matrices. What a matrix is multiplied with is turned, a SLAB of its width at a time; of the matrix
-   itself a block that fits into the second cache meets a whole run of rows before the next. */
+   itself a block that fits into the second cache meets a whole run of rows before the next. Both lie in the order in
+   which they are gone through: lines of memory that lie a row's width apart push each other out of the caches. */
 #include <string.h>
 
 #include "mixing.h"
@@ -12,11 +13,11 @@ enum { SUM_ROWS = 6, SUM_WIDE = 2 }; /* in 16 */
 #endif
 enum {
   STRIP = SUM_WIDE * LANES, /* rows that lie side by side: DEPTH numbers of each fit into the first cache */
-  RUN = 288,                /* the most rows that are done together, whole strips */
+  RUN = 576,                /* the most rows that are done together, whole strips */
   SHARES = 4,               /* the fewest for a thread, so that nobody waits long for the last */
-  CHUNK = 96,               /* outputs that are found together */
+  CHUNK = 96,               /* outputs that are found together, whole tiles */
   AHEAD = 24,               /* inputs whose weights are fetched before they are needed */
-  SLAB = 4096,              /* inputs that are turned at once: see sage_product */
+  SLAB = 21 * DEPTH,        /* inputs that are turned at once: see sage_product */
 };
 
 INLINE void store_sum(float *to, vec x, const float *added, long at) {
@@ -48,33 +49,63 @@ static void turn_back(const float *sums, int rows, int outs, const float *added,
       y[i * y_stride + n] = sums[n * STRIP + i] + (added ? added[i * added_stride + n] : 0);
 }
 
-/* y (rows, outs) = turned, strips of x, times w, + added. */
-static void fill(const float *turned, int rows, int width, weights w, int outs, const float *added, long added_stride,
-                 float *y, long y_stride) {
-  float sums[RUN / STRIP][CHUNK * STRIP], block[DEPTH * CHUNK];
-  memset(sums, 0, sizeof sums);
-  for (int k = 0; k < width; k += DEPTH) {
+/* A block of weights, and how far its tiles of SUM_ROWS outputs lie apart. */
+typedef struct { weights first; long apart; } tiles;
+
+enum { APART = SUM_ROWS * DEPTH + LANES }; /* of copied tiles: behind each is room for the rest of a vector */
+
+/* A turned matrix, copied tile by tile. */
+static tiles copied(weights w, int depth, int outs, float *block) {
+  for (int n = 0; n < depth; n++) {
+    const float *from = w.at + n * w.column;
+    float *to = block + n * SUM_ROWS;
+    int r = 0;
+    /* What a vector brings too much is written over by the next input. */
+    for (; r + LANES <= outs; r += SUM_ROWS, to += APART) store(to, load(from + r));
+    for (; r + SUM_ROWS <= outs; r += SUM_ROWS, to += APART) memcpy(to, from + r, SUM_ROWS * sizeof *to);
+    for (; r < outs; r++) *to++ = from[r];
+  }
+  return (tiles){{block, 1, SUM_ROWS}, APART};
+}
+
+/* sums (outs, STRIP) += a block times a strip (depth, STRIP) of which `filled` are there. Meanwhile the next strip is
+   fetched: else each would be waited for. */
+INLINE void meet(tiles block, int outs, const float *strip, int depth, int filled, float *sums) {
+  const float *next = strip + DEPTH * STRIP;
+  int share = (depth * SUM_ROWS / outs + 1) * STRIP;
+  for (int r = 0; r < outs; r += SUM_ROWS, block.first.at += block.apart, next += share) {
+    for (int i = 0; i < share; i += LINE) __builtin_prefetch(next + i, 0, 2);
+    mix_by(SUM_ROWS, SUM_WIDE, AHEAD, sums + r * STRIP, STRIP, smaller(SUM_ROWS, outs - r), block.first, strip, STRIP, depth,
+           filled);
+  }
+}
+
+/* y (rows, outs) = turned, strips of x, times w, + added. Parts of DEPTH inputs lie `part` apart. */
+static void fill(const float *turned, long part, int rows, int width, weights w, int outs, const float *added,
+                 long added_stride, float *y, long y_stride) {
+  float sums[RUN * CHUNK] __attribute__((aligned(64))), block[CHUNK / SUM_ROWS * APART] __attribute__((aligned(64)));
+  int strips = (rows + STRIP - 1) / STRIP;
+  memset(sums, 0, sizeof *sums * CHUNK * STRIP * strips);
+  for (int k = 0; k < width; k += DEPTH, turned += part) {
     int depth = smaller(DEPTH, width - k);
-    weights here = {w.at + k * w.column, w.row, w.column};
-    if (w.row == 1) {
-      /* Lines of memory that lie a whole matrix's width apart would push each other out of the caches. */
-      for (int n = 0; n < depth; n++) memcpy(block + n * CHUNK, here.at + n * w.column, outs * sizeof *block);
-      here = (weights){block, 1, CHUNK};
-    }
-    for (int first = 0; first < rows; first += STRIP) {
-      int filled = (smaller(STRIP, rows - first) + LANES - 1) / LANES * LANES;
-      mix_by(SUM_ROWS, SUM_WIDE, AHEAD, sums[first / STRIP], STRIP, outs, here, turned + first * width + k * STRIP, STRIP,
-             depth, filled);
+    weights there = {w.at + k * w.column, w.row, w.column};
+    tiles here = w.row == 1 ? copied(there, depth, outs, block) : (tiles){there, SUM_ROWS * w.row};
+    for (int s = 0; s < strips; s++) {
+      int filled = (smaller(STRIP, rows - s * STRIP) + LANES - 1) / LANES * LANES;
+      meet(here, outs, turned + s * DEPTH * STRIP, depth, filled, sums + s * CHUNK * STRIP);
     }
   }
-  for (int first = 0; first < rows; first += STRIP)
-    turn_back(sums[first / STRIP], smaller(STRIP, rows - first), outs, added ? added + first * added_stride : 0,
+  for (int s = 0; s < strips; s++) {
+    int first = s * STRIP;
+    turn_back(sums + s * CHUNK * STRIP, smaller(STRIP, rows - first), outs, added ? added + first * added_stride : 0,
               added_stride, y + first * y_stride, y_stride);
+  }
 }
 
 /* How many floats sage_product wants room for. */
 long sage_product_scratch(long rows, long width) {
-  return (rows + STRIP - 1) / STRIP * STRIP * (width < SLAB ? width : SLAB);
+  long parts = ((width < SLAB ? width : SLAB) + DEPTH - 1) / DEPTH;
+  return (rows + STRIP - 1) / STRIP * STRIP * parts * DEPTH;
 }
 
 /* y (rows, outs) = x (rows, width) times the transpose of a matrix (outs, width) whose elements lie `row` and `column`
@@ -87,6 +118,7 @@ void sage_product(const float *x, const float *matrix, long row, long column, co
   int fit = (rows + RUN - 1) / RUN, shared = (SHARES * threads + chunks - 1) / chunks, fewest = fit > shared ? fit : shared;
   int run = (strips + fewest - 1) / fewest * STRIP; /* of one length: a short one would not be worth its blocks */
   int runs = (rows + run - 1) / run;
+  long part = (long)strips * STRIP * DEPTH; /* numbers of DEPTH inputs */
 #pragma omp parallel num_threads(threads)
   for (long k = 0; k < width; k += SLAB) {
     int deep = smaller(SLAB, width - k);
@@ -94,7 +126,9 @@ void sage_product(const float *x, const float *matrix, long row, long column, co
     for (int s = 0; s < strips; s++) {
       long first = (long)s * STRIP;
       int there = smaller(STRIP, rows - first);
-      turn_rows(x + first * width + k, width, there, there, deep, turned + first * deep, STRIP);
+      for (int j = 0; j < deep; j += DEPTH)
+        turn_rows(x + first * width + k + j, width, there, there, smaller(DEPTH, deep - j),
+                  turned + j / DEPTH * part + first * DEPTH, STRIP);
     }
 #pragma omp for collapse(2) schedule(dynamic)
     for (int c = 0; c < chunks; c++)
@@ -103,7 +137,7 @@ void sage_product(const float *x, const float *matrix, long row, long column, co
         weights w = {matrix + out * row + k * column, row, column};
         float *to = y + first * outs + out;
         const float *from = k ? to : added ? added + first * added_stride + out : 0;
-        fill(turned + first * deep, smaller(run, rows - first), deep, w, smaller(CHUNK, outs - out), from,
+        fill(turned + first * DEPTH, part, smaller(run, rows - first), deep, w, smaller(CHUNK, outs - out), from,
              k ? outs : added_stride, to, outs);
       }
   }

@@ -34,23 +34,26 @@ INLINE void transpose(vec *square) {
   for (int apart = 1; apart < LANES; apart *= 2) exchange(square, apart);
 }
 
+enum { LINE = 16 }; /* floats that memory moves at once */
+
 /* turned (width, apart) = x (rows, width), of floats or other words; zeros for rows behind the last one, up to the
    end of the vector that row `filled` - 1 is in. */
 INLINE void turn_rows(const float *x, long stride, int rows, int filled, int width, float *turned, long apart) {
-  for (int first = 0; first < filled; first += LANES)
-    for (int k = 0; k < width; k += LANES) {
-      vec square[LANES];
-      int lines = rows - first;
-      if (lines >= LANES) {
+  for (int line = 0; line < width; line += LINE) /* whole, before others take its place in the cache */
+    for (int first = 0; first < filled; first += LANES)
+      for (int k = line; k < smaller(width, line + LINE); k += LANES) {
+        vec square[LANES];
+        int lines = rows - first;
+        if (lines >= LANES) {
 #pragma GCC unroll 16
-        for (int i = 0; i < LANES; i++) square[i] = load(x + (first + i) * stride + k);
-      } else {
-        for (int i = 0; i < LANES; i++) square[i] = i < lines ? load(x + (first + i) * stride + k) : all(0);
+          for (int i = 0; i < LANES; i++) square[i] = load(x + (first + i) * stride + k);
+        } else {
+          for (int i = 0; i < LANES; i++) square[i] = i < lines ? load(x + (first + i) * stride + k) : all(0);
+        }
+        transpose(square);
+#pragma GCC unroll 16
+        for (int d = 0; d < LANES; d++) store(turned + (k + d) * apart + first, square[d]);
       }
-      transpose(square);
-#pragma GCC unroll 16
-      for (int d = 0; d < LANES; d++) store(turned + (k + d) * apart + first, square[d]);
-    }
 }
 
 #endif
