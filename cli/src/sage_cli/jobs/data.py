@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import subprocess
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,10 +20,9 @@ from sage.tools.finetune.data.hub import is_hub_id
 from sage.tools.finetune.data.opening import is_columnar
 from sage.tools.finetune.storage import temporary_folder_errors
 from sage.tools.finetune.task_data import is_source_tree, left_out_rows
+from sage_cli.git import listed_files
 from sage_contracts.config import Task
 from sage_contracts.errors import InvalidDataError
-
-_GIT_TIMEOUT_S = 30
 
 
 @dataclass(frozen=True)
@@ -98,8 +96,7 @@ def _archive(path: Path, folder: Path) -> Path:
 def uploadable_sources(folder: Path) -> list[Path]:
     """The sources below a folder, in order; without those that git ignores, where git can be asked."""
     found = sorted(trees.source_files(folder))
-    listed = _listed_by_git(folder)
-    # Of a folder that is ignored as a whole git lists nothing: somebody wants it all the same.
+    listed = listed_files(folder)
     return [file for file in found if file in listed] if listed else found
 
 
@@ -151,18 +148,3 @@ def _write_rows(path: Path, lines: Path) -> None:
                 stream.write(orjson.dumps(content, default=str, option=orjson.OPT_APPEND_NEWLINE))
             except orjson.JSONEncodeError:  # it has no whole numbers beyond 64 bits
                 stream.write(json.dumps(content, default=str).encode() + b"\n")
-
-
-def _listed_by_git(folder: Path) -> set[Path]:
-    try:
-        listing = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "."],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_GIT_TIMEOUT_S,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return set()
-    # Nothing is written when it fails.
-    return {folder / os.fsdecode(name) for name in listing.stdout.split(b"\0") if name}

@@ -11,6 +11,7 @@ from pathlib import Path
 STACK_MARK = "SAGE_STACK_ID"
 PART_MARK = "SAGE_STACK_PART"
 _PROC = Path("/proc")
+_TERM_S, _KILL_S = 5.0, 5.0
 
 
 def marked(stack_id: str, part: str | None = None) -> list[int]:
@@ -62,16 +63,14 @@ def _is_zombie(process: Path) -> bool:
     return state in ("Z", "X")
 
 
-def end_marked(
-    stack_id: str, *, first_s: Mapping[str, float] | None = None, term_s: float = 5.0, kill_s: float = 5.0
-) -> list[int]:
+def end_marked(stack_id: str, *, first_s: Mapping[str, float] | None = None) -> list[int]:
     """Ask all marked processes to stop, then kill the rest. Returns what still lives after that.
 
     The parts of `first_s` are asked before the others, whom they have news for, and given so many seconds.
     """
     for part, patience_s in (first_s or {}).items():
         _signal_marked(stack_id, signal.SIGTERM, patience_s, part)
-    for sign, patience_s in ((signal.SIGTERM, term_s), (signal.SIGKILL, kill_s)):
+    for sign, patience_s in ((signal.SIGTERM, _TERM_S), (signal.SIGKILL, _KILL_S)):
         if not _signal_marked(stack_id, sign, patience_s):
             return []
     return marked(stack_id)

@@ -17,6 +17,7 @@ from sage_inference.settings import InferenceSettings
 
 Reply = TypeVar("Reply", bound=BaseModel)
 
+_TIMEOUT_S = 10.0
 _RESOLVE_CACHE_S = 2.0
 _CACHE_ENTRIES = 512
 
@@ -24,20 +25,14 @@ _CACHE_ENTRIES = 512
 class Orchestrator:
     """Async and typed. Raises: SageError as the orchestrator raised it, ServiceUnavailableError if silent."""
 
-    def __init__(
-        self,
-        settings: InferenceSettings,
-        clock: Callable[[], float] = time.monotonic,
-        *,
-        timeout_s: float = 10.0,
-    ) -> None:
+    def __init__(self, settings: InferenceSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._resolved: dict[str, tuple[float, ResolvedModel]] = {}
         # Parts of one stack never talk through the proxy that the environment names for the world outside.
         self._client = httpx.AsyncClient(
             base_url=settings.orchestrator_url,
             headers=settings.internal_headers,
-            timeout=timeout_s,
+            timeout=_TIMEOUT_S,
             trust_env=False,
         )
 

@@ -16,6 +16,7 @@ from sage_contracts.home import write_whole
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.05
+_KILL_DEADLINE_S = 10.0
 
 
 def alive(group: int) -> list[int]:
@@ -39,7 +40,7 @@ def cpu_seconds(group: int) -> float:
     return sum(int(ticks) for found in fields for ticks in found[11:15]) / os.sysconf("SC_CLK_TCK")
 
 
-async def end(group: int, grace_s: float, kill_deadline_s: float = 10) -> None:
+async def end(group: int, grace_s: float) -> None:
     """SIGTERM, a grace, SIGKILL, to the whole group; returns when no member is alive.
 
     Raises: TimeoutError when members survive SIGKILL (stuck in the kernel).
@@ -50,7 +51,7 @@ async def end(group: int, grace_s: float, kill_deadline_s: float = 10) -> None:
     except TimeoutError:
         logger.warning("group %d ignored SIGTERM for %.0f s: killing %s", group, grace_s, alive(group))
         _signal(group, signal.SIGKILL)
-        await _gone(group, kill_deadline_s)
+        await _gone(group, _KILL_DEADLINE_S)
 
 
 async def _gone(group: int, timeout_s: float) -> None:
