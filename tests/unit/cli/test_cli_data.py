@@ -61,6 +61,13 @@ def test_what_git_ignores_is_left_out(tree: Path) -> None:
     assert names == ["app.py", "lib/words.py"]
 
 
+def test_a_repository_inside_is_not_lost(tree: Path) -> None:
+    for folder in (tree, tree / "lib"):
+        subprocess.run(["git", "init", "-q", str(folder)], check=True, timeout=30)
+    names = [str(file.relative_to(tree)) for file in data.uploadable_sources(tree)]
+    assert names == ["app.py", "lib/words.py", "made/gen.py"]
+
+
 def test_a_file_is_sent_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"instruction": "a", "output": "b"}\n')

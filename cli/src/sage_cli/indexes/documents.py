@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sage.tools.finetune.data.encodings import encoding_name, possible_encodings
-from sage_cli.git import listed_files
+from sage_cli.git import ignored_in
 from sage_cli.render import bytes_text
 from sage_contracts.errors import InvalidRequestError
 from sage_contracts.indexes import MAX_FILE_BYTES, SKIPPED_FOLDERS, TEXT_SUFFIXES, IndexDocument, patterns
@@ -58,7 +58,7 @@ def shortened(lines: list[str], most: int = 10) -> list[str]:
 
 def _files_below(root: Path, found: Documents) -> Iterator[Path]:
     """In order of their names; folders of what was installed, built or ignored are left out whole."""
-    is_ignored = _asking_git(root)
+    is_ignored = ignored_in(root)
 
     def cannot_enter(error: OSError) -> None:
         found.left_out.append(f"{_inside(root, error.filename)}/: {error.strerror}")
@@ -79,19 +79,6 @@ def _files_below(root: Path, found: Documents) -> Iterator[Path]:
                 entries.remove(name)
                 found.left_out.append(_inside(root, folder / name) + reason)
         yield from (folder / name for name in names)
-
-
-def _asking_git(root: Path) -> Callable[[Path], bool]:
-    """Whether a file, or all that is in a folder, is ignored; nothing is where git cannot say."""
-    listed = listed_files(root)
-    holding = {folder for path in listed for folder in path.parents}
-
-    def is_ignored(path: Path) -> bool:
-        # Of a repository inside, git lists the folder alone.
-        is_kept = path in listed or path in holding or not listed.isdisjoint(path.parents)
-        return bool(listed) and not is_kept
-
-    return is_ignored
 
 
 def _inside(root: Path, folder: str | Path) -> str:

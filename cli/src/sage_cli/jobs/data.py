@@ -20,7 +20,7 @@ from sage.tools.finetune.data.hub import is_hub_id
 from sage.tools.finetune.data.opening import is_columnar
 from sage.tools.finetune.storage import temporary_folder_errors
 from sage.tools.finetune.task_data import is_source_tree, left_out_rows
-from sage_cli.git import listed_files
+from sage_cli.git import ignored_in
 from sage_contracts.config import Task
 from sage_contracts.errors import InvalidDataError
 
@@ -96,8 +96,8 @@ def _archive(path: Path, folder: Path) -> Path:
 def uploadable_sources(folder: Path) -> list[Path]:
     """The sources below a folder, in order; without those that git ignores, where git can be asked."""
     found = sorted(trees.source_files(folder))
-    listed = listed_files(folder)
-    return [file for file in found if file in listed] if listed else found
+    is_ignored = ignored_in(folder)
+    return [file for file in found if not is_ignored(file)]
 
 
 def _means_sources(path: Path, task: Task, method: str) -> bool:
