@@ -43,7 +43,7 @@ def paths(folder: Path) -> list[str]:
 def test_what_git_ignores_is_left_out_and_said(tree: Path) -> None:
     # Of a repository inside, git says no more than that it is there.
     assert paths(tree) == ["a.md", "docs/d.md", "docs/kept.log.md", "other/e.md", "other/f.log.md"]
-    assert read_documents(tree).left_out == ["out/: nothing that git keeps", "docs/c.log.md: git ignores it"]
+    assert read_documents(tree).left_out == ["out/: git ignores all of it", "docs/c.log.md: git ignores it"]
 
 
 def test_a_folder_or_file_that_is_named_is_read_although_git_ignores_it(tree: Path) -> None:

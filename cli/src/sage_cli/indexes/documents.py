@@ -74,7 +74,7 @@ def _files_below(root: Path, found: Documents) -> Iterator[Path]:
             folders.remove(name)
             found.left_out.append(f"{_inside(root, folder / name)}/: what was installed or built")
         names = sorted(name for name in names if not name.startswith("."))
-        for entries, reason in ((folders, "/: nothing that git keeps"), (names, ": git ignores it")):
+        for entries, reason in ((folders, "/: git ignores all of it"), (names, ": git ignores it")):
             for name in [name for name in entries if is_ignored(folder / name)]:
                 entries.remove(name)
                 found.left_out.append(_inside(root, folder / name) + reason)
