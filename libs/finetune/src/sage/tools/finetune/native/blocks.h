@@ -9,7 +9,7 @@
 #ifdef __AVX512F__
 enum { KEY_ROWS = 8, MIX_ROWS = 4, MIX_WIDE = 4 }; /* sums that stay in the 32 registers */
 #else
-enum { KEY_ROWS = 4, MIX_ROWS = 2, MIX_WIDE = 4 }; /* in 16 */
+enum { KEY_ROWS = 4, MIX_ROWS = 4, MIX_WIDE = 2 }; /* in 16 */
 #endif
 enum { QUERIES = 2 * LANES, KEYS = 64, MAX_DIM = 256 };
 
