@@ -1,12 +1,13 @@
 """Products with frozen matrices in fp32: the kernels in C beside torch's, at a model's sizes.
 
-    python tests/bench/products.py [--base DIR] [--tokens 450] [--threads 2] [--rounds 15]
+    python tests/bench/products.py [--base DIR] [--tokens 600] [--threads 2] [--rounds 15]
     OPENBLAS_NUM_THREADS=1 python tests/bench/products.py --threads 1 --numpy
 
 DIR is a base model's folder (`$SAGE_HOME/base_models/smollm2-135m`), of which only the config is read. All
 sides take turns, and every product meets another matrix, as in a model's layers. GFLOP/s of the middle round.
-`--numpy` has OpenBLAS take part, with one thread: several would spin between its turns, where others work.
-Training uses its own where `is_mkl_slow_here` says so: on chips that are not Intel's.
+`bf16` is ours with weights that stay in bf16 and are widened as they are read. `--numpy` has OpenBLAS take
+part, with one thread: several would spin between its turns, where others work. Training uses its own for
+weights in bf16, and for others where `is_mkl_slow_here` says so: on chips that are not Intel's.
 """
 
 from __future__ import annotations
@@ -46,20 +47,23 @@ def sizes_of(base: Path) -> dict[str, tuple[int, int]]:
 def rates(
     ours: NativeKernels, tokens: int, outputs: int, inputs: int, rounds: int, *, with_numpy: bool
 ) -> list[float]:
-    """GFLOP/s forward of ours, of torch and, `with_numpy`, of numpy, then backward."""
+    """GFLOP/s forward of ours, with weights in bf16, of torch and, `with_numpy`, of numpy; then backward."""
     count = LAYERS if outputs * inputs < 1 << 24 else 1
-    weights = cycle([torch.randn(outputs, inputs) for _ in range(count)])
+    whole = [torch.randn(outputs, inputs) for _ in range(count)]
+    weights, halves = cycle(whole), cycle([weight.bfloat16() for weight in whole])
     x, of_y = torch.randn(tokens, inputs), torch.randn(tokens, outputs)
     works: list[Callable[[], Any]] = [
         lambda: ours.product(x, next(weights)),
+        lambda: ours.product(x, next(halves)),
         lambda: product(x, next(weights)),
         lambda: x.numpy() @ next(weights).numpy().T,
         lambda: ours.product(of_y, next(weights).t()),
+        lambda: ours.product(of_y, next(halves).t()),
         lambda: product(of_y, next(weights).t()),
         lambda: of_y.numpy() @ next(weights).numpy(),
     ]
     if not with_numpy:
-        del works[2::3]
+        del works[3::4]
     taken = [[seconds_of(work) for work in works] for _ in range(rounds + 1)][1:]
     return [2e-9 * tokens * outputs * inputs / statistics.median(side) for side in zip(*taken, strict=True)]
 
@@ -75,15 +79,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--base", default=str(Path("~/.sage/base_models/smollm2-135m").expanduser()))
-    parser.add_argument("--tokens", type=int, default=450)
-    parser.add_argument("--head-tokens", type=int, default=128, help="that meet the output layer at once")
+    parser.add_argument("--tokens", type=int, default=600)
+    parser.add_argument("--head-tokens", type=int, default=192, help="that meet the output layer at once")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--numpy", action="store_true", help="beside numpy's OpenBLAS, too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     ours = NativeKernels(load_library(), multiplies=True)
-    sides = ["ours", "torch", *(["numpy"] if arguments.numpy else [])]
+    sides = ["ours", "bf16", "torch", *(["numpy"] if arguments.numpy else [])]
     titles = "".join(
         f"{way:>11}" + "".join(f"{side:>7}" for side in sides) for way in ("forward", "backward")
     )
@@ -93,7 +97,7 @@ def main() -> None:
         found = rates(ours, tokens, outputs, inputs, arguments.rounds, with_numpy=arguments.numpy)
         ways = (found[: len(sides)], found[len(sides) :])
         print(f"{name:10}" + "".join(f"{'':11}" + "".join(f"{rate:7.0f}" for rate in way) for way in ways))
-    print(f"training here uses {'its own' if is_mkl_slow_here() else 'those of torch'}")
+    print(f"for weights in fp32 training here uses {'its own' if is_mkl_slow_here() else 'those of torch'}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from sage.tools.finetune.native.build import LEVELS
 from sage.tools.finetune.native.kernels import NativeKernels
 from sage.tools.finetune.native.library import level_of_this_chip, open_library
 from sage.tools.finetune.prefix_tree import Segment, pack
+from sage.tools.finetune.products import WIDENED_AT_ONCE
 from sage.tools.finetune.step_kernels import StepKernels, TorchKernels, kernels_for
 
 EPSILON = 1e-5
@@ -62,7 +63,7 @@ def same(found: Any, wanted: Any, tolerance: float) -> None:
     st.one_of(tokens, st.sampled_from([200, 300, 600])),
     st.sampled_from([16, 80, 288, 4112]),
     st.sampled_from([16, 80, 208]),
-    formats,
+    st.sampled_from([*((dtype, dtype) for dtype in FORMATS), (torch.float32, torch.bfloat16)]),
     st.booleans(),
     st.sampled_from(["nothing", "a bias", "a residual"]),
     st.booleans(),
@@ -73,13 +74,14 @@ def test_products(
     count: int,
     width: int,
     outs: int,
-    dtype: Any,
+    dtypes: tuple[Any, Any],
     is_turned: bool,
     added: str,
     has_room: bool,
 ) -> None:
+    dtype, stored = dtypes  # weights may be held in less than what they are multiplied in
     x = random(seed, count, width, dtype=dtype)
-    weight = random(seed + 1, *((width, outs) if is_turned else (outs, width)), dtype=dtype)
+    weight = random(seed + 1, *((width, outs) if is_turned else (outs, width)), dtype=stored)
     weight = weight.t() if is_turned else weight
     shape = {"nothing": None, "a bias": (outs,), "a residual": (count, outs)}[added]
     more = random(seed + 2, *shape, dtype=dtype) if shape else None
@@ -87,6 +89,16 @@ def test_products(
     found = kernels.product(x, weight, more, room)
     same(found, x.double() @ weight.double().t() + (0 if more is None else more.double()), FORMATS[dtype])
     assert room is None or found.data_ptr() == room.data_ptr()
+
+
+@pytest.mark.parametrize("is_turned", [False, True])
+def test_products_with_a_matrix_that_is_not_widened_at_once(kernels: StepKernels, is_turned: bool) -> None:
+    weight = random(1, *((4112, 1104) if is_turned else (1104, 4112)), dtype=torch.bfloat16)
+    weight = weight.t() if is_turned else weight
+    assert weight.numel() > WIDENED_AT_ONCE
+    x, more = random(2, 7, 4112), random(3, 7, 1104)
+    wanted = x.double() @ weight.double().t() + more.double()
+    same(kernels.product(x, weight, more, more), wanted, FORMATS[torch.float32])
 
 
 def test_products_of_nothing(kernels: StepKernels) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from sage.tools.finetune.head_loss import IGNORED
 from sage.tools.finetune.head_loss import hits_of as count_hits
@@ -115,6 +117,29 @@ def test_gradients_equal_those_of_plain_transformers(
     assert total == pytest.approx(expected_loss, rel=1e-5)
     assert all("lora_" in name for name in found), "the base must not get gradients"
     assert_same_gradients(found, expected)
+
+
+@pytest.mark.parametrize("way", [PlainLoss, PackedLoss, FusedLoss])
+def test_weights_that_stay_as_they_are_stored_give_the_gradients_of_widened_ones(
+    tiny_base: Path, tmp_path: Path, way: type[PackedLoss]
+) -> None:
+    import torch
+
+    stored = shutil.copytree(tiny_base, tmp_path / "stored")
+    AutoModelForCausalLM.from_pretrained(str(tiny_base), dtype=torch.bfloat16).save_pretrained(str(stored))
+    widened = shutil.copytree(tiny_base, tmp_path / "widened")
+    AutoModelForCausalLM.from_pretrained(str(stored), dtype=torch.float32).save_pretrained(str(widened))
+    model, reference = adapted(stored), adapted(widened)
+    assert model.get_base_model().lm_head.weight.dtype == torch.bfloat16
+    assert {weight.dtype for weight in reference.parameters()} == {torch.float32}
+    reference.load_state_dict({name: weight.float() for name, weight in model.state_dict().items()})
+
+    samples = rows_that_begin_alike()
+    expected_loss, expected = plain_gradients(reference, samples)
+    loss = way(model)(samples) / sum(sample.label_count for sample in samples)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected_loss, rel=1e-5)
+    assert_same_gradients(take_gradients(model), expected)
 
 
 def test_what_rows_begin_with_in_common_is_computed_once(tiny_base: Path) -> None:
@@ -436,12 +461,12 @@ def test_logits_of_one_chunk_at_a_time_are_held_even_where_the_output_layer_trai
 
     model = with_trained_head(tiny_base, how)
     vocabulary, weights = model.config.vocab_size, {place(weight) for weight in model.parameters()}
-    loss = PackedLoss(model, head_chunk=16)  # of 8 in fp32
+    loss = PackedLoss(model, head_chunk=16)  # of 12 in fp32
     samples = rows(12)
     assert sum(sample.label_count for sample in samples) > 100
     with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
         loss(samples).backward()
-    assert 8 <= Held.most_rows <= 2 * 8, "logits, and what the softmax keeps of them"
+    assert 12 <= Held.most_rows <= 2 * 12, "logits, and what the softmax keeps of them"
 
 
 def hits_of(model: Any, samples: list[Sample]) -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +15,7 @@ import pytest
 from sage.tools.finetune.losses import FusedLoss
 from sage.tools.finetune.modeling import add_adapters, load_base
 from sage.tools.finetune.weights_layout import lay_out, stored_half
+from sage.tools.finetune.widening import computing_dtype
 from sage_contracts.config import TrainingConfig
 
 Precision = Literal["fp32", "bf16"]
@@ -63,9 +67,43 @@ def test_weights_are_those_that_transformers_loads(
     wanted, found = as_transformers_loads(base, precision), model.state_dict()
     assert found.keys() == wanted.keys()
     for name, weight in wanted.items():
-        assert found[name].dtype == weight.dtype, name
-        assert found[name].equal(weight), name
-    assert model.config.dtype == model.dtype == next(iter(wanted.values())).dtype
+        stays = stored == "bfloat16" and weight.dim() == 2
+        assert found[name].dtype == (torch.bfloat16 if stays else weight.dtype), name
+        assert found[name].to(weight.dtype).equal(weight), name
+    assert model.config.dtype == computing_dtype(model) == next(iter(wanted.values())).dtype
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"lora": {"use_dora": True}}, id="DoRA"),
+        pytest.param({"lora": {"bias": "lora_only"}}, id="biases"),
+        pytest.param({"method": "dpo"}, id="preferences"),
+    ],
+)
+def test_runs_that_multiply_by_torch_have_their_weights_widened_once(
+    tiny_base: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    import torch
+
+    base = stored_in(torch.bfloat16, tiny_base, tmp_path / "base")
+    assert {weight.dtype for weight in loaded(base, "fp32", **changes).parameters()} == {torch.float32}
+
+
+def test_without_kernels_in_c_weights_are_widened_once(tiny_base: Path, tmp_path: Path) -> None:
+    import torch
+
+    base = stored_in(torch.bfloat16, tiny_base, tmp_path / "base")
+    code = (
+        "import sys; from pathlib import Path; from sage.tools.finetune.modeling import load_base\n"
+        "from sage_contracts.config import TrainingConfig\n"
+        "model = load_base(Path(sys.argv[1]), TrainingConfig(), 'cpu', 'fp32')\n"
+        "print({str(weight.dtype) for weight in model.parameters()})"
+    )
+    env = {**os.environ, "SAGE_CPU_KERNELS": "0"}
+    command = [sys.executable, "-c", code, str(base)]
+    told = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert told.strip() == "{'torch.float32'}"
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma", "gemma3_text", "granite", "falcon_h1"])

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from sage.tools.finetune.step_kernels import first_choices, kernels_for
+from sage.tools.finetune.widening import is_plain_linear
 
 IGNORED = -100  # torch's own mark for positions without a label
 
@@ -21,10 +22,9 @@ def head_loss(hidden: Any, head: Any, labels: Any, chunk: int = HEAD_CHUNK) -> t
     dropped as soon as they are used: memory stays at `chunk` x vocabulary.
     """
     from torch import is_grad_enabled
-    from torch.nn import Linear
 
     trained = {name: weight for name, weight in head.named_parameters() if weight.requires_grad}
-    if not trained and type(head) is Linear:
+    if not trained and is_plain_linear(head):
         return _frozen_head_loss()(hidden, head.weight, head.bias, labels, chunk)  # type: ignore[no-any-return]
     if is_grad_enabled():
         return _any_head_loss()(hidden, head, labels, chunk, list(trained), *trained.values())  # type: ignore[no-any-return]

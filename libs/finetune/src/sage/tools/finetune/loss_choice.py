@@ -18,6 +18,7 @@ from sage.tools.finetune.prefix_tree import SHORTEST_SHARED
 from sage.tools.finetune.projections import NotFusableError
 from sage.tools.finetune.rendering import Sample
 from sage.tools.finetune.step_kernels import why_slower
+from sage.tools.finetune.widening import computing_dtype
 
 PROBE_TOKENS = 32  # of each row that the paths are compared on
 PROBE_LAYERS = (
@@ -90,7 +91,7 @@ def _proven_loss(
     """Raises: ValueError when not even the packed loss is equal; whatever a strange model makes it raise."""
     import torch
 
-    is_exact = causal.dtype == torch.float32 and not torch.is_autocast_enabled(causal.device.type)
+    is_exact = computing_dtype(causal) == torch.float32 and not torch.is_autocast_enabled(causal.device.type)
     tolerance = EXACT if is_exact else QUANTISED if is_quantised(causal) else HALF
     unfit = ""
     try:

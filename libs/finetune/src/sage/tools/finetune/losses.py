@@ -7,6 +7,7 @@ micro-batch would weigh short ones more) as a scalar that carries gradients.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from inspect import signature
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from sage.tools.finetune.kernels import VarlenAttention
 from sage.tools.finetune.prefix_tree import PackedRows, beginnings, distinct_tokens, pack
 from sage.tools.finetune.projections import NotFusableError
 from sage.tools.finetune.rendering import Sample
+from sage.tools.finetune.widening import by_torch, computing_dtype
 
 HALF_GRANULE = 64  # tokens; sizes are rounded up to this where every new size costs memory
 
@@ -62,6 +64,8 @@ class PlainLoss(LossFunction):
         """`is_batched`: neighbours of one length go together, which is quicker and holds all their logits."""
         self._model = model
         self._is_batched = is_batched
+        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._can_choose = "logits_to_keep" in signature(causal.forward).parameters
 
     def with_hits(self, rows: Sequence[Sample]) -> tuple[Any, Any]:
         from torch.nn.functional import cross_entropy
@@ -80,13 +84,20 @@ class PlainLoss(LossFunction):
         return (list(batch) for _, batch in groupby(rows, key=lambda row: len(row.ids)))
 
     def _logits(self, rows: Sequence[Sample]) -> tuple[Any, Any]:
-        """(logits (predicted tokens, vocabulary) of rows of one length, the labels they are to predict)."""
+        """(logits (predicted tokens, vocabulary) of rows of one length, the labels they are to predict).
+
+        Of positions where one of the rows has a label.
+        """
         import torch
 
         ids = torch.tensor([row.ids for row in rows], device=self._model.device)
         labels = torch.tensor([row.labels[1:] for row in rows], device=self._model.device)
-        logits = self._model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-        return logits.flatten(0, 1), labels.flatten()
+        wanted = (labels != IGNORED).any(0).nonzero()[:, 0]
+        only = {"logits_to_keep": wanted} if self._can_choose else {}
+        with by_torch():
+            logits = self._model(input_ids=ids, use_cache=False, **only).logits
+        logits = logits if self._can_choose else logits[:, wanted]
+        return logits.float().flatten(0, 1), labels[:, wanted].flatten()
 
 
 class PackedLoss(LossFunction):
@@ -113,10 +124,10 @@ class PackedLoss(LossFunction):
         # oneDNN keeps kernels for every size of matrix it meets in half precision: memory would grow with
         # every new number of tokens. In fp32, and on GPUs, sizes cost nothing.
         is_cpu = causal.device.type == "cpu"
-        is_half = is_cpu and (causal.dtype.itemsize < 4 or is_autocast_enabled("cpu"))
+        is_half = is_cpu and (computing_dtype(causal).itemsize < 4 or is_autocast_enabled("cpu"))
         self._granule = HALF_GRANULE if is_half else 1
         if is_cpu and not is_half:
-            self._head_chunk //= 2  # more at once are no faster there
+            self._head_chunk = self._head_chunk * 3 // 4  # more at once are no faster there
 
     def with_hits(self, rows: Sequence[Sample]) -> tuple[Any, Any]:
         hidden, wanted = self.at_labels(rows)

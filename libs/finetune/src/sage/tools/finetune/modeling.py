@@ -14,6 +14,7 @@ from sage.tools.finetune.hardware import ResolvedPrecision, torch_dtype
 from sage.tools.finetune.quantisation import keep_differentiable, quantisation_of, quantising_errors
 from sage.tools.finetune.trained_biases import train_in_fp32
 from sage.tools.finetune.weights_layout import is_laid_out, lay_out, stored_half
+from sage.tools.finetune.widening import can_widen
 from sage_contracts.config import LoRAConfig, TrainingConfig
 from sage_contracts.errors import InvalidRequestError, ModelNotFoundError
 
@@ -92,11 +93,13 @@ def load_base(
     dtype = torch_dtype("fp32" if trains_all else precision)
     options: dict[str, Any] = {"dtype": dtype}
     stays = device == "cpu" and not (trains_all or will_move) and is_laid_out(base)
+    keeps_half = False
     if config.load_in_8bit or config.load_in_4bit:
         options["quantization_config"] = quantisation_of(config, precision)
         options["device_map"] = {"": device}
     elif stays and dtype.itemsize == 4 and (half := stored_half(base)):
-        options["dtype"] = half  # widened as they are laid out: in one pass over them
+        options["dtype"] = half  # widened as they are laid out, in one pass over them, or where they are used
+        keeps_half = can_widen(half) and _takes_fused_steps(config)
     try:
         with quantising_errors():
             model = AutoModelForCausalLM.from_pretrained(str(base), **options)
@@ -107,7 +110,7 @@ def load_base(
     if "device_map" not in options:
         model = model.to(device)
     if stays and not is_quantised(model):
-        lay_out(model, dtype)
+        lay_out(model, dtype, keeps_half=keeps_half)
     keep_differentiable(model)
     model.requires_grad_(trains_all)
     model.config.use_cache = False
@@ -115,6 +118,11 @@ def load_base(
         # Not reentrant: works although no input of the first layer needs a gradient.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
+
+
+def _takes_fused_steps(config: TrainingConfig) -> bool:
+    """Whether a run like this goes through fused layers, if its base is of a family that is fused."""
+    return config.method == "sft" and not config.lora.use_dora and config.lora.bias == "none"
 
 
 @contextmanager

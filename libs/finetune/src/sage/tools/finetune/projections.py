@@ -12,6 +12,7 @@ from typing import Any
 
 from sage.tools.finetune.low_rank import DRAWS, Adapter, Dropped
 from sage.tools.finetune.step_kernels import StepKernels
+from sage.tools.finetune.widening import is_plain_linear
 
 
 class NotFusableError(Exception):
@@ -23,11 +24,9 @@ class Projections:
 
     def __init__(self, layers: Sequence[Any]) -> None:
         """Raises: NotFusableError."""
-        import torch
-
         bases = [getattr(layer, "base_layer", layer) for layer in layers]
         for base in bases:
-            if type(base) is not torch.nn.Linear or base.weight.requires_grad:
+            if not is_plain_linear(base) or base.weight.requires_grad:
                 raise NotFusableError(f"{type(base).__name__} is not a frozen linear layer")
         self.weight = joined([base.weight for base in bases])
         self.bias = _joined_bias(bases)

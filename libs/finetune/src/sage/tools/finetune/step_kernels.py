@@ -114,6 +114,14 @@ def _native() -> NativeKernels:
     return NativeKernels(load_library(), multiplies=is_mkl_slow_here())
 
 
+def multiplies_halves() -> bool:
+    """Whether products here read weights in bf16 as they are while all else is in fp32."""
+    try:
+        return bool(_native())
+    except CompilerError:
+        return False
+
+
 def why_slower() -> str:
     """For people; empty where kernels in C are there, cannot be on this chip, or are not wanted."""
     if is_switched_off() or not is_for_this_chip():

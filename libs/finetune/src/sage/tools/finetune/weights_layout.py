@@ -12,6 +12,7 @@ from typing import Any
 from sage.tools.finetune.fused_layer import FAMILY, read_together, require_fusable
 from sage.tools.finetune.merging.tensor_files import stored_tensors
 from sage.tools.finetune.projections import NotFusableError, put_in_line
+from sage.tools.finetune.widening import widen_when_used
 from sage_contracts.errors import ModelNotFoundError
 
 _HALVES = {"BF16": "bfloat16", "F16": "float16"}
@@ -38,21 +39,25 @@ def stored_half(base: Path) -> Any:
     return getattr(torch, _HALVES[codes.pop()]) if len(codes) == 1 and codes <= _HALVES.keys() else None
 
 
-def lay_out(model: Any, dtype: Any) -> None:
+def lay_out(model: Any, dtype: Any, *, keeps_half: bool = False) -> None:
     """Copy every weight to where it stays, once, and into `dtype` where that is the wider one.
 
     Those that loading has not converted are windows into their file, whose pages would stay beside what is
-    joined later.
+    joined later. `keeps_half`: matrices stay in what they are stored in, and are widened where they are used.
     """
     from torch import promote_types
 
+    kept: set[int] = set()
+    if keeps_half:
+        kept = {id(module.weight) for module in model.modules() if widen_when_used(module)}
     done: set[int] = set()
     for weights in _read_together(model):
-        put_in_line(weights, promote_types(weights[0].dtype, dtype))
+        put_in_line(weights, weights[0].dtype if keeps_half else promote_types(weights[0].dtype, dtype))
         done |= set(map(id, weights))
     for value in (*model.parameters(), *model.buffers()):
         if value.is_floating_point() and id(value) not in done:
-            value.data = value.data.to(promote_types(value.dtype, dtype), copy=True)
+            wanted = value.dtype if id(value) in kept else promote_types(value.dtype, dtype)
+            value.data = value.data.to(wanted, copy=True)
     model.config.dtype = dtype
 
 

@@ -40,16 +40,16 @@ class NativeKernels:
         return is_known and head_dim % (2 * GRANULE) == 0 and not any(width % GRANULE for width in widths)
 
     def product(self, x: Any, weight: Any, added: Any = None, out: Any = None) -> Any:
-        if not self._multiplies or _is_half(x):
+        is_narrow = _is_half(weight)
+        if _is_half(x) or not (self._multiplies or is_narrow):
             return product(x, weight, added, out)
         (rows, width), outs = x.shape, len(weight)
         out = x.new_empty(rows, outs) if out is None else out
         turned = self._room("turned", x, self._library.sage_product_scratch(rows, width))
         place, apart = (None, 0) if added is None else (added.data_ptr(), outs if added.dim() == 2 else 0)
-        places = _places(out, turned)
-        self._library.sage_product(
-            *_places(x, weight), *weight.stride(), place, apart, *places, rows, width, outs, _threads()
-        )
+        matrix = (weight.data_ptr(), is_narrow, *weight.stride())
+        sizes = (rows, width, outs, _threads())
+        self._library.sage_product(*_places(x), *matrix, place, apart, *_places(out, turned), *sizes)
         return out
 
     def draw(self, x: Any, dropped: int) -> Any:

@@ -21,6 +21,7 @@ _ATTENTION = {
     "sage_attention": [*_LAYER, *[_POINTER] * 2, _INT],
     "sage_attention_backward": [*_LAYER, *[_POINTER] * 3, _LONG, *[_POINTER] * 4, _LONG, _INT],
 }
+_MATRIX = [_POINTER, _INT, *[_LONG] * 2]
 _SIGNATURES = {
     "sage_norm": [*[_POINTER] * 3, *[_LONG] * 2, _FLOAT, *[_INT] * 2],
     "sage_norm_backward": [*[_POINTER] * 5, *[_LONG] * 2, _FLOAT, *[_INT] * 2],
@@ -29,7 +30,7 @@ _SIGNATURES = {
     "sage_gate_backward": [*[_POINTER] * 3, *[_LONG] * 2, *[_INT] * 2],
     "sage_cross_entropy": [*[_POINTER] * 4, *[_LONG] * 2, *[_INT] * 3],
     "sage_draw": [ctypes.c_uint64, _INT, _POINTER, _LONG, _INT],
-    "sage_product": [*[_POINTER] * 2, *[_LONG] * 2, _POINTER, _LONG, *[_POINTER] * 2, *[_LONG] * 3, _INT],
+    "sage_product": [_POINTER, *_MATRIX, _POINTER, _LONG, *[_POINTER] * 2, *[_LONG] * 3, _INT],
     "sage_product_scratch": [_LONG] * 2,
     "sage_adapt_room": [_POINTER, _INT, _LONG, _INT],
     "sage_adapt": [_POINTER, _INT, *[_POINTER] * 4, _LONG, _POINTER, *[_LONG] * 3, *[_INT] * 2],

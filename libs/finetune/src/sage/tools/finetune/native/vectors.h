@@ -42,6 +42,12 @@ INLINE vec get(const void *from, long at, int is_half) {
   return (vec)(__builtin_convertvector(*(const hvec *)((const uint16_t *)from + at), uvec) << 16);
 }
 
+INLINE float get_one(const void *from, long at, int is_half) {
+  if (!is_half) return ((const float *)from)[at];
+  union { uint32_t bits; float value; } x = {(uint32_t)((const uint16_t *)from)[at] << 16};
+  return x.value;
+}
+
 /* Rounded to nearest, ties to even. */
 INLINE void put(void *to, long at, vec x, int is_half) {
   if (!is_half) {
