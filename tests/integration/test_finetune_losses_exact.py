@@ -119,18 +119,24 @@ def test_gradients_equal_those_of_plain_transformers(
     assert_same_gradients(found, expected)
 
 
+@pytest.mark.parametrize("vocabulary", [258, 272])
 @pytest.mark.parametrize("way", [PlainLoss, PackedLoss, FusedLoss])
 def test_weights_that_stay_as_they_are_stored_give_the_gradients_of_widened_ones(
-    tiny_base: Path, tmp_path: Path, way: type[PackedLoss]
+    tiny_base: Path, tmp_path: Path, way: type[PackedLoss], vocabulary: int
 ) -> None:
     import torch
 
     stored = shutil.copytree(tiny_base, tmp_path / "stored")
-    AutoModelForCausalLM.from_pretrained(str(tiny_base), dtype=torch.bfloat16).save_pretrained(str(stored))
+    halves = AutoModelForCausalLM.from_pretrained(str(tiny_base), dtype=torch.bfloat16)
+    halves.resize_token_embeddings(vocabulary)
+    halves.save_pretrained(str(stored))
     widened = shutil.copytree(tiny_base, tmp_path / "widened")
     AutoModelForCausalLM.from_pretrained(str(stored), dtype=torch.float32).save_pretrained(str(widened))
     model, reference = adapted(stored), adapted(widened)
-    assert model.get_base_model().lm_head.weight.dtype == torch.bfloat16
+    causal = model.get_base_model()
+    assert causal.model.layers[0].mlp.down_proj.weight.dtype == torch.bfloat16
+    for ends in (causal.lm_head, causal.model.embed_tokens):  # products in C are for whole vectors
+        assert ends.weight.dtype == (torch.float32 if vocabulary % 16 else torch.bfloat16)
     assert {weight.dtype for weight in reference.parameters()} == {torch.float32}
     reference.load_state_dict({name: weight.float() for name, weight in model.state_dict().items()})
 

@@ -67,7 +67,8 @@ def test_weights_are_those_that_transformers_loads(
     wanted, found = as_transformers_loads(base, precision), model.state_dict()
     assert found.keys() == wanted.keys()
     for name, weight in wanted.items():
-        stays = stored == "bfloat16" and weight.dim() == 2
+        # Of the 258 tokens no product in C reads them as they are.
+        stays = stored == "bfloat16" and weight.dim() == 2 and len(weight) != 258
         assert found[name].dtype == (torch.bfloat16 if stays else weight.dtype), name
         assert found[name].to(weight.dtype).equal(weight), name
     assert model.config.dtype == computing_dtype(model) == next(iter(wanted.values())).dtype

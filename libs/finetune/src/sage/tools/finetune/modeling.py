@@ -14,7 +14,6 @@ from sage.tools.finetune.hardware import ResolvedPrecision, torch_dtype
 from sage.tools.finetune.quantisation import keep_differentiable, quantisation_of, quantising_errors
 from sage.tools.finetune.trained_biases import train_in_fp32
 from sage.tools.finetune.weights_layout import is_laid_out, lay_out, stored_half
-from sage.tools.finetune.widening import can_widen
 from sage_contracts.config import LoRAConfig, TrainingConfig
 from sage_contracts.errors import InvalidRequestError, ModelNotFoundError
 
@@ -99,7 +98,7 @@ def load_base(
         options["device_map"] = {"": device}
     elif stays and dtype.itemsize == 4 and (half := stored_half(base)):
         options["dtype"] = half  # widened as they are laid out, in one pass over them, or where they are used
-        keeps_half = can_widen(half) and _takes_fused_steps(config)
+        keeps_half = _takes_fused_steps(config)
     try:
         with quantising_errors():
             model = AutoModelForCausalLM.from_pretrained(str(base), **options)

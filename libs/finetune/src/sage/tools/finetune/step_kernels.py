@@ -114,12 +114,11 @@ def _native() -> NativeKernels:
     return NativeKernels(load_library(), multiplies=is_mkl_slow_here())
 
 
-def multiplies_halves() -> bool:
-    """Whether products here read weights in bf16 as they are while all else is in fp32."""
-    try:
-        return bool(_native())
-    except CompilerError:
-        return False
+def multiplies_halves(*widths: int, **sizes: int) -> bool:
+    """Whether products of these sizes read weights in bf16 as they are while all else is in fp32."""
+    import torch
+
+    return isinstance(kernels_for(torch.device("cpu"), torch.float32, *widths, **sizes), NativeKernels)
 
 
 def why_slower() -> str:

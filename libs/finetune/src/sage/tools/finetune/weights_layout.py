@@ -43,16 +43,15 @@ def lay_out(model: Any, dtype: Any, *, keeps_half: bool = False) -> None:
     """Copy every weight to where it stays, once, and into `dtype` where that is the wider one.
 
     Those that loading has not converted are windows into their file, whose pages would stay beside what is
-    joined later. `keeps_half`: matrices stay in what they are stored in, and are widened where they are used.
+    joined later. `keeps_half`: matrices that can be widened where they are used stay in bf16.
     """
     from torch import promote_types
 
-    kept: set[int] = set()
-    if keeps_half:
-        kept = {id(module.weight) for module in model.modules() if widen_when_used(module)}
+    kept = widen_when_used(model) if keeps_half else set()
     done: set[int] = set()
     for weights in _read_together(model):
-        put_in_line(weights, weights[0].dtype if keeps_half else promote_types(weights[0].dtype, dtype))
+        stay = kept.issuperset(map(id, weights))
+        put_in_line(weights, weights[0].dtype if stay else promote_types(weights[0].dtype, dtype))
         done |= set(map(id, weights))
     for value in (*model.parameters(), *model.buffers()):
         if value.is_floating_point() and id(value) not in done:

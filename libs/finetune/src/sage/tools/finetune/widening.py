@@ -17,23 +17,24 @@ from sage.tools.finetune.step_kernels import StepKernels, TorchKernels, kernels_
 _is_by_torch = ContextVar("is_by_torch", default=False)
 
 
-def can_widen(dtype: Any) -> bool:
-    """Whether weights stored in this format may stay so: without products in C that would cost time."""
+def widen_when_used(model: Any) -> set[int]:
+    """Have layers of a model that is to be fused give fp32 whatever their weights are in.
+
+    Returns the ids of the weights that may stay in bf16 so. Others, of sizes that products in C are not for,
+    are better widened once. Layers stay the same objects: what holds them, or shares their weights, need not
+    know.
+    """
     from torch import bfloat16
 
-    return dtype == bfloat16 and multiplies_halves()
-
-
-def widen_when_used(module: Any) -> bool:
-    """Have a frozen linear layer or embedding give fp32 whatever its weights are in; False for other modules.
-
-    It stays the same object: what holds it, or shares its weights, need not know.
-    """
-    kinds = _kinds()
-    if type(module) not in kinds:
-        return False
-    module.__class__ = kinds[type(module)]
-    return True
+    kinds, kept = _kinds(), set()
+    dims = {module.head_dim for module in model.modules() if hasattr(module, "head_dim")}
+    for module in model.modules():
+        if type(module) in kinds and module.weight.dtype == bfloat16:
+            shape = module.weight.shape
+            if all(multiplies_halves(*shape, head_dim=dim) for dim in dims):
+                module.__class__ = kinds[type(module)]
+                kept.add(id(module.weight))
+    return kept
 
 
 def is_plain_linear(module: Any) -> bool:
