@@ -151,10 +151,15 @@ def test_nothing_of_the_file_stays_in_memory(tiny_base: Path, tmp_path: Path, pr
     assert model.lm_head.weight.isfinite().all()  # it is there all the same
 
 
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_fusing_layers_copies_nothing(tiny_base: Path, precision: Precision) -> None:
-    config = TrainingConfig()
-    model = add_adapters(loaded(tiny_base, precision), config.lora)
+def test_fusing_layers_copies_nothing(
+    tiny_base: Path, tmp_path: Path, precision: Precision, stored: str
+) -> None:
+    import torch
+
+    config, base = TrainingConfig(), stored_in(getattr(torch, stored), tiny_base, tmp_path / "base")
+    model = add_adapters(loaded(base, precision), config.lora)
     before = {name: weight.data_ptr() for name, weight in model.named_parameters()}
     FusedLoss(model)
     assert before == {name: weight.data_ptr() for name, weight in model.named_parameters()}

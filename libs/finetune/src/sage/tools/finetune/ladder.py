@@ -42,7 +42,7 @@ FOR_ADAPTERS: frozenset[OomRung] = frozenset({"load_in_8bit", "load_in_4bit", "s
 SHORTEST_MAX_LENGTH = 128  # tokens; few rows keep an answer below this
 SMALLEST_RANK = 4
 CPU_TOKEN_BUDGET = {"fp32": 768, "fp16": 1024, "bf16": 1024}
-"""Tokens per forward pass on a CPU, by the format of activations: more are hardly faster, and cost memory."""
+"""Tokens per forward pass on a CPU, by the format of activations: more are little faster, and cost memory."""
 
 
 @dataclass(frozen=True)

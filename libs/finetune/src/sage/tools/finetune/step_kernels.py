@@ -25,7 +25,7 @@ class StepKernels(Protocol):
     def product(self, x: Any, weight: Any, added: Any = None, out: Any = None) -> Any:
         """x (tokens, in) @ weight.T + added, which is (tokens, out) or (out,). weight may be a turned one.
 
-        `out` may be `added`.
+        It may be in bf16 where x is in fp32, and is widened then. `out` may be `added`.
         """
         ...
 

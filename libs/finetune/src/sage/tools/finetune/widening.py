@@ -28,12 +28,13 @@ def widen_when_used(model: Any) -> set[int]:
 
     kinds, kept = _kinds(), set()
     dims = {module.head_dim for module in model.modules() if hasattr(module, "head_dim")}
+    if not all(multiplies_halves(head_dim=dim) for dim in dims):
+        return set()
     for module in model.modules():
-        if type(module) in kinds and module.weight.dtype == bfloat16:
-            shape = module.weight.shape
-            if all(multiplies_halves(*shape, head_dim=dim) for dim in dims):
-                module.__class__ = kinds[type(module)]
-                kept.add(id(module.weight))
+        is_half = type(module) in kinds and module.weight.dtype == bfloat16
+        if is_half and multiplies_halves(*module.weight.shape):
+            module.__class__ = kinds[type(module)]
+            kept.add(id(module.weight))
     return kept
 
 

@@ -26,7 +26,7 @@ class NativeKernels:
     """
 
     def __init__(self, library: Any, *, multiplies: bool = False) -> None:
-        """`multiplies`: products in fp32 too."""
+        """`multiplies`: with weights in fp32 too."""
         self._library = library
         self._multiplies = multiplies
         self._attends_half = hasattr(library, "sage_attention_half")
