@@ -119,6 +119,7 @@ def test_gradients_equal_those_of_plain_transformers(
     assert_same_gradients(found, expected)
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("vocabulary", [258, 272])
 @pytest.mark.parametrize("way", [PlainLoss, PackedLoss, FusedLoss])
 def test_weights_that_stay_as_they_are_stored_give_the_gradients_of_widened_ones(

@@ -54,6 +54,7 @@ def as_transformers_loads(base: Path, precision: Precision) -> dict[str, Any]:
     return dict(AutoModelForCausalLM.from_pretrained(str(base), dtype=dtype).state_dict())
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_weights_are_those_that_transformers_loads(

@@ -10,6 +10,8 @@ from torch import nn
 
 from sage.tools.finetune.widening import by_torch, computing_dtype, is_plain_linear, widen_when_used
 
+pytestmark = pytest.mark.compiler
+
 
 def halves(layer: Any) -> Any:
     torch.manual_seed(2)

@@ -12,7 +12,7 @@ from sage.tools.finetune.hardware import memory_reason
 from sage.tools.finetune.head_loss import IGNORED
 from sage.tools.finetune.kernels import VarlenAttention
 from sage.tools.finetune.losses import FusedLoss, LossFunction, PackedLoss, PlainLoss
-from sage.tools.finetune.modeling import is_quantised
+from sage.tools.finetune.modeling import causal_of, is_quantised
 from sage.tools.finetune.packable import require_own_angles, require_plain_head, require_rows_apart
 from sage.tools.finetune.prefix_tree import SHORTEST_SHARED
 from sage.tools.finetune.projections import NotFusableError
@@ -60,7 +60,7 @@ def choose_loss(
     """
     was_training = model.training
     model.eval()  # no dropout, which would differ
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = causal_of(model)
     usual_attention = causal.config._attn_implementation
     try:
         require_own_angles(causal.config, rows)

@@ -17,6 +17,7 @@ from sage.tools.finetune.fused_layer import fuse_layers, unfuse_layers
 from sage.tools.finetune.hardware import give_back_memory
 from sage.tools.finetune.head_loss import HEAD_CHUNK, IGNORED, head_loss, hits_of
 from sage.tools.finetune.kernels import VarlenAttention
+from sage.tools.finetune.modeling import causal_of
 from sage.tools.finetune.prefix_tree import PackedRows, beginnings, distinct_tokens, pack
 from sage.tools.finetune.projections import NotFusableError
 from sage.tools.finetune.rendering import Sample
@@ -64,8 +65,7 @@ class PlainLoss(LossFunction):
         """`is_batched`: neighbours of one length go together, which is quicker and holds all their logits."""
         self._model = model
         self._is_batched = is_batched
-        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._can_choose = "logits_to_keep" in signature(causal.forward).parameters
+        self._can_choose = "logits_to_keep" in signature(causal_of(model).forward).parameters
 
     def with_hits(self, rows: Sequence[Sample]) -> tuple[Any, Any]:
         from torch.nn.functional import cross_entropy
@@ -116,7 +116,7 @@ class PackedLoss(LossFunction):
         register_packed_attention()
         self._head_chunk = head_chunk
         self._kernel = {"varlen": varlen} if varlen else {}
-        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        causal = causal_of(model)
         self._causal, self._usual_attention = causal, causal.config._attn_implementation
         self._decoder = causal.get_decoder()
         self._head = causal.get_output_embeddings()

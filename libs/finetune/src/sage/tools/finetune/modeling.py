@@ -221,6 +221,11 @@ def is_quantised(model: Any) -> bool:
     return bool(getattr(model, "is_quantized", False))
 
 
+def causal_of(model: Any) -> Any:
+    """The language model itself, with its adapters in it where it has some."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def is_whole(model: Any) -> bool:
     """Whether all of the model trains, and not adapters on it."""
     return not hasattr(model, "peft_config")

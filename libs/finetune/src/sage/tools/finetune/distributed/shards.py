@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sage.tools.finetune.distributed.team import ProcessTeam
+from sage.tools.finetune.modeling import causal_of
 from sage_contracts.config import TrainingConfig
 from sage_contracts.errors import InvalidRequestError
 
@@ -102,7 +103,7 @@ class ShardedTeam(ProcessTeam):
 
 
 def _layers(model: Any) -> Any:
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = causal_of(model)
     return causal.get_decoder().layers
 
 
