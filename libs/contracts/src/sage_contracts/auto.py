@@ -46,14 +46,14 @@ def choose_preset(device: str, memory_bytes: int, parameters: int | None) -> Pre
 
 
 def weight_bytes(preset: PresetName, parameters: int) -> int:
-    """What the frozen weights take in memory under a preset; on a CPU in fp32."""
+    """What the frozen weights take in memory under a preset; on a CPU at least, which may need fp32."""
     fields = preset_fields(preset)
     if fields.get("load_in_4bit"):
         # nf4 with double quantisation: 4.13 bits, and the embeddings stay as they are.
         return round(parameters * 0.6)
     if fields.get("load_in_8bit"):
         return round(parameters * 1.1)
-    return parameters * (4 if preset is PresetName.CPU else 2)
+    return parameters * 2
 
 
 def _cpu_reason(memory_bytes: int, parameters: int | None) -> str:
@@ -61,7 +61,8 @@ def _cpu_reason(memory_bytes: int, parameters: int | None) -> str:
     if parameters is None:
         return reason
     weights = weight_bytes(PresetName.CPU, parameters)
-    reason += f"; the model's weights take {_gib(weights)} of it in fp32"
+    # Which of both it is depends on the chip, the file and the run: `plan` measures it.
+    reason += f"; the model's weights take {_gib(weights)} of it in bf16 and {_gib(2 * weights)} in fp32"
     return reason if weights <= memory_bytes * WEIGHTS_SHARE else f"{reason}: take a smaller model"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sage.tools.finetune.hardware import cpu_facts
 
-WIDENED_AT_ONCE = 1 << 22
+WIDENED_AT_ONCE = 1 << 20
 """Elements of a matrix in half precision that are held as fp32 beside it."""
 
 
