@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from tests.integration.test_finetune_losses_exact import adapted, lora, rows, rows_that_begin_alike
+from tests.integration.finetune_exactness import adapted, lora, rows, rows_that_begin_alike
 
 from sage.tools.finetune.head_loss import IGNORED
 from sage.tools.finetune.kernels import varlen_attentions

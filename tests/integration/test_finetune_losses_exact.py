@@ -8,82 +8,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from tests.integration.finetune_exactness import (
+    ATTENTION_ONLY,
+    adapted,
+    assert_same_gradients,
+    lora,
+    plain_gradients,
+    rows,
+    rows_that_begin_alike,
+    take_gradients,
+)
 from transformers import AutoModelForCausalLM
 
 from sage.tools.finetune.head_loss import IGNORED
-from sage.tools.finetune.head_loss import hits_of as count_hits
 from sage.tools.finetune.loss_choice import choose_loss
-from sage.tools.finetune.losses import AutocastLoss, FusedLoss, PackedLoss, PlainLoss
+from sage.tools.finetune.losses import FusedLoss, PackedLoss, PlainLoss
 from sage.tools.finetune.low_rank import Adapter
-from sage.tools.finetune.modeling import add_adapters, load_base
 from sage.tools.finetune.projections import NotFusableError, Projections
 from sage.tools.finetune.rendering import Sample
-from sage.tools.finetune.step_kernels import CHOICE_BLOCK, TorchKernels, kernels_for
-from sage_contracts.config import LoRAConfig, TrainingConfig
-
-
-def rows(count: int = 5) -> list[Sample]:
-    source = random.Random(3)
-    made = []
-    for _ in range(count):
-        ids = [source.randrange(2, 250) for _ in range(source.randrange(6, 40))]
-        quiet = source.randrange(1, len(ids) - 2)
-        labels = [IGNORED] * quiet + ids[quiet:]
-        labels[-2] = IGNORED  # a gap, as between two turns
-        made.append(Sample(ids, labels))
-    return made
-
-
-def rows_that_begin_alike() -> list[Sample]:
-    """A prompt of all, one more of some, a row twice, and a row that another goes on from, loss and all."""
-    source = random.Random(4)
-
-    def some(count: int) -> list[int]:
-        return [source.randrange(2, 250) for _ in range(count)]
-
-    prompt, question = some(20), some(12)
-    ids = [prompt + some(10), prompt + question + some(9), prompt + question + some(4), some(15), some(30)]
-    ids += [ids[0], ids[4] + some(10)]
-    quiet = [20, 14, 32, 3, 9, 17, 1]  # loss within what is shared, of one row and not of another
-    return [Sample(row, [IGNORED] * q + row[q:]) for row, q in zip(ids, quiet, strict=True)]
-
-
-def lora(**changes: Any) -> LoRAConfig:
-    return LoRAConfig(**{"lora_dropout": 0.0, **changes})
-
-
-def adapted(base: Path, precision: Literal["fp32", "bf16"] = "fp32", **changes: Any) -> Any:
-    import torch
-
-    config = TrainingConfig(**{"lora": lora(), **changes})
-    torch.manual_seed(5)  # whoever asks twice gets the same adapters
-    model = add_adapters(load_base(base, config, "cpu", precision), config.lora)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:  # zero at first, which would hide a wrong gradient of A
-            parameter.data.normal_(std=0.2)
-    return model
-
-
-def plain_gradients(model: Any, samples: list[Sample]) -> tuple[float, dict[str, Any]]:
-    """Transformers' own loss, padded batch and all."""
-    import torch
-
-    width = max(len(sample.ids) for sample in samples)
-    ids = torch.tensor([sample.ids + [1] * (width - len(sample.ids)) for sample in samples])
-    labels = torch.tensor([sample.labels + [IGNORED] * (width - len(sample.ids)) for sample in samples])
-    mask = torch.tensor([[1] * len(s.ids) + [0] * (width - len(s.ids)) for s in samples])
-    loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
-    loss.backward()
-    return loss.item(), take_gradients(model)
-
-
-def take_gradients(model: Any) -> dict[str, Any]:
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad(set_to_none=True)
-    return found
-
-
-ATTENTION_ONLY = ["q_proj", "k_proj", "v_proj", "o_proj"]
+from sage.tools.finetune.step_kernels import TorchKernels, kernels_for
 
 
 @pytest.mark.parametrize("make_rows", [rows, rows_that_begin_alike])
@@ -159,15 +102,6 @@ def test_what_rows_begin_with_in_common_is_computed_once(tiny_base: Path) -> Non
     loss(samples)
     assert computed == [loss.computed_tokens(samples)] == [20 + 10 + 12 + 9 + 4 + 15 + 30 + 10]
     assert loss.computed_by(samples, [1, 2]) == 20 + 12 + 9 + 4
-
-
-def assert_same_gradients(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    import torch
-
-    assert found.keys() == expected.keys()
-    for name, gradient in found.items():
-        noise = 5e-5 * float(expected[name].abs().max())
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=noise)
 
 
 def test_fused_layers_with_biases_and_one_layer_without_adapters_are_exact(tmp_path: Path) -> None:
@@ -393,127 +327,6 @@ def test_fused_layers_go_their_own_way_when_somebody_generates(tiny_base: Path, 
         assert not slow_ways, "the base is measured the fused way too"
 
 
-def with_trained_head(base: Path, how: str) -> Any:
-    """The output layer trains whole, or adapters on it do."""
-    if how == "adapters":
-        return adapted(base, lora=lora(target_modules=["q_proj", "lm_head"]))
-    model = adapted(base)
-    model.get_output_embeddings().weight.requires_grad_(True)
-    return model
-
-
-TRAINED_HEADS = ["whole", "adapters"]
-
-
-@pytest.mark.parametrize("way", [PackedLoss, FusedLoss])
-@pytest.mark.parametrize("how", TRAINED_HEADS)
-def test_a_trained_output_layer_is_exact_too(tiny_base: Path, how: str, way: type[PackedLoss]) -> None:
-    samples = rows()
-    model = with_trained_head(tiny_base, how)
-    _, expected = plain_gradients(model, samples)
-    loss = way(model, head_chunk=16)
-    labels = sum(sample.label_count for sample in samples)
-    for micro in (samples[:2], samples[2:]):
-        (loss(micro) / labels).backward()
-    found = take_gradients(model)
-    assert any("lm_head" in name for name in found)
-    assert_same_gradients(found, expected)
-
-
-@pytest.mark.parametrize("how", TRAINED_HEADS)
-def test_a_trained_output_layer_loses_no_more_in_half_precision_than_the_plain_path_does(
-    tiny_base: Path, how: str
-) -> None:
-    import torch
-
-    samples = rows()
-    labels = sum(sample.label_count for sample in samples)
-    _, gradients = plain_gradients(with_trained_head(tiny_base, how), samples)
-    exact = torch.cat([gradient.flatten() for gradient in gradients.values()])
-    errors = {}
-    for make in (PlainLoss, PackedLoss):
-        model = with_trained_head(tiny_base, how)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = make(model)
-        (AutocastLoss(loss, "cpu", torch.bfloat16)(samples) / labels).backward()
-        found = take_gradients(model)
-        assert {gradient.dtype for gradient in found.values()} == {torch.float32}
-        errors[make] = float(
-            (torch.cat([gradient.flatten() for gradient in found.values()]) - exact).norm() / exact.norm()
-        )
-    assert errors[PackedLoss] < 1.5 * errors[PlainLoss] + 0.02
-
-
-@pytest.mark.parametrize("how", TRAINED_HEADS)
-def test_logits_of_one_chunk_at_a_time_are_held_even_where_the_output_layer_trains(
-    tiny_base: Path, how: str
-) -> None:
-    import torch
-
-    def place(tensor: Any) -> int:
-        return int(tensor.untyped_storage().data_ptr())
-
-    class Held:
-        rows = most_rows = 0
-
-        def __init__(self, tensor: Any) -> None:
-            self.tensor = tensor
-            is_logits = tensor.dim() == 2 and tensor.shape[1] == vocabulary and place(tensor) not in weights
-            self.count = len(tensor) if is_logits else 0
-            Held.rows += self.count
-            Held.most_rows = max(Held.most_rows, Held.rows)
-
-        def __del__(self) -> None:
-            Held.rows -= self.count
-
-    model = with_trained_head(tiny_base, how)
-    vocabulary, weights = model.config.vocab_size, {place(weight) for weight in model.parameters()}
-    loss = PackedLoss(model, head_chunk=16)  # of 12 in fp32
-    samples = rows(12)
-    assert sum(sample.label_count for sample in samples) > 100
-    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
-        loss(samples).backward()
-    assert 12 <= Held.most_rows <= 2 * 12, "logits, and what the softmax keeps of them"
-
-
-def hits_of(model: Any, samples: list[Sample]) -> int:
-    """Labels that are the first choice of transformers' own logits."""
-    import torch
-
-    hits = 0
-    with torch.no_grad():
-        for sample in samples:
-            choices = model(input_ids=torch.tensor([list(sample.ids)])).logits[0, :-1].argmax(1).tolist()
-            hits += sum(c == label for c, label in zip(choices, list(sample.labels)[1:], strict=True))
-    return hits
-
-
-@pytest.mark.parametrize("way", [PlainLoss, PackedLoss, FusedLoss, "unfrozen head"])
-def test_hits_are_the_labels_that_are_the_models_first_choice(tiny_base: Path, way: Any) -> None:
-    import torch
-
-    samples = rows(8)
-    model = adapted(tiny_base)
-    for sample in samples:  # random labels would hardly ever be a choice
-        with torch.no_grad():
-            choices = model(input_ids=torch.tensor([list(sample.ids)])).logits[0, :-1].argmax(1).tolist()
-        for place in range(1, len(sample.ids), 2):
-            if sample.labels[place] != IGNORED:
-                sample.labels[place] = choices[place - 1]
-    expected = hits_of(model, samples)
-    assert 0 < expected < sum(sample.label_count for sample in samples)
-    if way == "unfrozen head":
-        model.get_output_embeddings().weight.requires_grad_(True)
-        way = PackedLoss
-    loss = way(model) if way is PlainLoss else way(model, head_chunk=16)
-    value, hits = loss.with_hits(samples)
-    assert int(hits) == expected
-    assert not hits.requires_grad
-    value.backward()
-    with torch.no_grad():
-        assert loss.scores(samples) == (pytest.approx(value.item(), rel=1e-5), expected)
-
-
 def test_rows_of_one_length_may_go_through_the_model_together(tiny_base: Path) -> None:
     model = adapted(tiny_base)
     samples = rows(6)
@@ -525,19 +338,6 @@ def test_rows_of_one_length_may_go_through_the_model_together(tiny_base: Path) -
     loss.backward()
     assert loss.item() == pytest.approx(expected_loss, rel=1e-5)
     assert_same_gradients(take_gradients(model), expected)
-
-
-@pytest.mark.parametrize("vocabulary", [CHOICE_BLOCK, 3 * CHOICE_BLOCK, 3 * CHOICE_BLOCK + 1])
-def test_of_equal_logits_the_first_is_the_choice(vocabulary: int) -> None:
-    import torch
-
-    torch.manual_seed(2)
-    logits = torch.randint(5, (60, vocabulary)).float()
-    choices = logits.argmax(1)
-    labels = torch.where(torch.arange(60) % 2 == 0, choices, torch.randint(vocabulary, (60,)))
-    labels[:5] = IGNORED
-    assert int(count_hits(logits, labels)) == int((choices == labels).sum()) >= 27
-    assert int(count_hits(logits[:0], labels[:0])) == 0
 
 
 @pytest.mark.parametrize("make_rows", [rows, rows_that_begin_alike])

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from tests.integration.finetune_exactness import adapted, plain_gradients, rows
 from tests.integration.finetune_recorder import Recorder
-from tests.integration.test_finetune_losses_exact import adapted, plain_gradients, rows
 
 from sage.tools.finetune import LoRATrainer
 from sage.tools.finetune.ladder import Rung

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from tests.fakes.tiny_llama import make_model
+from tests.integration.finetune_exactness import adapted, plain_gradients, rows, take_gradients
 from tests.integration.finetune_recorder import Recorder, adapter_weights
-from tests.integration.test_finetune_losses_exact import adapted, plain_gradients, rows, take_gradients
 
 from sage.tools.finetune import LoRATrainer, TrainingConfig
 from sage.tools.finetune.loss_choice import choose_loss

@@ -32,6 +32,7 @@ Whoever fuses proves it once more on rows of the run.
 def fuse_layers(decoder: Any) -> None:
     """Let every layer take the fused way when it is called with `segments`, and its own way otherwise.
 
+    The last one that runs gives only those tokens that `kept` names, where it is called with that.
     `unfuse_layers` takes it back.
 
     Raises: NotFusableError when some layer is of another kind; nothing has changed then.
@@ -40,19 +41,23 @@ def fuse_layers(decoder: Any) -> None:
 
     require_fusable(decoder)
     fused = [FusedLayer(layer) for layer in decoder.layers]
-    for layer, quick in zip(decoder.layers, fused, strict=True):
-        usual = layer.forward
+    for number, (layer, quick) in enumerate(zip(decoder.layers, fused, strict=True), 1):
+        layer.forward = MethodType(_choosing(decoder, number, layer.forward, quick), layer)
 
-        def forward(
-            self: Any, hidden_states: Any, *args: Any, _usual: Any = usual, _quick: Any = quick, **kwargs: Any
-        ) -> Any:
-            quick = _quick.as_switched() if "segments" in kwargs else None
-            if quick is None:
-                return _usual(hidden_states, *args, **kwargs)
+
+def _choosing(decoder: Any, number: int, usual: Callable[..., Any], fused: FusedLayer) -> Callable[..., Any]:
+    """The forward pass of layer `number`, from 1."""
+
+    def forward(self: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        quick = fused.as_switched() if "segments" in kwargs else None
+        kept = kwargs.get("kept") if number == decoder.config.num_hidden_layers else None
+        if quick is not None:
             rotation = kwargs["position_embeddings"]
-            return quick(hidden_states[0], rotation, kwargs["segments"], self.training)[None]
+            return quick(hidden_states[0], rotation, kwargs["segments"], self.training, kept)[None]
+        hidden_states = usual(hidden_states, *args, **kwargs)
+        return hidden_states if kept is None else hidden_states[:, kept]
 
-        layer.forward = MethodType(forward, layer)
+    return forward
 
 
 def require_fusable(decoder: Any) -> None:
@@ -118,13 +123,21 @@ class FusedLayer:
         return self._bare if True in off else self
 
     def __call__(
-        self, x: Any, rotation: tuple[Any, Any], segments: Sequence[Segment], is_training: bool
+        self,
+        x: Any,
+        rotation: tuple[Any, Any],
+        segments: Sequence[Segment],
+        is_training: bool,
+        kept: Any = None,
     ) -> Any:
-        """x (tokens, width) -> (tokens, width)."""
+        """x (tokens, width) -> (tokens, width), or of those tokens that `kept` (n,) names -> (n, width).
+
+        One that is named twice gets the gradients of both.
+        """
         parameters = [weight for group in self.groups for weight in group.parameters]
         half = self.head_dim // 2
         cos, sin = (part[0, :, :half].float().contiguous() for part in rotation)
-        return _function()(x, self, cos, sin, segments, is_training, *parameters)
+        return _function()(x, self, cos, sin, segments, is_training, kept, *parameters)
 
 
 def _require_plain(layer: Any) -> None:
@@ -190,6 +203,13 @@ def _function() -> Callable[..., Any]:
         layer.kernels.rotate(heads, cos, sin, layer.heads + layer.kv_heads)
         return heads
 
+    def of(rows: Any, kept: Any) -> Any:
+        return rows if kept is None else rows.index_select(0, kept)
+
+    def back(rows: Any, kept: Any, tokens: int) -> Any:
+        """Gradients of `of(rows, kept)` -> of the rows."""
+        return rows if kept is None else rows.new_zeros(tokens, rows.shape[1]).index_add_(0, kept, rows)
+
     class Layer(torch.autograd.Function):  # type: ignore[misc] # torch is untyped here
         @staticmethod
         def forward(
@@ -200,6 +220,7 @@ def _function() -> Callable[..., Any]:
             sin: Any,
             segments: Sequence[Segment],
             training: bool,
+            kept: Any,
             *_: Any,
         ) -> Any:
             kernels, tokens = layer.kernels, len(x)
@@ -209,21 +230,21 @@ def _function() -> Callable[..., Any]:
             # Attention sees heads as they are kept, rounded: the backward pass must meet the same softmax.
             attended, sums = kernels.attention(heads, layer.kv_heads, segments, layer.scaling)
             attended = attended.view(tokens, -1)
-            middle, *from_out = layer.out.forward(kernels, attended, training, x)
+            middle, *from_out = layer.out.forward(kernels, of(attended, kept), training, of(x, kept))
             gate_up, *from_mlp = layer.gate_up.forward(
                 kernels, kernels.norm(middle, *layer.second_norm), training
             )
             result, *from_down = layer.down.forward(kernels, kernels.gate(gate_up), training, middle)
             if any(ctx.needs_input_grad):
-                kept = (x, given, attended, middle, gate_up, cos, sin, sums)
-                ctx.save_for_backward(*kept, *from_qkv, *from_out, *from_mlp, *from_down)
+                own = (x, given, attended, middle, gate_up, cos, sin, sums, kept)
+                ctx.save_for_backward(*own, *from_qkv, *from_out, *from_mlp, *from_down)
                 ctx.layer, ctx.segments = layer, segments
             return result
 
         @staticmethod
         def backward(ctx: Any, *upstream: Any) -> Any:
             layer, needs_x, gradient = ctx.layer, ctx.needs_input_grad[0], upstream[0].contiguous()
-            x, given, attended, middle, gate_up, cos, sin, sums, *from_groups = ctx.saved_tensors
+            x, given, attended, middle, gate_up, cos, sin, sums, kept, *from_groups = ctx.saved_tensors
             from_qkv, from_out, from_mlp, from_down = (from_groups[n : n + 2] for n in range(0, 8, 2))
             kernels = layer.kernels
 
@@ -236,7 +257,8 @@ def _function() -> Callable[..., Any]:
             del of_gate_up, mlp_input
             of_middle = kernels.norm_backward(of_input, middle, *layer.second_norm, gradient)
 
-            of_attended, of_out = layer.out.backward(kernels, of_middle, attended, *from_out, True)
+            of_attended, of_out = layer.out.backward(kernels, of_middle, of(attended, kept), *from_out, True)
+            of_attended, of_middle = (back(part, kept, len(x)) for part in (of_attended, of_middle))
             heads = placed(layer, given, cos, sin) if layer.head_norms else given
             found, wanted = (part.view(len(x), layer.heads, -1) for part in (attended, of_attended))
             of_heads = kernels.attention_backward(
@@ -251,6 +273,6 @@ def _function() -> Callable[..., Any]:
                 kernels, of_qkv.view(len(x), -1), qkv_input, *from_qkv, needs_x
             )
             of_x = kernels.norm_backward(of_input, x, *layer.first_norm, of_middle) if needs_x else None
-            return of_x, None, None, None, None, None, *of_adapters, *of_out, *of_mlp, *of_down
+            return of_x, *[None] * 6, *of_adapters, *of_out, *of_mlp, *of_down
 
     return Layer.apply  # type: ignore[no-any-return]

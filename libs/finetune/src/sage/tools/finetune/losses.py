@@ -23,6 +23,7 @@ from sage.tools.finetune.projections import NotFusableError
 from sage.tools.finetune.rendering import Sample
 from sage.tools.finetune.widening import by_torch, computing_dtype
 
+MOST_KEPT = 0.9  # of the tokens; to leave out fewer is not worth the copies
 HALF_GRANULE = 64  # tokens; sizes are rounded up to this where every new size costs memory
 
 
@@ -145,6 +146,7 @@ class PackedLoss(LossFunction):
         labelled, wanted = _labelled(rows, packed)
         if spare := -len(labelled) % self._granule:
             labelled, wanted = [*labelled, *[0] * spare], [*wanted, *[IGNORED] * spare]
+        only, labelled = self._kept(labelled, len(packed.ids), device)
         hidden = self._decoder(
             input_ids=torch.tensor([packed.ids], device=device),
             position_ids=torch.tensor([packed.positions], device=device),
@@ -152,10 +154,15 @@ class PackedLoss(LossFunction):
             use_cache=False,
             **self._rows_apart(packed, device),
             **self._kernel,
+            **only,
         ).last_hidden_state[0]
         # By way of fp32: where rows share labels, that many gradients add up.
         at_labels = hidden.float().index_select(0, torch.tensor(labelled, device=device)).to(hidden.dtype)
         return at_labels, torch.tensor(wanted, device=device)
+
+    def _kept(self, labelled: list[int], tokens: int, device: Any) -> tuple[dict[str, Any], list[int]]:
+        """(which tokens' hidden states the decoder need give, where those with a label are among them)."""
+        return {}, labelled
 
     def _rows_apart(self, packed: PackedRows, device: Any) -> dict[str, Any]:
         """What attention needs in order to keep the rows apart."""
@@ -208,6 +215,16 @@ class FusedLoss(PackedLoss):
     def _rows_apart(self, packed: PackedRows, device: Any) -> dict[str, Any]:
         # A layer that goes its own way, as adapters are switched off, needs what the packed way does.
         return {**super()._rows_apart(packed, device), "segments": packed.segments}
+
+    def _kept(self, labelled: list[int], tokens: int, device: Any) -> tuple[dict[str, Any], list[int]]:
+        from torch import tensor
+
+        kept = sorted(set(labelled))
+        kept += kept[:1] * (-len(kept) % self._granule)
+        if len(kept) > MOST_KEPT * tokens:
+            return {}, labelled
+        at = {place: index for index, place in enumerate(kept)}
+        return {"kept": tensor(kept, device=device)}, [at[place] for place in labelled]
 
     def undo(self) -> None:
         """Give the model its own layers and attention back."""
