@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,6 +55,20 @@ def test_micro_batches_hold_each_row_once_within_the_budget(
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     for group in groups:
         assert len(group) == 1 or sum(lengths[index] for index in group) <= budget
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(300, 3000))
+def test_a_few_passes_are_equally_full(lengths: list[int], budget: int) -> None:
+    groups = micro_batches(lengths, budget)
+    even = ceil(sum(lengths) / len(groups))
+    largest = max(sum(lengths[index] for index in group) for group in groups)
+    if len(groups) <= 8:  # else a row of the fullest could go to one that is no fuller than even
+        assert largest <= even + max(lengths)
+
+
+def test_equal_rows_are_dealt_out_evenly() -> None:
+    assert [len(group) for group in micro_batches([100] * 12, 768)] == [6, 6]
+    assert sorted(len(group) for group in micro_batches([100] * 13, 768)) == [6, 7]
 
 
 def test_the_rate_rises_from_above_zero_and_falls_to_zero() -> None:

@@ -13,6 +13,9 @@ from random import Random
 
 from sage.tools.finetune.prefix_tree import SHORTEST_SHARED, Beginnings
 
+FEW_GROUPS = 8
+"""More are nearly full anyway."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -66,7 +69,8 @@ def micro_batches(
     With `alike`, neighbours that begin alike stay together. What all of a group share is on top of the
     budget: otherwise more groups would compute it, and it is never more than one row.
 
-    First-fit decreasing: much at first, so that groups come out equally full and few.
+    As few groups as first-fit decreasing finds, and where they are few, about equally full: the fullest
+    decides how much memory a step takes.
     """
     bundles = [_Bundle([index], length) for index, length in enumerate(lengths)]
     if alike:
@@ -78,7 +82,49 @@ def micro_batches(
             groups.append(bundle)
         else:
             fit.take(bundle)
-    return [group.rows for group in groups]
+    found = [group.rows for group in groups]
+    if 1 < len(found) <= FEW_GROUPS:
+        _even_out(found, lengths, max_rows, alike)
+    return found
+
+
+def _even_out(
+    groups: list[list[int]], lengths: Sequence[int], max_rows: int | None, alike: Beginnings | None
+) -> None:
+    """Move rows from the fullest to the emptiest as long as that helps and no more is computed for it."""
+
+    def tokens(rows: Sequence[int]) -> int:
+        return tokens_computed(lengths, rows, alike)
+
+    while True:
+        groups.sort(key=tokens, reverse=True)
+        fullest, emptiest = groups[0], groups[-1]
+        most, least = tokens(fullest), tokens(emptiest)
+        moves = [
+            (max(left, more), row)
+            for row in fullest
+            if (left := tokens([other for other in fullest if other != row]))
+            + (more := tokens([*emptiest, row]))
+            <= most + least
+        ]
+        if not moves or min(moves)[0] >= most or len(emptiest) == max_rows:
+            return
+        row = min(moves)[1]
+        fullest.remove(row)
+        emptiest.append(row)
+
+
+def tokens_computed(lengths: Sequence[int], rows: Sequence[int], alike: Beginnings | None) -> int:
+    """Of a pass over some of the rows."""
+    total = sum(lengths[row] for row in rows)
+    if alike:
+        common, among = 0, set(rows)
+        for row, shared in zip(*alike, strict=True):
+            common = min(common, shared)
+            if row in among:
+                total -= common if common >= SHORTEST_SHARED else 0
+                common = lengths[row]
+    return total
 
 
 @dataclass

@@ -163,7 +163,7 @@ def measure(spec: TrialSpec) -> Trial:
     loss = parts.loss(rows)
     batch = spec.config.effective_batch_size
     typical = _passes(rows, batch, loss, parts)
-    hardest = _passes([Sample(ids, labels) for ids, labels in spec.longest], batch, loss, parts)[0]
+    hardest = _fullest([Sample(ids, labels) for ids, labels in spec.longest], loss, parts)
     longest = max(hardest, typical[0], key=loss.computed_tokens)
     load_s = time.monotonic() - began
     parts.model.train()
@@ -205,6 +205,16 @@ def _passes(rows: Sequence[Sample], batch: int, loss: LossFunction, parts: RunPa
         groups = loss.groups(step, parts.token_budget, parts.rows_at_once)
         found += [[step[index] for index in group] for group in groups]
     return sorted(found, key=loss.computed_tokens, reverse=True)
+
+
+def _fullest(rows: Sequence[Sample], loss: LossFunction, parts: RunParts) -> list[Sample]:
+    """As many of the rows, the longest first, as a pass may hold: some step of a run may be made of such."""
+    found: list[Sample] = []
+    for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
+        tokens = loss.computed_tokens([*found, row])
+        if not found or (tokens <= parts.token_budget and len(found) != parts.rows_at_once):
+            found.append(row)
+    return found
 
 
 def _tokens(group: Sequence[Sample]) -> int:
