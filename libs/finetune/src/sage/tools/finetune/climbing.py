@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -133,10 +134,9 @@ def forget_rungs(checkpoints: Path) -> None:
 
 
 def free_memory() -> None:
-    """Drop what only cycles hold, and give back what the allocators keep, for the next try to find it all."""
-    import torch
-
+    """Drop what only cycles hold, and give back what the allocators keep, for whatever comes next."""
     gc.collect()
     give_back_memory()
-    if torch.cuda.is_available():
+    torch = sys.modules.get("torch")  # not to be loaded for this
+    if torch and torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import resource
@@ -206,6 +205,21 @@ def memory_reason(error: BaseException) -> str | None:
     return None
 
 
+def keep_freed_memory() -> None:
+    """Have the C library keep what is freed for what is asked for next, where it can (glibc).
+
+    Every pass frees what the next one needs, and to have it from the system again costs a fault a page.
+    Counts for the whole process, until `give_back_memory` for what is free by then. Source: mallopt(3).
+    """
+    import ctypes
+
+    trim_threshold, mmap_max = -1, -4
+    with suppress(AttributeError, OSError):
+        library = ctypes.CDLL(None)
+        library.mallopt(trim_threshold, -1)
+        library.mallopt(mmap_max, 0)
+
+
 def give_back_memory() -> None:
     """Return what the C library keeps of freed memory to the system, where it can (glibc).
 
@@ -214,7 +228,7 @@ def give_back_memory() -> None:
     """
     import ctypes
 
-    with contextlib.suppress(AttributeError, OSError):
+    with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from sage.tools.finetune.callbacks import TrainingCallback
-from sage.tools.finetune.hardware import pick_device, resolve_precision, set_threads, torch_dtype
+from sage.tools.finetune.hardware import (
+    keep_freed_memory,
+    pick_device,
+    resolve_precision,
+    set_threads,
+    torch_dtype,
+)
 from sage.tools.finetune.kernels import apply_liger, kernels_of, varlen_attentions
 from sage.tools.finetune.ladder import CPU_TOKEN_BUDGET, token_budget
 from sage.tools.finetune.loss_choice import choose_loss
@@ -58,6 +64,8 @@ class RunParts:
         self.device = pick_device()
         self.precision, note = resolve_precision(config.precision, self.device)
         threads = set_threads()
+        if self.device == "cpu":
+            keep_freed_memory()
         self._warn(note)
         self.tokenizer = load_tokenizer(base)
         self.renderer = ChatRenderer(self.tokenizer, config.max_length)

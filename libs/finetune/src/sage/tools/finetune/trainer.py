@@ -13,7 +13,7 @@ from sage.tools.finetune.base_models import resolve_base
 from sage.tools.finetune.batching import Schedule
 from sage.tools.finetune.callbacks import CallbackList, ConsoleProgress, StopMode, TrainingCallback
 from sage.tools.finetune.checkpoints import Checkpoints, RunState
-from sage.tools.finetune.climbing import Climb, forget_rungs
+from sage.tools.finetune.climbing import Climb, forget_rungs, free_memory
 from sage.tools.finetune.comparison import Comparison
 from sage.tools.finetune.distributed.messages import RankSpec
 from sage.tools.finetune.distributed.ranks import run_ranks, spread_here
@@ -105,10 +105,13 @@ class LoRATrainer:
             climb = Climb(
                 self._config, layout.checkpoints, self._run_id, resume=self._resume, taken=self._rungs
             )
-            return climb.survive(
-                lambda config, resume: self._attempt(config, layout, tell, climb, resume=resume),
-                tell,
-            )
+            try:
+                return climb.survive(
+                    lambda config, resume: self._attempt(config, layout, tell, climb, resume=resume),
+                    tell,
+                )
+            finally:
+                free_memory()
 
     def _attempt(
         self, config: TrainingConfig, layout: OutputLayout, tell: CallbackList, climb: Climb, *, resume: bool
