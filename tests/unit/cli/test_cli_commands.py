@@ -121,8 +121,9 @@ def test_a_failed_job_ends_with_its_reason(online: Sage, name: str, code: int, t
     assert "Traceback" not in ran.output
 
 
+@pytest.mark.parametrize("option", [["--data"], []])
 def test_start_sends_what_was_said_and_says_what_was_chosen(
-    online: Sage, requests: Requests, tmp_path: Path
+    online: Sage, requests: Requests, tmp_path: Path, option: list[str]
 ) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"question": "q", "answer": "a"}\n')
@@ -132,7 +133,7 @@ def test_start_sends_what_was_said_and_says_what_was_chosen(
             "start",
             "--task",
             "qa",
-            "--data",
+            *option,
             str(rows),
             "--preset",
             "cpu",
@@ -202,6 +203,9 @@ def test_a_refused_job_leaves_no_uploaded_file(online: Sage, requests: Requests,
         (["--name", "我的模型"], "use up to 64 Latin letters (a-z, A-Z), digits"),
         (["--set", "max_step=3"], "Did you mean 'max_steps'"),
         (["--task", "custom"], "--data FILE"),
+        (["not-here.json"], "There is no not-here.json"),
+        (["rows.json", "--data", "more.json"], "rows.json and --data more.json"),
+        (["qa"], "--task qa"),
         (["--task", "poetry"], "poetry"),
     ],
 )

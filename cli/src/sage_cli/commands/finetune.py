@@ -13,6 +13,7 @@ from sage_cli.commands.options import (
     ConfigOption,
     DataOption,
     EpochsOption,
+    FileArgument,
     JsonOption,
     MethodOption,
     ModelOption,
@@ -22,6 +23,7 @@ from sage_cli.commands.options import (
     TaskArgument,
     TaskOption,
     chosen_settings,
+    rows_named,
 )
 from sage_cli.groups import FastHelpGroup
 
@@ -68,6 +70,7 @@ def quickstart(
 
 @app.command()
 def start(
+    file: FileArgument = None,
     task: TaskOption = None,
     auto: Annotated[
         bool,
@@ -91,6 +94,7 @@ def start(
     from sage_cli.jobs.wish import JobWish
 
     chosen = chosen_settings(settings, method=method, epochs=epochs)
+    data = rows_named(file, data)
     start_command(
         JobWish(task, model=model, data=data, name=name, preset=preset, config=config, settings=chosen),
         is_auto=auto,
@@ -100,6 +104,7 @@ def start(
 
 @app.command()
 def plan(
+    file: FileArgument = None,
     task: TaskOption = None,
     auto: Annotated[bool, typer.Option("--auto", help="As `start --auto` would choose.")] = False,
     model: ModelOption = "auto",
@@ -120,6 +125,7 @@ def plan(
     from sage_cli.jobs.wish import JobWish
 
     chosen = chosen_settings(settings, method=method, epochs=epochs)
+    data = rows_named(file, data)
     plan_command(
         JobWish(task, model=model, data=data, name=name, preset=preset, config=config, settings=chosen),
         is_auto=auto,

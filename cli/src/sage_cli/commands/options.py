@@ -41,6 +41,10 @@ DataOption = Annotated[
         show_default="the task's own",
     ),
 ]
+FileArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="FILE", help="Your rows: the same as --data.", show_default="the task's own"),
+]
 NameOption = Annotated[
     str | None, typer.Option("--name", help="Name of the tuned model.", show_default="the task's")
 ]
@@ -77,6 +81,17 @@ EpochsOption = Annotated[
     float | None, typer.Option("--epochs", help="Passes over the data.", show_default="the preset's")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def rows_named(file: Path | None, data: Path | None) -> Path | None:
+    """What FILE or `--data` says. Raises: typer.BadParameter."""
+    if file is None:
+        return data
+    if data is not None:
+        raise typer.BadParameter(f"{file} and --data {data} both name the rows. Leave out one.")
+    if str(file) in TASK_NAMES and not file.exists():
+        raise typer.BadParameter(f"There is no file {file}. A task is named with --task {file}.")
+    return file
 
 
 def chosen_settings(
