@@ -5,8 +5,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage.tools.finetune.batching import micro_batches, tokens_computed
-from sage.tools.finetune.prefix_tree import SHORTEST_SHARED, PackedRows, beginnings, distinct_tokens, pack
+from sage.tools.finetune.batching import micro_batches
+from sage.tools.finetune.prefix_tree import (
+    SHORTEST_SHARED,
+    PackedRows,
+    beginnings,
+    distinct_tokens,
+    pack,
+    tokens_of,
+)
 
 pieces = st.lists(st.integers(1, 3), max_size=2 * SHORTEST_SHARED)
 
@@ -89,7 +96,7 @@ def test_what_a_pass_computes_beyond_what_all_its_rows_share_is_within_the_budge
         together = [rows[index] for index in group]
         common = min(beginnings(together).shared[1:], default=len(together[0]))
         assert len(group) == 1 or distinct_tokens(together) <= budget + common
-        assert tokens_computed(list(map(len, rows)), group, beginnings(rows)) == distinct_tokens(together)
+        assert tokens_of(group, list(map(len, rows)), beginnings(rows)) == distinct_tokens(together)
 
 
 def test_rows_that_begin_alike_go_through_the_model_together() -> None:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from math import ceil
 from random import Random
 
-from sage.tools.finetune.prefix_tree import SHORTEST_SHARED, Beginnings
+from sage.tools.finetune.prefix_tree import SHORTEST_SHARED, Beginnings, tokens_of
 
 FEW_GROUPS = 8
 """More are nearly full anyway."""
@@ -94,7 +94,7 @@ def _even_out(
     """Move rows from the fullest to the emptiest as long as that helps and no more is computed for it."""
 
     def tokens(rows: Sequence[int]) -> int:
-        return tokens_computed(lengths, rows, alike)
+        return tokens_of(rows, lengths, alike) if alike else sum(lengths[row] for row in rows)
 
     while True:
         groups.sort(key=tokens, reverse=True)
@@ -112,19 +112,6 @@ def _even_out(
         row = min(moves)[1]
         fullest.remove(row)
         emptiest.append(row)
-
-
-def tokens_computed(lengths: Sequence[int], rows: Sequence[int], alike: Beginnings | None) -> int:
-    """Of a pass over some of the rows."""
-    total = sum(lengths[row] for row in rows)
-    if alike:
-        common, among = 0, set(rows)
-        for row, shared in zip(*alike, strict=True):
-            common = min(common, shared)
-            if row in among:
-                total -= common if common >= SHORTEST_SHARED else 0
-                common = lengths[row]
-    return total
 
 
 @dataclass

@@ -23,7 +23,6 @@ from sage.tools.finetune.projections import NotFusableError
 from sage.tools.finetune.rendering import Sample
 from sage.tools.finetune.widening import by_torch, computing_dtype
 
-MOST_KEPT = 0.9  # of the tokens; to leave out fewer is not worth the copies
 HALF_GRANULE = 64  # tokens; sizes are rounded up to this where every new size costs memory
 
 
@@ -221,7 +220,7 @@ class FusedLoss(PackedLoss):
 
         kept = sorted(set(labelled))
         kept += kept[:1] * (-len(kept) % self._granule)
-        if len(kept) > MOST_KEPT * tokens:
+        if len(kept) >= tokens:
             return {}, labelled
         at = {place: index for index, place in enumerate(kept)}
         return {"kept": tensor(kept, device=device)}, [at[place] for place in labelled]

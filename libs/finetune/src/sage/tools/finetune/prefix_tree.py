@@ -64,8 +64,18 @@ def beginnings(rows: Sequence[Sequence[int]]) -> Beginnings:
 
 def distinct_tokens(rows: Sequence[Sequence[int]]) -> int:
     """Tokens of the rows, where those of a common beginning count once."""
-    shared = (length for length in beginnings(rows).shared if length >= SHORTEST_SHARED)
-    return sum(map(len, rows)) - sum(shared)
+    return tokens_of(range(len(rows)), [len(row) for row in rows], beginnings(rows))
+
+
+def tokens_of(some: Sequence[int], lengths: Sequence[int], alike: Beginnings) -> int:
+    """The same of some of the rows, by their indices."""
+    among, total, common = set(some), 0, 0
+    for row, shared in zip(*alike, strict=True):
+        common = min(common, shared)  # with the last one among them
+        if row in among:
+            total += lengths[row] - (common if common >= SHORTEST_SHARED else 0)
+            common = lengths[row]
+    return total
 
 
 def pack(rows: Sequence[Sequence[int]], granule: int = 1) -> PackedRows:

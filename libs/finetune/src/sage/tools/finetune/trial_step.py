@@ -208,11 +208,10 @@ def _passes(rows: Sequence[Sample], batch: int, loss: LossFunction, parts: RunPa
 
 
 def _fullest(rows: Sequence[Sample], loss: LossFunction, parts: RunParts) -> list[Sample]:
-    """As many of the rows, the longest first, as a pass may hold: some step of a run may be made of such."""
+    """As many of the rows, the longest first, as go through one pass: some step of a run may have such."""
     found: list[Sample] = []
     for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
-        tokens = loss.computed_tokens([*found, row])
-        if not found or (tokens <= parts.token_budget and len(found) != parts.rows_at_once):
+        if len(loss.groups([*found, row], parts.token_budget, parts.rows_at_once)) == 1:
             found.append(row)
     return found
 
