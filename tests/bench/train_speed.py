@@ -101,7 +101,7 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "longest": max(tokens),
         "shortest": min(tokens),
         "lengths": tokens,
-        "computed": computed_share([list(sample.ids) for _, sample in train], arguments.batch),
+        "computed": computed_share([sample for _, sample in train], arguments.batch),
         "adapters": {},
     }
     (folder / "setting.json").write_text(json.dumps(setting))
@@ -135,12 +135,13 @@ def system_prompt(tokenizer: Any, tokens: int) -> list[dict[str, str]]:
     return [{"role": "system", "content": tokenizer.decode((text * (1 + tokens // len(text)))[:tokens])}]
 
 
-def computed_share(rows: list[list[int]], batch: int) -> float:
-    """Of the tokens, where those that rows of a step begin with in common are computed once."""
+def computed_share(rows: list[Any], batch: int) -> float:
+    """Of the tokens, where no label's input is computed twice: what rows of a step begin with in common."""
     from sage.tools.finetune.prefix_tree import distinct_tokens
 
-    steps = [rows[start : start + batch] for start in range(0, len(rows), batch)]
-    return sum(map(distinct_tokens, steps)) / sum(map(len, rows))
+    inputs = [list(row.inputs) for row in rows]
+    steps = [inputs[start : start + batch] for start in range(0, len(inputs), batch)]
+    return sum(map(distinct_tokens, steps)) / sum(len(row.ids) for row in rows)
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -393,8 +394,8 @@ def main() -> None:
     print(f"{setting['chosen_precision']} matrix products at the model's sizes: {peak:.0f} GFLOP/s")
     least = flops_per_token(setting, setting["computed"])
     print(
-        f"training a token of these rows takes {needed / 1e6:.0f} MFLOP; {least / 1e6:.0f} where the "
-        f"{1 - setting['computed']:.0%} of them that rows of a step begin with in common are computed once"
+        f"training a token of these rows takes {needed / 1e6:.0f} MFLOP; {least / 1e6:.0f} without "
+        f"{1 - setting['computed']:.0%} of them: common beginnings, once more, and last labels, at all"
     )
     for name, row in table.items():
         share = row["tokens_per_s"] * needed / 1e9 / peak

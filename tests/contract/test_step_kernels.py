@@ -216,6 +216,43 @@ def test_gates(kernels: StepKernels, seed: int, count: int, width: int, dtype: A
 
 
 @some
+@given(
+    seeds,
+    st.one_of(tokens, st.sampled_from([0, 200, 600])),
+    st.sampled_from([16, 80, 288]),
+    st.sampled_from([16, 80, 208, 400]),
+    st.sampled_from([*((dtype, dtype) for dtype in FORMATS), (torch.float32, torch.bfloat16)]),
+    st.sampled_from([1.0, 40.0]),
+)
+def test_gated_mlps(
+    kernels: StepKernels,
+    seed: int,
+    count: int,
+    width: int,
+    inner: int,
+    dtypes: tuple[Any, Any],
+    large: float,
+) -> None:
+    dtype, stored = dtypes
+    x, added, of_y = (random(seed + n, count, width, dtype=dtype) for n in range(3))
+    gate_up = random(seed + 3, 2 * inner, width, dtype=stored, large=large * width**-0.5)
+    down = random(seed + 4, width, inner, dtype=stored, large=inner**-0.5)
+    plain = exact(x)
+    gate, up = (plain @ gate_up.double().t()).chunk(2, dim=1)
+    wanted = (torch.nn.functional.silu(gate) * up) @ down.double().t() + added.double()
+    y, kept = kernels.mlp(x, gate_up, down, added)
+    kernels.mlp(of_y, gate_up, down, added)  # what is kept stays
+    assert y.dtype == dtype
+    found = kernels.mlp_backward(of_y.clone(), kept, gate_up, down)
+    assert found.dtype == dtype
+    if count:
+        (of_x,) = torch.autograd.grad(wanted, plain, of_y.double())
+        same(y, wanted.detach(), 2 * FORMATS[dtype])
+        same(found, of_x, 2 * FORMATS[dtype])
+    assert y.shape == found.shape == x.shape
+
+
+@some
 @given(seeds, tokens, st.integers(1, 3), st.integers(1, 3), st.sampled_from([32, 64, 96, 256]), formats)
 def test_rotations(
     kernels: StepKernels, seed: int, count: int, turning: int, resting: int, dim: int, dtype: Any
@@ -292,6 +329,7 @@ def test_what_is_no_number_stays_so(kernels: StepKernels, dtype: Any) -> None:
         kernels.norm_backward(x.clone(), x, weight, EPSILON, x),
         kernels.gate(x),
         kernels.gate_backward(torch.ones(2, 16, dtype=dtype), x),
+        kernels.mlp(x, torch.ones(32, 32, dtype=dtype), torch.ones(32, 16, dtype=dtype), x)[0],
         kernels.attention(heads, 1, [Segment(0, 1, 1), Segment(1, 2, 2)], 1.0)[0],
     ]
     for out in found:

@@ -100,8 +100,26 @@ def test_what_rows_begin_with_in_common_is_computed_once(tiny_base: Path) -> Non
     layer.register_forward_hook(lambda *call: computed.append(call[1][0].shape[1]))
     loss = PackedLoss(model)
     loss(samples)
-    assert computed == [loss.computed_tokens(samples)] == [20 + 10 + 12 + 9 + 4 + 15 + 30 + 10]
-    assert loss.computed_by(samples, [1, 2]) == 20 + 12 + 9 + 4
+    # A row's last label is no input.
+    assert computed == [loss.computed_tokens(samples)] == [20 + 9 + 12 + 8 + 3 + 14 + 30 + 9]
+    assert loss.computed_by(samples, [1, 2]) == 20 + 12 + 8 + 3
+
+
+@pytest.mark.parametrize("way", [PackedLoss, FusedLoss])
+def test_what_stands_behind_the_last_label_is_not_computed(tiny_base: Path, way: type[PackedLoss]) -> None:
+    samples, inputs = [], 0
+    for row in rows_that_begin_alike()[:5]:  # none of which is another's beginning
+        stop = row.labels.count(IGNORED) + 3
+        samples.append(Sample(row.ids, [*row.labels[:stop], *[IGNORED] * (len(row.ids) - stop)]))
+        inputs += stop - 1
+    model = adapted(tiny_base)
+    expected_loss, expected = plain_gradients(model, samples)
+    loss = way(model)
+    assert loss.computed_tokens(samples) <= inputs < sum(len(row.ids) for row in samples) * 2 / 3
+    value = loss(samples) / sum(sample.label_count for sample in samples)
+    value.backward()
+    assert value.item() == pytest.approx(expected_loss, rel=1e-5)
+    assert_same_gradients(take_gradients(model), expected)
 
 
 def test_fused_layers_with_biases_and_one_layer_without_adapters_are_exact(tmp_path: Path) -> None:

@@ -215,14 +215,14 @@ def test_a_trial_says_how_much_rows_that_begin_alike_have_in_common(tiny_base: P
     assert [tokens for tokens, _ in trial.passes] == [160, 160], (
         "two steps, their passes as full as they come"
     )
-    assert trial.longest_pass_tokens == 30 + 4 * 10
-    assert trial.computed_share == pytest.approx(70 / 160)
+    assert trial.longest_pass_tokens == 30 + 4 * 9, "last labels are no inputs"
+    assert trial.computed_share == pytest.approx(66 / 160)
 
 
 def test_a_trial_takes_the_fullest_pass_that_rows_with_a_long_beginning_come_to(tiny_base: Path) -> None:
     config = TrainingConfig.model_validate({"per_device_train_batch_size": 4, "max_length": 12})  # 48 a pass
     prompt = list(range(20, 80))
-    longest = [([*prompt, 5 + n], [-100] * 60 + [5 + n]) for n in range(4)]
+    longest = [([*prompt, 5 + n, 2], [-100] * 60 + [5 + n, 2]) for n in range(4)]
     typical = [([5 + n] * 10, [5 + n] * 10) for n in range(8)]
     trial = measure(TrialSpec(config=config, base=str(tiny_base), longest=longest, typical=typical))
     assert trial.longest_pass_tokens == 60 + 4, "what all of a pass share is on top of its budget"
@@ -240,7 +240,7 @@ def test_a_trial_counts_and_sizes_what_a_run_of_it_writes(
         for sized in (config.model_copy(update={"max_length": length}) for length in (12, 25))
     )
 
-    assert (one.longest_pass_tokens, two.longest_pass_tokens) == (23, 23 + 22)
+    assert (one.longest_pass_tokens, two.longest_pass_tokens) == (22, 22 + 21)
     parts = RunParts(config, tiny_base, TrainingCallback())
     loss = parts.loss([Sample(*row) for row in rows])
     loss([Sample(*rows[0])]).backward()

@@ -83,7 +83,9 @@ def test_every_variant_learns_and_loads_as_it_was_measured(
     result = LoRATrainer(config, ()).train()
     assert result.eval_loss is not None and result.base_eval_loss is not None
     assert result.eval_loss < result.base_eval_loss - 0.1
-    assert reloaded_loss(tiny_base, config, result) == pytest.approx(result.eval_loss, rel=1e-4)
+    # Layers in 8 bit round by what else goes through them, and a row alone has its last label with it.
+    noise = 1e-3 if config.load_in_8bit else 1e-4
+    assert reloaded_loss(tiny_base, config, result) == pytest.approx(result.eval_loss, rel=noise)
     # What was learnt on a quantised base helps a plain one too, which it is served with.
     plain = config.model_copy(update={"load_in_8bit": False, "load_in_4bit": False})
     assert reloaded_loss(tiny_base, plain, result) < result.base_eval_loss - 0.1

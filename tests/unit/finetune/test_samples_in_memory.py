@@ -37,6 +37,14 @@ def test_samples_come_out_as_they_went_in(rows: list[list[tuple[int, bool]]], pa
             samples[beyond]
 
 
+@given(st.lists(tokens, min_size=1))
+def test_inputs_end_where_the_last_label_is_predicted(row: list[tuple[int, bool]]) -> None:
+    ids = [token for token, _ in row]
+    sample = Sample(ids, [token if is_learned else IGNORED for token, is_learned in row])
+    learned = [at for at, (_, is_learned) in enumerate(row) if is_learned and at]
+    assert sample.inputs == ids[: max(learned, default=1)]
+
+
 def test_a_token_takes_eight_bytes() -> None:
     rows, length = 500, 200
     tracemalloc.start()

@@ -13,6 +13,7 @@ from copy import copy
 from functools import cache
 from typing import Any
 
+from sage.tools.finetune.gated_mlp import GatedMLP
 from sage.tools.finetune.prefix_tree import Segment
 from sage.tools.finetune.projections import NotFusableError, Projections
 from sage.tools.finetune.step_kernels import kernels_for
@@ -94,26 +95,21 @@ class FusedLayer:
         self._adapted = [part for part in parts if hasattr(part, "disable_adapters")]
         self.qkv = Projections(qkv)
         self.out = Projections([attention.o_proj])
-        self.gate_up = Projections([mlp.gate_proj, mlp.up_proj])
-        self.down = Projections([mlp.down_proj])
+        self.mlp = GatedMLP(mlp)
         self.head_dim = attention.head_dim
         self.kv_heads = _rows_of(attention.k_proj) // self.head_dim
         self.heads = _rows_of(attention.q_proj) // self.head_dim
         self.scaling = attention.scaling
         # Norms read and write what products do.
-        weight, widths = self.down.weight, (self.qkv.weight.shape[1], self.down.weight.shape[1])
-        self.kernels = kernels_for(weight.device, weight.dtype, *widths, head_dim=self.head_dim)
+        weight = self.mlp.down.weight
+        self.kernels = kernels_for(weight.device, weight.dtype, *weight.shape, head_dim=self.head_dim)
         self._bare = self._without_adapters()
 
     def _without_adapters(self) -> FusedLayer:
         bare = copy(self)
-        for name in ("qkv", "out", "gate_up", "down"):
+        for name in ("qkv", "out", "mlp"):
             setattr(bare, name, getattr(self, name).without_adapters())
         return bare
-
-    @property
-    def groups(self) -> tuple[Projections, ...]:
-        return self.qkv, self.out, self.gate_up, self.down
 
     def as_switched(self) -> FusedLayer | None:
         """Itself, or bare while adapters are off (peft's `disable_adapter`); None while only some are."""
@@ -134,7 +130,7 @@ class FusedLayer:
 
         One that is named twice gets the gradients of both.
         """
-        parameters = [weight for group in self.groups for weight in group.parameters]
+        parameters = [*self.qkv.parameters, *self.out.parameters, *self.mlp.parameters]
         half = self.head_dim // 2
         cos, sin = (part[0, :, :half].float().contiguous() for part in rotation)
         return _function()(x, self, cos, sin, segments, is_training, kept, *parameters)
@@ -231,30 +227,23 @@ def _function() -> Callable[..., Any]:
             attended, sums = kernels.attention(heads, layer.kv_heads, segments, layer.scaling)
             attended = attended.view(tokens, -1)
             middle, *from_out = layer.out.forward(kernels, of(attended, kept), training, of(x, kept))
-            gate_up, *from_mlp = layer.gate_up.forward(
-                kernels, kernels.norm(middle, *layer.second_norm), training
-            )
-            result, *from_down = layer.down.forward(kernels, kernels.gate(gate_up), training, middle)
+            mlp_input = kernels.norm(middle, *layer.second_norm)
+            result, from_mlp = layer.mlp.forward(kernels, mlp_input, training, middle)
             if any(ctx.needs_input_grad):
-                own = (x, given, attended, middle, gate_up, cos, sin, sums, kept)
-                ctx.save_for_backward(*own, *from_qkv, *from_out, *from_mlp, *from_down)
+                own = (x, given, attended, middle, cos, sin, sums, kept)
+                ctx.save_for_backward(*own, *from_qkv, *from_out, *from_mlp)
                 ctx.layer, ctx.segments = layer, segments
             return result
 
         @staticmethod
         def backward(ctx: Any, *upstream: Any) -> Any:
             layer, needs_x, gradient = ctx.layer, ctx.needs_input_grad[0], upstream[0].contiguous()
-            x, given, attended, middle, gate_up, cos, sin, sums, kept, *from_groups = ctx.saved_tensors
-            from_qkv, from_out, from_mlp, from_down = (from_groups[n : n + 2] for n in range(0, 8, 2))
+            x, given, attended, middle, cos, sin, sums, kept, *from_parts = ctx.saved_tensors
+            from_qkv, from_out, from_mlp = from_parts[:2], from_parts[2:4], from_parts[4:]
             kernels = layer.kernels
 
-            down_input = kernels.gate(gate_up) if layer.down.adapters else None
-            of_acted, of_down = layer.down.backward(kernels, gradient, down_input, *from_down, True)
-            of_gate_up = kernels.gate_backward(of_acted, gate_up)
-            del down_input, of_acted
-            mlp_input = kernels.norm(middle, *layer.second_norm) if layer.gate_up.adapters else None
-            of_input, of_mlp = layer.gate_up.backward(kernels, of_gate_up, mlp_input, *from_mlp, True)
-            del of_gate_up, mlp_input
+            mlp_input = kernels.norm(middle, *layer.second_norm) if layer.mlp.gate_up.adapters else None
+            of_input, of_mlp = layer.mlp.backward(kernels, gradient, mlp_input, from_mlp)
             of_middle = kernels.norm_backward(of_input, middle, *layer.second_norm, gradient)
 
             of_attended, of_out = layer.out.backward(kernels, of_middle, of(attended, kept), *from_out, True)
@@ -273,6 +262,6 @@ def _function() -> Callable[..., Any]:
                 kernels, of_qkv.view(len(x), -1), qkv_input, *from_qkv, needs_x
             )
             of_x = kernels.norm_backward(of_input, x, *layer.first_norm, of_middle) if needs_x else None
-            return of_x, *[None] * 6, *of_adapters, *of_out, *of_mlp, *of_down
+            return of_x, *[None] * 6, *of_adapters, *of_out, *of_mlp
 
     return Layer.apply  # type: ignore[no-any-return]

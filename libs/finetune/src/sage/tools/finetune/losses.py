@@ -134,14 +134,14 @@ class PackedLoss(LossFunction):
         return head_loss(hidden, self._head, wanted, self._head_chunk)
 
     def computed_tokens(self, rows: Sequence[Sample]) -> int:
-        return distinct_tokens([row.ids for row in rows])
+        return distinct_tokens([row.inputs for row in rows])
 
     def at_labels(self, rows: Sequence[Sample]) -> tuple[Any, Any]:
         """(hidden states (labels, width) of positions with a label, those labels)."""
         import torch
 
         device = self._head.weight.device
-        packed = pack([row.ids for row in rows], self._granule)
+        packed = pack([row.inputs for row in rows], self._granule)
         labelled, wanted = _labelled(rows, packed)
         if spare := -len(labelled) % self._granule:
             labelled, wanted = [*labelled, *[0] * spare], [*wanted, *[IGNORED] * spare]
@@ -208,8 +208,8 @@ class FusedLoss(PackedLoss):
         self, rows: Sequence[Sample], token_budget: int, max_rows: int | None = None
     ) -> list[list[int]]:
         """Rows that begin alike go together, and only what is computed counts."""
-        alike = beginnings([row.ids for row in rows])
-        return micro_batches([len(row.ids) for row in rows], token_budget, max_rows, alike)
+        inputs = [row.inputs for row in rows]
+        return micro_batches([len(row) for row in inputs], token_budget, max_rows, beginnings(inputs))
 
     def _rows_apart(self, packed: PackedRows, device: Any) -> dict[str, Any]:
         # A layer that goes its own way, as adapters are switched off, needs what the packed way does.

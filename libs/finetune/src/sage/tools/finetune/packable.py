@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 from typing import Any
 
-from sage.tools.finetune.head_loss import IGNORED
 from sage.tools.finetune.losses import PackedLoss
 from sage.tools.finetune.prefix_tree import SHORTEST_SHARED
 from sage.tools.finetune.rendering import Sample
@@ -69,7 +68,8 @@ def require_rows_apart(packed: PackedLoss, rows: Sequence[Sample], tolerance: fl
     neighbours = [[*start, *islice(cycle(others[turn:] + others[:turn]), PIECE_TOKENS)] for turn in (0, 1)]
     with torch.no_grad():
         seen = [
-            packed.at_labels([Sample(ids, [IGNORED] * len(ids)), Sample(watched, watched)])[0].float()
+            # A neighbour's states are first, one for each of its labels: what predicts none is not computed.
+            packed.at_labels([Sample(ids, ids), Sample(watched, watched)])[0][len(ids) - 1 :].float()
             for ids in neighbours
         ]
     if not (off := _difference(*seen)) <= tolerance:

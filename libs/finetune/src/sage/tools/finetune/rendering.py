@@ -29,6 +29,17 @@ class Sample:
         # The first token is nobody's successor, so it can carry no loss.
         return len(self.labels) - 1 - self.labels[1:].count(IGNORED) if self.labels else 0
 
+    @property
+    def inputs(self) -> Sequence[int]:
+        """The ids that some label is predicted from; one at least where there are any.
+
+        The last label is no input, and neither is what stands behind it.
+        """
+        stop = len(self.labels) - 1
+        while stop > 1 and self.labels[stop] == IGNORED:
+            stop -= 1
+        return self.ids[: max(1, stop)]
+
 
 class Samples(Sequence[Sample]):
     """All samples of a run in eight bytes a token; an object for each would take six times as much.

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, Protocol
 
-from sage.tools.finetune import low_rank, tree_attention
+from sage.tools.finetune import low_rank, products, tree_attention
 from sage.tools.finetune.low_rank import Adapter, Dropped
 from sage.tools.finetune.native.build import CompilerError
 from sage.tools.finetune.native.kernels import NativeKernels
 from sage.tools.finetune.native.library import is_for_this_chip, is_switched_off, load_library
 from sage.tools.finetune.prefix_tree import Segment
-from sage.tools.finetune.products import is_mkl_slow_here, product
+from sage.tools.finetune.products import is_mkl_slow_here
 
 
 class StepKernels(Protocol):
@@ -65,6 +65,17 @@ class StepKernels(Protocol):
 
     def gate_backward(self, of_out: Any, gate_up: Any) -> Any:
         """The gradient of gate_up. May write into `of_out`."""
+        ...
+
+    def mlp(self, x: Any, gate_up: Any, down: Any, added: Any) -> tuple[Any, Any]:
+        """((silu(gate) * up) @ down.T + added, what `mlp_backward` wants); gate and up are x @ gate_up.T.
+
+        x and added (tokens, width), gate_up (2 * inner, width), down (width, inner).
+        """
+        ...
+
+    def mlp_backward(self, of_y: Any, kept: Any, gate_up: Any, down: Any) -> Any:
+        """The gradient of x."""
         ...
 
     def cross_entropy(self, logits: Any, labels: Any, wants_gradient: bool) -> tuple[Any, Any]:
@@ -133,7 +144,8 @@ def why_slower() -> str:
 
 
 class TorchKernels(StepKernels):
-    product = staticmethod(product)
+    product = staticmethod(products.product)
+    mlp, mlp_backward = products.mlp, products.mlp_backward
     draw = staticmethod(low_rank.draw)
     adapt = staticmethod(low_rank.adapt)
     adapt_backward = staticmethod(low_rank.adapt_backward)

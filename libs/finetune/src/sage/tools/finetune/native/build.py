@@ -18,8 +18,8 @@ from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-SOURCES = ("adapters.c", "attention.c", "attention_half.c", "elementwise.c", "products.c")
-HEADERS = ("blocks.h", "mixing.h", "tiles.h", "turning.h", "vectors.h", "words.h")
+SOURCES = ("adapters.c", "attention.c", "attention_half.c", "elementwise.c", "mlp.c", "products.c")
+HEADERS = ("blocks.h", "gating.h", "mixing.h", "panels.h", "tiles.h", "turning.h", "vectors.h", "words.h")
 LEVELS = {
     "x86-64-v4-bf16-amx": ("-march=x86-64-v4", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
     "x86-64-v4-bf16": ("-march=x86-64-v4", "-mavx512bf16"),

@@ -2,7 +2,7 @@
    Arrays are (rows, width) without gaps, in float or, where is_half, bfloat16; width is a multiple of 16. */
 #include <math.h>
 
-#include "vectors.h"
+#include "gating.h"
 
 #define ROWS_IN_PARALLEL _Pragma("omp parallel for num_threads(threads)") for (long row = 0; row < rows; row++)
 /* A row at a time, with the number format known to the compiler. */
@@ -87,7 +87,7 @@ INLINE void gate_row(long row, const void *gate_up, void *out, long width, int i
   long gates = row * 2 * width, ups = gates + width;
   for (long i = 0; i < width; i += LANES) {
     vec gate = get(gate_up, gates + i, is_half);
-    put(out, row * width + i, gate / (1 + vexp(-gate)) * get(gate_up, ups + i, is_half), is_half);
+    put(out, row * width + i, gated(gate, get(gate_up, ups + i, is_half)), is_half);
   }
 }
 
@@ -100,10 +100,9 @@ INLINE void gate_backward_row(long row, const void *of_out, const void *gate_up,
   long gates = row * 2 * width, ups = gates + width;
   for (long i = 0; i < width; i += LANES) {
     vec gate = get(gate_up, gates + i, is_half), up = get(gate_up, ups + i, is_half);
-    vec gradient = get(of_out, row * width + i, is_half);
-    vec shut = vexp(-gate), open = 1 / (1 + shut);
-    put(of_gate_up, ups + i, gradient * gate * open, is_half);
-    put(of_gate_up, gates + i, gradient * up * open * (1 + gate * (shut * open)), is_half);
+    gate_gradients found = gated_backward(get(of_out, row * width + i, is_half), gate, up);
+    put(of_gate_up, ups + i, found.of_up, is_half);
+    put(of_gate_up, gates + i, found.of_gate, is_half);
   }
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from sage.tools.finetune.low_rank import Adapter, Dropped
 from sage.tools.finetune.prefix_tree import Segment
-from sage.tools.finetune.products import product
+from sage.tools.finetune.products import mlp, mlp_backward, product
 
 GRANULE = 16
 """Floats in the widest vector; widths, and halves of heads, are multiples."""
@@ -40,14 +40,13 @@ class NativeKernels:
         return is_known and head_dim % (2 * GRANULE) == 0 and not any(width % GRANULE for width in widths)
 
     def product(self, x: Any, weight: Any, added: Any = None, out: Any = None) -> Any:
-        is_narrow = _is_half(weight)
-        if _is_half(x) or not (self._multiplies or is_narrow):
+        if not self._multiplies_by(x, weight):
             return product(x, weight, added, out)
         (rows, width), outs = x.shape, len(weight)
         out = x.new_empty(rows, outs) if out is None else out
         turned = self._room("turned", x, self._library.sage_product_scratch(rows, width))
         place, apart = (None, 0) if added is None else (added.data_ptr(), outs if added.dim() == 2 else 0)
-        matrix = (weight.data_ptr(), is_narrow, *weight.stride())
+        matrix = (weight.data_ptr(), _is_half(weight), *weight.stride())
         sizes = (rows, width, outs, _threads())
         self._library.sage_product(*_places(x), *matrix, place, apart, *_places(out, turned), *sizes)
         return out
@@ -125,6 +124,33 @@ class NativeKernels:
         places = _places(of_out, gate_up, of_gate_up)
         self._library.sage_gate_backward(*places, *of_out.shape, *_manner(gate_up))
         return of_gate_up
+
+    def mlp(self, x: Any, gate_up: Any, down: Any, added: Any) -> tuple[Any, Any]:
+        if not self._multiplies_by(x, gate_up, down):
+            return mlp(self, x, gate_up, down, added)
+        (rows, width), inner = x.shape, down.shape[1]
+        y, kept = x.new_empty(rows, width), x.new_empty(self._library.sage_mlp_kept(rows, inner))
+        room = self._room("mlp", x, self._library.sage_mlp_room(rows, width, inner))
+        weights = (*_places(gate_up, down), _is_half(down))
+        sizes = (rows, width, inner, _threads())
+        self._library.sage_mlp(*_places(x), *weights, *_places(added, y, kept, room), *sizes)
+        return y, kept
+
+    def mlp_backward(self, of_y: Any, kept: Any, gate_up: Any, down: Any) -> Any:
+        if not self._multiplies_by(of_y, gate_up, down):
+            return mlp_backward(self, of_y, kept, gate_up, down)
+        (rows, width), inner = of_y.shape, down.shape[1]
+        of_x = of_y.new_empty(rows, width)
+        room = self._room("mlp", of_y, self._library.sage_mlp_room(rows, width, inner))
+        weights = (*_places(gate_up, down), _is_half(down))
+        sizes = (rows, width, inner, _threads())
+        self._library.sage_mlp_backward(*_places(of_y), *weights, *_places(kept, of_x, room), *sizes)
+        return of_x
+
+    def _multiplies_by(self, x: Any, *weights: Any) -> bool:
+        """Whether in C: else torch's products are faster."""
+        is_half, *others = {_is_half(weight) for weight in weights}
+        return not (_is_half(x) or others) and bool(is_half or self._multiplies)
 
     def cross_entropy(self, logits: Any, labels: Any, wants_gradient: bool) -> tuple[Any, Any]:
         import torch

@@ -32,6 +32,10 @@ _SIGNATURES = {
     "sage_draw": [ctypes.c_uint64, _INT, _POINTER, _LONG, _INT],
     "sage_product": [_POINTER, *_MATRIX, _POINTER, _LONG, *[_POINTER] * 2, *[_LONG] * 3, _INT],
     "sage_product_scratch": [_LONG] * 2,
+    "sage_mlp": [*[_POINTER] * 3, _INT, *[_POINTER] * 4, *[_LONG] * 3, _INT],
+    "sage_mlp_backward": [*[_POINTER] * 3, _INT, *[_POINTER] * 3, *[_LONG] * 3, _INT],
+    "sage_mlp_kept": [_LONG] * 2,
+    "sage_mlp_room": [_LONG] * 3,
     "sage_adapt_room": [_POINTER, _INT, _LONG, _INT],
     "sage_adapt": [_POINTER, _INT, *[_POINTER] * 4, _LONG, _POINTER, *[_LONG] * 3, *[_INT] * 2],
     "sage_adapt_backward": [
@@ -45,7 +49,7 @@ _SIGNATURES = {
     ],
     **_ATTENTION,
 }
-_SIZES = ("sage_product_scratch", "sage_adapt_room")
+_SIZES = ("sage_product_scratch", "sage_adapt_room", "sage_mlp_kept", "sage_mlp_room")
 _WITH_BF16 = {f"{name}_half": arguments for name, arguments in _ATTENTION.items()}
 
 
