@@ -7,7 +7,8 @@ DIR is a base model's folder (`$SAGE_HOME/base_models/smollm2-135m`), of which o
 sides take turns, and every product meets another matrix, as in a model's layers. GFLOP/s of the middle round.
 `bf16` is ours with weights that stay in bf16 and are widened as they are read. `--numpy` has OpenBLAS take
 part, with one thread: several would spin between its turns, where others work. Training uses its own for
-weights in bf16, and for others where `is_mkl_slow_here` says so: on chips that are not Intel's.
+weights in bf16, and for others where `is_mkl_slow_here` says so: on chips that are not Intel's. Last, the two
+products of a gated layer with weights in bf16 and what lies between them, one by one and at once.
 """
 
 from __future__ import annotations
@@ -25,14 +26,13 @@ import torch
 
 from sage.tools.finetune.native.kernels import NativeKernels
 from sage.tools.finetune.native.library import load_library
-from sage.tools.finetune.products import is_mkl_slow_here, product
+from sage.tools.finetune.products import is_mkl_slow_here, mlp, mlp_backward, product
 
 LAYERS = 12  # matrices of a size: together larger than the caches
 
 
-def sizes_of(base: Path) -> dict[str, tuple[int, int]]:
+def sizes_of(config: dict[str, int]) -> dict[str, tuple[int, int]]:
     """(outputs, inputs) of a layer's joined matrices, and of the output layer."""
-    config = json.loads((base / "config.json").read_text())
     width, inner = config["hidden_size"], config["intermediate_size"]
     kv = width * config["num_key_value_heads"] // config["num_attention_heads"]
     return {
@@ -68,6 +68,24 @@ def rates(
     return [2e-9 * tokens * outputs * inputs / statistics.median(side) for side in zip(*taken, strict=True)]
 
 
+def gated(ours: NativeKernels, tokens: int, width: int, inner: int, rounds: int) -> list[float]:
+    """Milliseconds of a gated layer one by one and at once, forward; then backward."""
+    layers = [
+        tuple(torch.randn(*size).mul(0.05).bfloat16() for size in ((2 * inner, width), (width, inner)))
+        for _ in range(LAYERS)
+    ]
+    x, turns = torch.randn(tokens, width), cycle(layers)
+    kept = [mlp(ours, x, *layers[0], x)[1], ours.mlp(x, *layers[0], x)[1]]
+    works: list[Callable[[], Any]] = [
+        lambda: mlp(ours, x, *next(turns), x),
+        lambda: ours.mlp(x, *next(turns), x),
+        lambda: mlp_backward(ours, x, kept[0], *next(turns)),
+        lambda: ours.mlp_backward(x, kept[1], *next(turns)),
+    ]
+    taken = [[seconds_of(work) for work in works] for _ in range(rounds + 1)][1:]
+    return [1e3 * statistics.median(side) for side in zip(*taken, strict=True)]
+
+
 def seconds_of(work: Callable[[], Any]) -> float:
     began = time.perf_counter()
     work()
@@ -92,11 +110,16 @@ def main() -> None:
         f"{way:>11}" + "".join(f"{side:>7}" for side in sides) for way in ("forward", "backward")
     )
     print(f"{'':10}{titles}")
-    for name, (outputs, inputs) in sizes_of(Path(arguments.base)).items():
+    config = json.loads((Path(arguments.base) / "config.json").read_text())
+    for name, (outputs, inputs) in sizes_of(config).items():
         tokens = arguments.head_tokens if name == "head" else arguments.tokens
         found = rates(ours, tokens, outputs, inputs, arguments.rounds, with_numpy=arguments.numpy)
         ways = (found[: len(sides)], found[len(sides) :])
         print(f"{name:10}" + "".join(f"{'':11}" + "".join(f"{rate:7.0f}" for rate in way) for way in ways))
+    sizes = config["hidden_size"], config["intermediate_size"]
+    apart, once, apart_back, once_back = gated(ours, arguments.tokens, *sizes, 4 * arguments.rounds)
+    print(f"a gated layer, one by one and at once: forward {apart:.1f} and {once:.1f} ms, ", end="")
+    print(f"backward {apart_back:.1f} and {once_back:.1f} ms")
     print(f"for weights in fp32 training here uses {'its own' if is_mkl_slow_here() else 'those of torch'}")
 
 

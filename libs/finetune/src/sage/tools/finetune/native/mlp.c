@@ -58,8 +58,9 @@ void sage_mlp(const float *x, const void *gate_up, const void *down, int is_half
         int first = r * widening.run, count = smaller(widening.run, in.strips - first);
         long column = (long)c * CHUNK;
         int columns = smaller(CHUNK, inner - column);
-        multiply(in, first, count, rows, width, from_there(gates, column, 0), columns, panel(to.gate, first, column), NEXT_STRIP);
-        multiply(in, first, count, rows, width, from_there(ups, column, 0), columns, panel(to.up, first, column), NEXT_STRIP);
+        float *gate = panel(to.gate, first, column), *up = panel(to.up, first, column);
+        multiply(in, first, count, rows, width, from_there(gates, column, 0), columns, gate, NEXT_STRIP);
+        multiply(in, first, count, rows, width, from_there(ups, column, 0), columns, up, NEXT_STRIP);
         for (int s = first; s < first + count; s++) gate_strip(to, acted, s, column, columns);
       }
     product_in_rows(acted, rows, inner, (frozen){down, inner, 1, is_half}, width, added, width, y, width, narrowing);

@@ -117,9 +117,9 @@ static shares dealt(long rows, long outs, int threads) {
   return (shares){chunks, run, (strips + run - 1) / run};
 }
 
-/* The rest is called by all threads of a team together. */
+/* The rest is called by all threads of a team together. Strides say how far rows lie apart. */
 
-/* to = x (rows, width), whose rows lie `stride` apart */
+/* to = x (rows, width) */
 static void into_panels(const float *x, long stride, long rows, long width, panels to) {
 #pragma omp for
   for (int s = 0; s < to.strips; s++) {
@@ -158,7 +158,7 @@ static void turn_back(const float *sums, int rows, int outs, const float *added,
       y[i * y_stride + n] = sums[n * STRIP + i] + (added ? added[i * added_stride + n] : 0);
 }
 
-/* y (rows, outs), whose rows lie y_stride apart, = x (rows, width) times the transpose of m, + added, whose rows lie added_stride apart, or NULL. */
+/* y (rows, outs) = x (rows, width) times the transpose of m, + added or NULL. */
 static void product_in_rows(panels x, long rows, long width, frozen m, long outs, const float *added, long added_stride,
                             float *y, long y_stride, shares by) {
 #pragma omp for collapse(2) schedule(dynamic)
