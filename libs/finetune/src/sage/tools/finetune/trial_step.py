@@ -72,7 +72,8 @@ class Trial(BaseModel):
     passes: list[tuple[int, float]]
     """(tokens, seconds) of typical passes forward and backward."""
     computed_share: float = 1.0
-    """Of the tokens of typical passes: what rows begin with in common is computed once for all of a pass."""
+    """Of the tokens of typical passes: what rows of a pass begin with in common is computed once for all of
+    them, what stands behind a row's last input not at all."""
     update_s: float
     """One step of the optimiser."""
     adapter_bytes: int
