@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sage.tools.finetune.hardware import cpu_facts
+
+if TYPE_CHECKING:
+    from sage.tools.finetune.step_kernels import StepKernels
 
 WIDENED_AT_ONCE = 1 << 20
 """Elements of a matrix in half precision that are held as fp32 beside it."""
@@ -22,13 +25,13 @@ def product(x: Any, weight: Any, added: Any = None, out: Any = None) -> Any:
     return torch.addmm(added, x, weight.t(), out=out)
 
 
-def mlp(kernels: Any, x: Any, gate_up: Any, down: Any, added: Any) -> tuple[Any, Any]:
+def mlp(kernels: StepKernels, x: Any, gate_up: Any, down: Any, added: Any) -> tuple[Any, Any]:
     """Of kernels for its parts: see `StepKernels.mlp`."""
     kept = kernels.product(x, gate_up)
     return kernels.product(kernels.gate(kept), down, added), kept
 
 
-def mlp_backward(kernels: Any, of_y: Any, kept: Any, gate_up: Any, down: Any) -> Any:
+def mlp_backward(kernels: StepKernels, of_y: Any, kept: Any, gate_up: Any, down: Any) -> Any:
     of_gate_up = kernels.gate_backward(kernels.product(of_y, down.t()), kept)
     return kernels.product(of_gate_up, gate_up.t())
 

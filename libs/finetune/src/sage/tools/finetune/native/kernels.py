@@ -128,24 +128,24 @@ class NativeKernels:
     def mlp(self, x: Any, gate_up: Any, down: Any, added: Any) -> tuple[Any, Any]:
         if not self._multiplies_by(x, gate_up, down):
             return mlp(self, x, gate_up, down, added)
-        (rows, width), inner = x.shape, down.shape[1]
-        y, kept = x.new_empty(rows, width), x.new_empty(self._library.sage_mlp_kept(rows, inner))
-        room = self._room("mlp", x, self._library.sage_mlp_room(rows, width, inner))
-        weights = (*_places(gate_up, down), _is_half(down))
-        sizes = (rows, width, inner, _threads())
-        self._library.sage_mlp(*_places(x), *weights, *_places(added, y, kept, room), *sizes)
+        y, kept = x.new_empty(x.shape), x.new_empty(self._library.sage_mlp_kept(len(x), down.shape[1]))
+        given, room, sizes = self._of_mlp(x, gate_up, down)
+        self._library.sage_mlp(*given, *_places(added, y, kept, room), *sizes)
         return y, kept
 
     def mlp_backward(self, of_y: Any, kept: Any, gate_up: Any, down: Any) -> Any:
         if not self._multiplies_by(of_y, gate_up, down):
             return mlp_backward(self, of_y, kept, gate_up, down)
-        (rows, width), inner = of_y.shape, down.shape[1]
-        of_x = of_y.new_empty(rows, width)
-        room = self._room("mlp", of_y, self._library.sage_mlp_room(rows, width, inner))
-        weights = (*_places(gate_up, down), _is_half(down))
-        sizes = (rows, width, inner, _threads())
-        self._library.sage_mlp_backward(*_places(of_y), *weights, *_places(kept, of_x, room), *sizes)
+        of_x = of_y.new_empty(of_y.shape)
+        given, room, sizes = self._of_mlp(of_y, gate_up, down)
+        self._library.sage_mlp_backward(*given, *_places(kept, of_x, room), *sizes)
         return of_x
+
+    def _of_mlp(self, x: Any, gate_up: Any, down: Any) -> tuple[tuple[int, ...], Any, tuple[int, ...]]:
+        """What both ways are given first; their room; their sizes."""
+        sizes = (*x.shape, down.shape[1])
+        room = self._room("mlp", x, self._library.sage_mlp_room(*sizes))
+        return (*_places(x, gate_up, down), _is_half(down)), room, (*sizes, _threads())
 
     def _multiplies_by(self, x: Any, *weights: Any) -> bool:
         """Whether in C: else torch's products are faster."""

@@ -11,27 +11,29 @@ static kept_halves halves_of(float *kept, long rows, long inner) {
   return (kept_halves){{kept, strips}, {kept + panels_size(rows, inner), strips}};
 }
 
-/* acted = silu(gate) * up, of some columns of a strip */
-static void gate_strip(kept_halves from, panels acted, int strip, long column, int columns) {
-  for (long end = column + columns; column < end; column++) {
-    const float *gate = panel(from.gate, strip, column), *up = panel(from.up, strip, column);
-    float *to = panel(acted, strip, column);
-    for (int i = 0; i < STRIP; i += LANES) store(to + i, gated(load(gate + i), load(up + i)));
-  }
+/* acted = silu(gate) * up, of a share */
+static void gate_share(kept_halves from, panels acted, share own) {
+  for (int s = own.first; s < own.first + own.count; s++)
+    for (long column = own.out; column < own.out + own.outs; column++) {
+      const float *gate = panel(from.gate, s, column), *up = panel(from.up, s, column);
+      float *to = panel(acted, s, column);
+      for (int i = 0; i < STRIP; i += LANES) store(to + i, gated(load(gate + i), load(up + i)));
+    }
 }
 
-/* of_gate_up, gates first, from the gradients of those columns of acted, which lie behind each other */
-static void gate_strip_back(const float *of_acted, kept_halves from, panels of_gate_up, long inner, int strip, long column,
-                            int columns) {
-  for (long end = column + columns; column < end; column++, of_acted += STRIP) {
-    const float *gate = panel(from.gate, strip, column), *up = panel(from.up, strip, column);
-    float *of_gate = panel(of_gate_up, strip, column), *of_up = panel(of_gate_up, strip, inner + column);
-    for (int i = 0; i < STRIP; i += LANES) {
-      gate_gradients found = gated_backward(load(of_acted + i), load(gate + i), load(up + i));
-      store(of_gate + i, found.of_gate);
-      store(of_up + i, found.of_up);
+/* of_gate_up, gates first, from the gradients of a share of acted, a CHUNK of columns for every strip */
+static void gate_share_back(const float *of_acted, kept_halves from, panels of_gate_up, long inner, share own) {
+  for (int s = own.first; s < own.first + own.count; s++, of_acted += CHUNK * STRIP)
+    for (int n = 0; n < own.outs; n++) {
+      long column = own.out + n;
+      const float *gate = panel(from.gate, s, column), *up = panel(from.up, s, column), *gradient = of_acted + n * STRIP;
+      float *of_gate = panel(of_gate_up, s, column), *of_up = panel(of_gate_up, s, inner + column);
+      for (int i = 0; i < STRIP; i += LANES) {
+        gate_gradients found = gated_backward(load(gradient + i), load(gate + i), load(up + i));
+        store(of_gate + i, found.of_gate);
+        store(of_up + i, found.of_up);
+      }
     }
-  }
 }
 
 /* Floats that sage_mlp keeps for sage_mlp_backward. */
@@ -52,18 +54,14 @@ void sage_mlp(const float *x, const void *gate_up, const void *down, int is_half
 #pragma omp parallel num_threads(threads)
   {
     into_panels(x, width, rows, width, in);
-#pragma omp for collapse(2) schedule(dynamic)
-    for (int c = 0; c < widening.chunks; c++)
-      for (int r = 0; r < widening.runs; r++) {
-        int first = r * widening.run, count = smaller(widening.run, in.strips - first);
-        long column = (long)c * CHUNK;
-        int columns = smaller(CHUNK, inner - column);
-        float *gate = panel(to.gate, first, column), *up = panel(to.up, first, column);
-        multiply(in, first, count, rows, width, from_there(gates, column, 0), columns, gate, NEXT_STRIP);
-        multiply(in, first, count, rows, width, from_there(ups, column, 0), columns, up, NEXT_STRIP);
-        for (int s = first; s < first + count; s++) gate_strip(to, acted, s, column, columns);
-      }
-    product_in_rows(acted, rows, inner, (frozen){down, inner, 1, is_half}, width, added, width, y, width, narrowing);
+#pragma omp for schedule(dynamic)
+    for (int n = 0; n < widening.count; n++) {
+      share own = share_of(widening, n);
+      multiply(in, own, rows, width, gates, panel(to.gate, own.first, own.out), NEXT_STRIP);
+      multiply(in, own, rows, width, ups, panel(to.up, own.first, own.out), NEXT_STRIP);
+      gate_share(to, acted, own);
+    }
+    product_in_rows(acted, rows, inner, (frozen){down, inner, 1, is_half}, added, width, y, width, narrowing);
   }
 }
 
@@ -78,17 +76,13 @@ void sage_mlp_backward(const float *of_y, const void *gate_up, const void *down,
 #pragma omp parallel num_threads(threads)
   {
     into_panels(of_y, width, rows, width, in);
-#pragma omp for collapse(2) schedule(dynamic)
-    for (int c = 0; c < widening.chunks; c++)
-      for (int r = 0; r < widening.runs; r++) {
-        float of_acted[RUN * CHUNK] __attribute__((aligned(64)));
-        int first = r * widening.run, count = smaller(widening.run, in.strips - first);
-        long column = (long)c * CHUNK;
-        int columns = smaller(CHUNK, inner - column);
-        multiply(in, first, count, rows, width, from_there(turned, column, 0), columns, of_acted, CHUNK * STRIP);
-        for (int s = 0; s < count; s++)
-          gate_strip_back(of_acted + s * CHUNK * STRIP, from, of_gate_up, inner, first + s, column, columns);
-      }
-    product_in_rows(of_gate_up, rows, 2 * inner, (frozen){gate_up, 1, width, is_half}, width, 0, 0, of_x, width, narrowing);
+#pragma omp for schedule(dynamic)
+    for (int n = 0; n < widening.count; n++) {
+      float of_acted[RUN * CHUNK] __attribute__((aligned(64)));
+      share own = share_of(widening, n);
+      multiply(in, own, rows, width, turned, of_acted, CHUNK * STRIP);
+      gate_share_back(of_acted, from, of_gate_up, inner, own);
+    }
+    product_in_rows(of_gate_up, rows, 2 * inner, (frozen){gate_up, 1, width, is_half}, 0, 0, of_x, width, narrowing);
   }
 }

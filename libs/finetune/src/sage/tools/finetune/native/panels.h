@@ -92,29 +92,39 @@ INLINE void meet(tiles block, int outs, const float *strip, int depth, int fille
   }
 }
 
-/* sums = strips first..first+count of x (rows, width) times the transpose of a matrix (outs, width). Those of a strip, (outs,
-   STRIP), lie `apart` from those of the next. */
-static void multiply(panels x, int first, int count, long rows, long width, frozen m, int outs, float *sums, long apart) {
-  float block[CHUNK / SUM_ROWS * APART] __attribute__((aligned(64)));
-  for (int s = 0; s < count; s++) memset(sums + s * apart, 0, sizeof *sums * outs * STRIP);
-  for (long k = 0; k < width; k += DEPTH) {
-    int depth = smaller(DEPTH, width - k);
-    tiles here = block_of(from_there(m, 0, k), depth, outs, block);
-    for (int s = first; s < first + count; s++) {
-      int filled = (smaller(STRIP, rows - (long)s * STRIP) + LANES - 1) / LANES * LANES;
-      meet(here, outs, panel(x, s, k), depth, filled, sums + (s - first) * apart);
-    }
-  }
-}
-
-/* How a product is dealt out to threads: so many outputs, of so many strips, at a time. */
-typedef struct { int chunks, run, runs; } shares;
+/* How a product is dealt out to threads: CHUNK outputs of `run` strips at a time. */
+typedef struct { int strips, run, runs, count; long outs; } shares;
 
 static shares dealt(long rows, long outs, int threads) {
   int strips = strips_of(rows), chunks = (outs + CHUNK - 1) / CHUNK;
   int fit = (rows + RUN - 1) / RUN, shared = (SHARES * threads + chunks - 1) / chunks, fewest = fit > shared ? fit : shared;
   int run = (strips + fewest - 1) / fewest; /* of one length: a short one would not be worth its blocks */
-  return (shares){chunks, run, (strips + run - 1) / run};
+  int runs = (strips + run - 1) / run;
+  return (shares){strips, run, runs, chunks * runs, outs};
+}
+
+/* Strips first..first+count and outputs out..out+outs. */
+typedef struct { int first, count, outs; long out; } share;
+
+static share share_of(shares all, int number) {
+  int first = number % all.runs * all.run;
+  long out = (long)(number / all.runs) * CHUNK;
+  return (share){first, smaller(all.run, all.strips - first), smaller(CHUNK, all.outs - out), out};
+}
+
+/* sums = a share of x (rows, width) times the transpose of a matrix (all outs, width). Those of a strip, (outs, STRIP), lie
+   `apart` from those of the next. */
+static void multiply(panels x, share own, long rows, long width, frozen m, float *sums, long apart) {
+  float block[CHUNK / SUM_ROWS * APART] __attribute__((aligned(64)));
+  for (int s = 0; s < own.count; s++) memset(sums + s * apart, 0, sizeof *sums * own.outs * STRIP);
+  for (long k = 0; k < width; k += DEPTH) {
+    int depth = smaller(DEPTH, width - k);
+    tiles here = block_of(from_there(m, own.out, k), depth, own.outs, block);
+    for (int s = 0; s < own.count; s++) {
+      int filled = (smaller(STRIP, rows - (long)(own.first + s) * STRIP) + LANES - 1) / LANES * LANES;
+      meet(here, own.outs, panel(x, own.first + s, k), depth, filled, sums + s * apart);
+    }
+  }
 }
 
 /* The rest is called by all threads of a team together. Strides say how far rows lie apart. */
@@ -159,22 +169,20 @@ static void turn_back(const float *sums, int rows, int outs, const float *added,
 }
 
 /* y (rows, outs) = x (rows, width) times the transpose of m, + added or NULL. */
-static void product_in_rows(panels x, long rows, long width, frozen m, long outs, const float *added, long added_stride,
-                            float *y, long y_stride, shares by) {
-#pragma omp for collapse(2) schedule(dynamic)
-  for (int c = 0; c < by.chunks; c++)
-    for (int r = 0; r < by.runs; r++) {
-      float sums[RUN * CHUNK] __attribute__((aligned(64)));
-      int first = r * by.run, count = smaller(by.run, x.strips - first);
-      long out = (long)c * CHUNK;
-      int here = smaller(CHUNK, outs - out);
-      multiply(x, first, count, rows, width, from_there(m, out, 0), here, sums, CHUNK * STRIP);
-      for (int s = 0; s < count; s++) {
-        long row = (long)(first + s) * STRIP;
-        turn_back(sums + s * CHUNK * STRIP, smaller(STRIP, rows - row), here, added ? added + row * added_stride + out : 0,
-                  added_stride, y + row * y_stride + out, y_stride);
-      }
+static void product_in_rows(panels x, long rows, long width, frozen m, const float *added, long added_stride, float *y,
+                            long y_stride, shares by) {
+#pragma omp for schedule(dynamic)
+  for (int n = 0; n < by.count; n++) {
+    float sums[RUN * CHUNK] __attribute__((aligned(64)));
+    share own = share_of(by, n);
+    multiply(x, own, rows, width, m, sums, CHUNK * STRIP);
+    for (int s = 0; s < own.count; s++) {
+      long row = (long)(own.first + s) * STRIP;
+      const float *more = added ? added + row * added_stride + own.out : 0;
+      turn_back(sums + s * CHUNK * STRIP, smaller(STRIP, rows - row), own.outs, more, added_stride,
+                y + row * y_stride + own.out, y_stride);
     }
+  }
 }
 
 #endif

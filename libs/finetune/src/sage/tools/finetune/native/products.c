@@ -38,6 +38,6 @@ void sage_product(const float *x, const void *matrix, int is_half, long row, lon
   for (long k = 0; k < width; k += SLAB) {
     long deep = smaller(SLAB, width - k);
     into_panels(x + k, width, rows, deep, in);
-    product_in_rows(in, rows, deep, from_there(m, 0, k), outs, k ? y : added, k ? outs : added_stride, y, outs, by);
+    product_in_rows(in, rows, deep, from_there(m, 0, k), k ? y : added, k ? outs : added_stride, y, outs, by);
   }
 }
